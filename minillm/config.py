@@ -1,0 +1,200 @@
+"""TOML and command-line words <-> frozen dataclasses. An unknown key is an error that names the nearest one.
+
+A section is a frozen, keyword-only dataclass whose fields are made by `setting(default, meaning)`; a whole
+configuration is a dataclass of sections. Nothing here knows any section: those live with the code they set
+(`model/config.py`, `training/config.py`, ...), and `pretrain.py` puts them together.
+
+Read next: `model/config.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from minillm.errors import InputError
+
+REQUIRED = dataclasses.MISSING
+
+
+def setting(default: Any, meaning: str) -> Any:
+    """Return a dataclass field with its meaning and unit, which `--help` and the documentation print.
+
+    Args:
+        default: the value when nothing is said; `REQUIRED` where there is none.
+        meaning: one line: what the value is, its unit and its allowed range.
+    """
+    return dataclasses.field(default=default, metadata={"meaning": meaning})
+
+
+def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """Yield (dotted name, field, resolved type) of every plain value in a configuration class, sections opened."""
+    cls = config if isinstance(config, type) else type(config)
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from fields_of(kind, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field, kind
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" for the closest known word, or the list of those known when none is close."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:  # a key may be right but in the wrong section: look at the last part alone
+        tail = word.rpartition(".")[2]
+        close = [k for k in known if k.rpartition(".")[2] == tail] or difflib.get_close_matches(
+            tail, known, n=1, cutoff=0.5
+        )
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+def type_name(kind: Any) -> str:
+    """Return a field's type as a user would say it: `int`, `one of pre, post`, `list of float`, `int or none`."""
+    if typing.get_origin(kind) is typing.Literal:
+        return "one of " + ", ".join(str(v) for v in typing.get_args(kind))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(type_name(k) for k in typing.get_args(kind))
+    if kind is type(None):
+        return "none"
+    if typing.get_origin(kind) is tuple:
+        return f"list of {type_name(typing.get_args(kind)[0])}"
+    return kind.__name__
+
+
+def convert(name: str, kind: Any, value: Any) -> Any:
+    """Return `value`, from TOML or as a word of the command line, as the type of its field.
+
+    Raises:
+        InputError: if it does not fit; the text names the setting, its type and what came.
+    """
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() == "none" and type(None) in options):
+            return None
+        for option in options:
+            if option is not type(None):
+                try:
+                    return convert(name, option, value)
+                except InputError:
+                    continue
+    elif origin is typing.Literal:
+        for option in options:
+            if value == option or str(value) == str(option):
+                return option
+    elif origin is tuple:
+        items = [v for v in value.split(",") if v] if isinstance(value, str) else value
+        if isinstance(items, list | tuple):
+            return tuple(convert(name, options[0], item) for item in items)
+    elif kind is bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+    elif kind in (int, float):
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                number = kind(value.replace("_", "")) if isinstance(value, str) else kind(value)
+            except (ValueError, OverflowError):
+                number = None
+            if number is not None and (kind is float or isinstance(value, str) or number == value):
+                return number
+    elif kind is str and isinstance(value, str):
+        return value
+    raise InputError(f"{name} takes {type_name(kind)}, got {value!r}")
+
+
+def build(cls: type, values: dict[str, Any], *, source: str = "the configuration", prefix: str = "") -> Any:
+    """Return `cls` made from nested tables of values, as `tomllib` gives them.
+
+    Args:
+        cls: a section or a dataclass of sections.
+        values: table; what is absent takes the field's default.
+        source: where the values came from, for the error's text.
+        prefix: dotted name of the section, for the error's text.
+    Raises:
+        InputError: unknown key (the nearest one is named), wrong type, a missing required value, or a cross-check
+            of the section that does not hold.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in known:
+            candidates = [n for n, _, _ in fields_of(cls, prefix)] + [
+                f"{prefix}{k}" for k in known if dataclasses.is_dataclass(hints[k])
+            ]
+            raise InputError(f"unknown key {name} in {source}{nearest(name, candidates)}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise InputError(f"{name} is a section of {source}; write [{name}], not {name} = {value!r}")
+            made[key] = build(typing.cast(type, hints[key]), value, source=source, prefix=f"{name}.")
+        else:
+            made[key] = convert(name, hints[key], value)
+    for key, field in known.items():
+        if key in made or field.default is not REQUIRED or field.default_factory is not REQUIRED:
+            continue
+        if dataclasses.is_dataclass(hints[key]):
+            made[key] = build(typing.cast(type, hints[key]), {}, source=source, prefix=f"{prefix}{key}.")
+        else:
+            raise InputError(f"{prefix}{key} is missing in {source}; {field.metadata['meaning']}")
+    try:
+        return cls(**made)
+    except InputError:
+        raise
+    except ValueError as error:  # a section's own cross-check
+        raise InputError(str(error)) from error
+
+
+def to_table(config: Any) -> dict[str, Any]:
+    """Return the nested table of a configuration: what `build` takes and `tomli_w` writes. None is left out."""
+    table: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            table[field.name] = to_table(value)
+        elif value is not None:
+            table[field.name] = list(value) if isinstance(value, tuple) else value
+    return table
+
+
+def override(table: dict[str, Any], name: str, value: Any) -> None:
+    """Set the dotted `name` in a nested table, in place."""
+    *sections, key = name.split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise InputError(f"--{name}: {section} is a value, not a section")
+    table[key] = value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the table in a TOML file.
+
+    Raises:
+        InputError: no such file, not text, or not TOML; the text names the file and, for a syntax error, the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"no configuration file {path}; give a .toml file, or --preset NAME") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} is not a TOML file: {error}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def write_toml(config: Any, path: Path) -> None:
+    """Write a configuration as TOML that `build(type(config), read_toml(path))` turns back into an equal one."""
+    import tomli_w
+
+    path.write_text(tomli_w.dumps(to_table(config)), encoding="utf-8")

@@ -1,0 +1,130 @@
+"""TOML and command-line words become frozen dataclasses, and mistakes become one helpful line."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from minillm.config import REQUIRED, build, convert, fields_of, override, read_toml, setting, to_table, write_toml
+from minillm.errors import InputError
+from minillm.model.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oven:
+    """A section."""
+
+    degrees: int = setting(REQUIRED, "temperature in degrees")
+    mode: Literal["fan", "grill"] = setting("fan", "how it heats")
+    minutes: float | None = setting(None, "time; none: until told")
+    trays: tuple[int, ...] = setting((), "which trays")
+    light: bool = setting(False, "the lamp")
+
+    def __post_init__(self):
+        if self.degrees > 300:
+            raise ValueError(f"oven.degrees must be at most 300, got {self.degrees}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kitchen:
+    """A configuration of sections."""
+
+    oven: Oven = field(metadata={"meaning": "the oven"})
+
+
+def test_file_and_table_round_trip(tmp_path):
+    """What was written is what is read."""
+    kitchen = Kitchen(oven=Oven(degrees=200, mode="grill", minutes=1.5, trays=(1, 2), light=True))
+    write_toml(kitchen, tmp_path / "kitchen.toml")
+    assert build(Kitchen, read_toml(tmp_path / "kitchen.toml")) == kitchen
+    assert build(Kitchen, to_table(kitchen)) == kitchen
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        pytest.param({"oven": {"degres": 1}}, "unknown key oven.degres.*did you mean oven.degrees", id="misspelt-key"),
+        pytest.param({"degrees": 1}, "unknown key degrees.*did you mean oven.degrees", id="wrong-section"),
+        pytest.param({"ovn": {}}, "unknown key ovn.*did you mean oven", id="misspelt-section"),
+        pytest.param({"oven": 3}, "oven is a section", id="value-for-section"),
+        pytest.param({}, "oven.degrees is missing.*temperature in degrees", id="missing"),
+        pytest.param({"oven": {"degrees": "hot"}}, "oven.degrees takes int, got 'hot'", id="type"),
+        pytest.param({"oven": {"degrees": 1.5}}, "oven.degrees takes int", id="fraction-for-int"),
+        pytest.param({"oven": {"degrees": True}}, "oven.degrees takes int", id="bool-for-int"),
+        pytest.param({"oven": {"degrees": 1, "mode": "fann"}}, "one of fan, grill, got 'fann'", id="choice"),
+        pytest.param({"oven": {"degrees": 1, "light": "yes"}}, "oven.light takes bool", id="bool"),
+        pytest.param({"oven": {"degrees": 301}}, "at most 300, got 301", id="cross-check"),
+        pytest.param({"oven": {"degrees": 1, "minutes": "inf inf"}}, "takes float or none", id="optional"),
+    ],
+)
+def test_a_mistake_is_one_line_that_helps(table, message):
+    """Every kind of mistake names the key, what it takes and what came."""
+    with pytest.raises(InputError, match=message) as caught:
+        build(Kitchen, table)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "kind, word, value",
+    [
+        pytest.param(int, "1_000", 1000, id="underscore"),
+        pytest.param(float, "1e-3", 1e-3, id="float"),
+        pytest.param(bool, "true", True, id="bool"),
+        pytest.param(int | None, "none", None, id="none"),
+        pytest.param(int | None, "3", 3, id="optional"),
+        pytest.param(tuple[float, ...], "0.9,0.95", (0.9, 0.95), id="list"),
+        pytest.param(str, "none", "none", id="text"),
+    ],
+)
+def test_words_of_the_command_line(kind, word, value):
+    """A word becomes the type of its field."""
+    assert convert("x", kind, word) == value
+
+
+def test_override_reaches_into_sections():
+    """--oven.degrees 5 sets one value and leaves its neighbours."""
+    table = {"oven": {"degrees": 1, "light": True}}
+    override(table, "oven.degrees", "5")
+    assert build(Kitchen, table).oven == Oven(degrees=5, light=True)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        pytest.param(None, "no configuration file", id="missing"),
+        pytest.param(b"a = ", "is not a TOML file", id="syntax"),
+        pytest.param(b"\xff\xfe\x00", "is not a TOML file", id="binary"),
+    ],
+)
+def test_an_unreadable_file_is_named(tmp_path, content, message):
+    """A missing or broken file is an input error, not a traceback."""
+    path = tmp_path / "run.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_toml(path)
+
+
+def test_every_model_setting_has_a_meaning():
+    """--help prints a meaning beside each setting."""
+    for name, member, _ in fields_of(ModelConfig):
+        assert len(member.metadata["meaning"]) > 10, name
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        pytest.param(
+            {"width": 256, "num_heads": 6}, r"num_heads \(6\) must divide model.width \(256\); try 4", id="heads"
+        ),
+        pytest.param({"num_heads": 12, "num_kv_heads": 5}, "num_kv_heads", id="kv-heads"),
+        pytest.param({"width": 9, "num_heads": 3, "position": "rotary"}, "even head width", id="odd-rotary"),
+        pytest.param({"dropout": 1.0}, "dropout must be in", id="dropout"),
+        pytest.param({"num_layers": 0}, "num_layers must be at least 1", id="no-layers"),
+        pytest.param({"head": "none", "head_bias": True}, "head_bias needs a head", id="bias-without-head"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused(values, message):
+    """Cross-checks of the model section name the setting and a way out."""
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(vocab_size=100, **values)
