@@ -1,0 +1,210 @@
+"""attention: each query's weighted mean of the values, and the weights themselves.
+
+Read next: `masks.py` for who sees whom, `reference.py` for the maths, `composed.py` for what runs without a kernel.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from minillm_kernels import checks, dispatch
+from minillm_kernels.attention import composed, reference
+from minillm_kernels.attention.masks import Masks, Window
+
+__all__ = ["attention", "attention_weights"]
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    window: Window = (None, None),
+    key_start: Tensor | None = None,
+    key_stop: Tensor | None = None,
+    segments: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    prefix: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Mean of the values that a query sees, weighted by the softmax of its products with their keys.
+
+        raw[i, j] = scale * <q_i, k_j>                        softcap c:  c * tanh(raw / c)
+        score[i, j] = raw[i, j] - alibi_slope * |distance(i, j)| + bias[i, j]
+        weight[i, :] = dropout(softmax over visible j of score[i, :])
+        y_i = sum_j weight[i, j] * v_j
+
+    Query i stands at key position i + S - T, the last query level with the last key: distance(i, j) = j - (i + S - T).
+
+    Args:
+        q: queries (B, T, H, D), any floating dtype.
+        k, v: keys and values (B, S, Hkv, D) in the dtype of `q`; Hkv divides H, and head h reads h // (H / Hkv).
+        causal: hide keys after the query.
+        window: (left, right): show keys with -left <= distance <= right; None: no bound on that side.
+        key_start, key_stop: (B,) integers: show keys key_start <= j < key_stop, for padding on either side.
+        segments: (B, T) integers, T = S: show keys of the query's own document.
+        cu_seqlens_q, cu_seqlens_k: (N + 1,) integers 0, ..., T and 0, ..., S: B = 1 and N sequences stand end to end,
+            each attending as if alone. Without cu_seqlens_k the keys have the queries' bounds.
+        prefix: (B,) integers: keys j < prefix are shown to all queries, whatever `causal` and `window` say.
+        alibi_slopes: (H,) float; constants, without gradient.
+        bias: (1 or B, 1 or H, T, S), any floating dtype, with gradient; -inf hides a key.
+        softcap: bound of the scores before alibi and bias.
+        dropout_p: share of the weights that is dropped; the others are scaled by 1 / (1 - dropout_p). The random number
+            of a weight belongs to its linear index ((b * H + h) * T + i) * S + j.
+        seed: int or 0-dim int64 tensor; needed when dropout_p > 0.
+        scale: D ** -0.5 unless given.
+    Returns:
+        (B, T, H, D) in the dtype of `q`. A query that sees no key gets zeros, and gives no gradient.
+    Raises:
+        ValueError: a shape, device, probability or missing seed; the text shows what came.
+        TypeError: a dtype that is not floating, or keys and values in another one than the queries.
+
+    Cost: 4 * B * H * T * S * D operations forward, 2.5 times that backward; causal needs half of it.
+    Source: Vaswani et al. (2017), arXiv:1706.03762.
+
+    >>> import torch
+    >>> q, k = torch.tensor([0.0, 9.0]).view(1, 2, 1, 1), torch.tensor([5.0, -5.0]).view(1, 2, 1, 1)
+    >>> attention(q, k, torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)).flatten()
+    tensor([2., 1.])
+    """
+    masks = Masks(
+        causal=causal,
+        window=window,
+        key_start=key_start,
+        key_stop=key_stop,
+        segments=segments,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        prefix=prefix,
+    )
+    _check_products(q, k, masks, alibi_slopes, bias, softcap)
+    checks.shape("v", v, k.shape, "the shape of k")
+    checks.same_dtype("q", q, v=v)
+    checks.same_device("q", q, v=v)
+    checks.dropout(dropout_p, seed)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    match dispatch.choose("attention", q):
+        case "reference":
+            return reference.attention(q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, factor)
+        case _:
+            return composed.attention(q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, factor)
+
+
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    *,
+    causal: bool = False,
+    window: Window = (None, None),
+    key_start: Tensor | None = None,
+    key_stop: Tensor | None = None,
+    segments: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    prefix: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Return the weights that `attention` gives the values, before dropout: for looking at, not for speed.
+
+    Args: as for `attention`.
+    Returns:
+        (B, H, T, S) in the dtype of `q`; each row sums to 1, or is 0 where a query sees no key. Differentiable.
+    Raises:
+        ValueError, TypeError: as `attention`.
+
+    Cost: keeps B * H * T * S elements, on every backend.
+
+    >>> import torch
+    >>> attention_weights(torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4), causal=True)
+    tensor([[[[1.0000, 0.0000],
+              [0.5000, 0.5000]]]])
+    """
+    masks = Masks(
+        causal=causal,
+        window=window,
+        key_start=key_start,
+        key_stop=key_stop,
+        segments=segments,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        prefix=prefix,
+    )
+    _check_products(q, k, masks, alibi_slopes, bias, softcap)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    return reference.attention_weights(q, k, masks, alibi_slopes, bias, softcap, factor)
+
+
+def _check_products(
+    q: Tensor, k: Tensor, masks: Masks, alibi_slopes: Tensor | None, bias: Tensor | None, softcap: float | None
+) -> None:
+    """Raise unless everything that the scores are made of fits together."""
+    checks.floating("q", q)
+    checks.rank("q", q, "B T H D")
+    checks.rank("k", k, "B S Hkv D")
+    B, T, H, D = q.shape
+    S, Hkv = k.shape[1:3]
+    checks.shape("k", k, (B, S, Hkv, D), "the batch and width of q")
+    if Hkv == 0 or H % Hkv:
+        raise ValueError(f"the heads of k ({Hkv}) must divide the heads of q ({H}); repeat or drop some")
+    checks.same_dtype("q", q, k=k)
+    _check_masks(masks, B, T, S)
+    if alibi_slopes is not None:
+        checks.shape("alibi_slopes", alibi_slopes, (H,), "one slope a head")
+    if bias is not None:
+        checks.floating("bias", bias)
+        checks.rank("bias", bias, "B H T S")
+        batch, heads = bias.shape[:2]
+        checks.shape("bias", bias, (1 if batch == 1 else B, 1 if heads == 1 else H, T, S), "(1 or B, 1 or H, T, S)")
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap must be above 0, got {softcap}; pass None for no bound")
+    checks.same_device(
+        "q",
+        q,
+        k=k,
+        key_start=masks.key_start,
+        key_stop=masks.key_stop,
+        segments=masks.segments,
+        cu_seqlens_q=masks.cu_seqlens_q,
+        cu_seqlens_k=masks.cu_seqlens_k,
+        prefix=masks.prefix,
+        alibi_slopes=alibi_slopes,
+        bias=bias,
+    )
+
+
+def _check_masks(masks: Masks, B: int, T: int, S: int) -> None:
+    for name, mask in (("key_start", masks.key_start), ("key_stop", masks.key_stop), ("prefix", masks.prefix)):
+        if mask is not None:
+            checks.shape(name, mask, (B,), "one number a row")
+    for side in masks.window:
+        if side is not None and side < 0:
+            raise ValueError(f"window must be (left, right), each 0 or more or None, got {masks.window}")
+    if masks.segments is not None:
+        checks.shape("segments", masks.segments, (B, T), "the batch and length of q")
+        if T != S:
+            raise ValueError(
+                f"segments need as many keys as queries, got T={T}, S={S}; use cu_seqlens_q and cu_seqlens_k"
+            )
+    if masks.cu_seqlens_q is None:
+        if masks.cu_seqlens_k is not None:
+            raise ValueError("cu_seqlens_k came without cu_seqlens_q; pass both")
+        return
+    checks.rank("cu_seqlens_q", masks.cu_seqlens_q, "N+1")
+    if B != 1:
+        raise ValueError(f"cu_seqlens need a batch of 1 with the sequences end to end, got B={B}")
+    if masks.cu_seqlens_k is not None:
+        checks.shape(
+            "cu_seqlens_k", masks.cu_seqlens_k, tuple(masks.cu_seqlens_q.shape), "as many bounds as cu_seqlens_q"
+        )
+    elif T != S:
+        raise ValueError(f"cu_seqlens_q alone needs as many keys as queries, got T={T}, S={S}; pass cu_seqlens_k too")

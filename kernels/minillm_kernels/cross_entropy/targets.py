@@ -1,0 +1,42 @@
+"""What must be true of the targets and options of both cross entropies.
+
+Read next: `reference.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minillm_kernels import checks
+
+
+def check_options(
+    targets: Tensor, label_smoothing: float, z_loss: float, softcap: float | None, reduction: str
+) -> None:
+    """Raise TypeError unless targets are int64, ValueError for an option outside of its range."""
+    if targets.dtype != torch.int64:
+        raise TypeError(f"targets must be int64, got {targets.dtype}; convert them first")
+    checks.probability("label_smoothing", label_smoothing)
+    if not z_loss >= 0:
+        raise ValueError(f"z_loss must be at least 0, got {z_loss}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be above 0, got {softcap}; None for no cap")
+    if reduction not in ("sum", "mean", "none"):
+        raise ValueError(f"reduction is 'sum', 'mean' or 'none', got {reduction!r}")
+
+
+def check_targets(targets: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Raise ValueError for the first target that is neither in [0, num_classes) nor ignored.
+
+    Looks at the CPU only: elsewhere that would wait for the device.
+    """
+    if targets.device.type != "cpu":
+        return
+    wrong = ((targets < 0) | (targets >= num_classes)) & (targets != ignore_index)
+    if wrong.any():
+        position = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"targets must be in [0, {num_classes}) or ignore_index ({ignore_index}), "
+            f"got {int(targets[tuple(position)])} at {position}"
+        )

@@ -1,0 +1,122 @@
+"""THE one decision: which backend computes an op, and why.
+
+    fused      a Triton kernel; the default on a GPU that it supports
+    torch      the fastest composition of PyTorch's own ops; the default elsewhere
+    reference  the maths by hand, forward and closed-form backward; for reading and as the oracle
+
+The state is two module globals: a ContextVar or a logger call in traced code would break torch.compile's full graph.
+
+Read next: `rms_norm/reference.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+Backend = Literal["fused", "torch", "reference"]
+
+OPS = (  # in reading order; attention_weights goes by attention's decision
+    "rms_norm",
+    "layer_norm",
+    "relu",
+    "gelu",
+    "relu2",
+    "swiglu",
+    "geglu",
+    "rotary",
+    "dropout",
+    "embedding",
+    "attention",
+    "cross_entropy",
+    "linear_cross_entropy",
+)
+FUSED_OPS: frozenset[str] = frozenset()  # ops that have a Triton kernel
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # without importing it: that takes a second
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton too reads it once, when a kernel is defined
+
+_asked: Backend | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The backend of one op on one device, and the reason in words."""
+
+    op: str
+    backend: Backend
+    reason: str
+
+
+def decide(op: str, device: torch.device | str) -> Decision:
+    """Return the backend that `op` uses on `device` and why, without computing anything.
+
+    Raises:
+        ValueError: `fused` was asked for, the op has a kernel, and the kernel cannot run on `device`.
+
+    >>> decide("relu", "cpu")
+    Decision(op='relu', backend='torch', reason='no Triton kernel yet')
+    """
+    return _decide(op, torch.device(device).type)
+
+
+def choose(op: str, tensor: torch.Tensor) -> Backend:
+    """Return the backend for `op` on the device of `tensor`; called by every public op, also in traced code."""
+    return _decide(op, tensor.device.type).backend
+
+
+def _decide(op: str, kind: str) -> Decision:
+    if _asked == "reference":
+        return Decision(op, "reference", "asked for")
+    if _asked == "torch":
+        return Decision(op, "torch", "asked for")
+    if op not in FUSED_OPS:
+        return Decision(op, "torch", "no Triton kernel yet")
+    obstacle = _obstacle(kind)
+    if _asked == "fused":
+        if obstacle:
+            raise ValueError(f"backend 'fused' was asked for, but {op} on {kind}: {obstacle}; ask for 'torch'")
+        return Decision(op, "fused", "asked for")
+    if kind == "cuda" and not obstacle:
+        return Decision(op, "fused", "the default on a GPU")
+    return Decision(op, "torch", obstacle if kind == "cuda" else f"the default on {kind}")
+
+
+def _obstacle(kind: str) -> str:
+    """Return why no Triton kernel can run on a kind of device; nothing when one can."""
+    if not HAS_TRITON:
+        return "triton is not installed"
+    if kind != "cuda" and not INTERPRETED:
+        return "Triton kernels run on a GPU, elsewhere only interpreted, with TRITON_INTERPRET=1 set at the start"
+    return ""
+
+
+@contextmanager
+def backend(name: Backend) -> Iterator[None]:
+    """Ask for one backend for every op inside the block; an op without it takes `torch`, as `explain_dispatch` says.
+
+    `fused` on a device on which a kernel cannot run is a ValueError when the op is called.
+
+    >>> import torch, minillm_kernels as mk
+    >>> with mk.backend("reference"):
+    ...     mk.relu2(torch.tensor([-1.0, 3.0]))
+    tensor([0., 9.])
+    """
+    global _asked
+    if name not in get_args(Backend):
+        raise ValueError(f"backend is one of {', '.join(get_args(Backend))}, got {name!r}")
+    before, _asked = _asked, name
+    try:
+        yield
+    finally:
+        _asked = before
+
+
+def explain_dispatch(device: torch.device | str = "cpu") -> list[Decision]:
+    """Return the decision of every op on `device`, in reading order."""
+    return [decide(op, device) for op in OPS]

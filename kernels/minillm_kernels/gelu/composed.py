@@ -1,0 +1,15 @@
+"""The `torch` backend of gelu.
+
+Read next: `../relu2/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+    """Return y in the dtype of `x`; arguments as in the public function."""
+    h = x if bias is None else x + bias  # float32 for a float32 bias beside a narrower x
+    return functional.gelu(h, approximate=approximate).to(x.dtype)

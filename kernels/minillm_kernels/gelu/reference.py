@@ -1,0 +1,80 @@
+r"""gelu by hand, forward and backward.
+
+    h = x + bias                                                 (1)
+    Phi(h) = (1 + erf(h / sqrt(2))) / 2                          (2)  normal distribution function
+    y = h * Phi(h)                                               (3)
+
+Backward. The derivative of (2) is the normal density phi(h) = exp(-h^2 / 2) / sqrt(2 pi), so by the product rule on (3)
+
+    dy/dh = Phi(h) + h * phi(h)                                  (4)
+
+The tanh approximation, with a = sqrt(2 / pi) and b = 0.044715:
+
+    t = tanh(a * (h + b * h^3))                                  (5)
+    y = h * (1 + t) / 2                                          (6)
+    dy/dh = (1 + t) / 2 + h * (1 - t^2) / 2 * a * (1 + 3b * h^2) (7)  by the product rule, tanh' = 1 - tanh^2
+
+Either way
+
+    dx = dh = dy * dy/dh                                         (8)
+    dbias = sum over rows of dh                                  (9)
+
+Read next: `composed.py`, then `../relu2/reference.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm_kernels.by_hand import by_hand
+from minillm_kernels.precision import working_dtype
+
+A = math.sqrt(2 / math.pi)
+B = 0.044715
+
+
+def gelu_forward(h: Tensor, approximate: str) -> Tensor:
+    """Return y, shape and dtype of h."""
+    if approximate == "none":
+        return h * (1 + torch.erf(h / math.sqrt(2))) / 2  # (2), (3)
+    return h * (1 + torch.tanh(A * (h + B * h**3))) / 2  # (5), (6)
+
+
+def gelu_slope(h: Tensor, approximate: str) -> Tensor:
+    """Return dy/dh, shape and dtype of h."""
+    if approximate == "none":
+        density = torch.exp(-h.square() / 2) / math.sqrt(2 * math.pi)
+        return (1 + torch.erf(h / math.sqrt(2))) / 2 + h * density  # (4)
+    t = torch.tanh(A * (h + B * h**3))  # (5)
+    return (1 + t) / 2 + h * (1 - t.square()) / 2 * A * (1 + 3 * B * h.square())  # (7)
+
+
+class Gelu(torch.autograd.Function):
+    """Equations (1) to (9), in float32 for low dtypes and in float64 for float64."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+        wide = working_dtype(x.dtype)
+        h = x.to(wide) if bias is None else x.to(wide) + bias.to(wide)  # (1)
+        ctx.save_for_backward(h, bias)
+        ctx.dtype = x.dtype
+        ctx.approximate = approximate
+        return gelu_forward(h, approximate).to(x.dtype)
+
+    @staticmethod
+    @by_hand
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = grads
+        h, bias = ctx.saved_tensors
+        dh = dy.to(h.dtype) * gelu_slope(h, ctx.approximate)  # (8)
+        dbias = None if bias is None else dh.reshape(-1, h.shape[-1]).sum(0).to(bias.dtype)  # (9)
+        return dh.to(ctx.dtype), dbias, None
+
+
+def gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+    """Return y in the dtype of `x`; arguments as in the public function."""
+    return Gelu.apply(x, bias, approximate)

@@ -1,0 +1,32 @@
+"""The `torch` backend of layer_norm.
+
+Read next: `../relu/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from minillm_kernels.dropout import dropout
+from minillm_kernels.precision import working_dtype
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    dropout_p: float,
+    seed: int | Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return y and the sum s that was normed; arguments as in the public function."""
+    s = dropout(x, dropout_p, seed) if dropout_p > 0 and seed is not None else x  # (..., C)
+    if residual is not None:
+        s = s + residual
+    wide = s.to(working_dtype(s.dtype))
+    y = functional.layer_norm(
+        wide, wide.shape[-1:], weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype), eps
+    )
+    return y.to(x.dtype), s

@@ -1,0 +1,88 @@
+"""linear_cross_entropy: the output layer and its loss in one, so that all the logits never exist at once.
+
+Read next: `reference.py`, then `composed.py`, which works chunk by chunk.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minillm_kernels import checks, dispatch
+from minillm_kernels.cross_entropy import Reduction
+from minillm_kernels.cross_entropy.targets import check_options, check_targets
+from minillm_kernels.linear_cross_entropy import composed, reference
+
+__all__ = ["linear_cross_entropy"]
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    reduction: Reduction = "sum",
+    memory_budget: int | None = None,
+) -> Tensor:
+    """Take the negative log-probability of each target under the logits hidden @ weight^T + bias.
+
+        loss = cross_entropy(hidden @ weight.T + bias, targets, the same options)
+
+    Ignored targets cost no product: masked LM pays for its masked positions only.
+
+    Args:
+        hidden: (..., C), any floating dtype; the product is taken in it.
+        weight: output weight (V, C), any floating dtype: float32 beside a bfloat16 `hidden` is the usual case.
+        targets: (...) int64, each in [0, V) or `ignore_index`.
+        bias: (V,), added to the logits; None for none.
+        ignore_index, label_smoothing, z_loss, softcap, reduction: as in `cross_entropy`.
+        memory_budget: bytes for a chunk's logits and what is made of them, at least one row's;
+            None: `composed.DEFAULT_BUDGET`. The result depends on it only by rounding.
+    Returns:
+        float32 (float64 for float64 `hidden`): () or the shape of `targets`, in nats.
+    Raises:
+        ValueError: a shape, a device or an option; a target outside of [0, V), with its position (looked at on the CPU
+            only: elsewhere that would wait for the device).
+        TypeError: a dtype.
+
+    Cost: for N targets that are not ignored 2 * N * V * C operations forward and twice that for the gradients, which
+        are computed beside the loss (with reduction="none": in the backward pass, after the logits once more: 8 in
+        place of 6): bound by compute. Holds the gradients, a copy of `weight` where its dtype is another, and a chunk.
+    Source: Wijmans et al. (2024), arXiv:2411.09009, and Hsu et al. (2024), arXiv:2410.10989, do this in kernels.
+
+    >>> hidden, weight = torch.zeros(3, 2), torch.ones(4, 2)
+    >>> linear_cross_entropy(hidden, weight, torch.tensor([0, 3, -100]), reduction="mean").exp()
+    tensor(4.)
+    """
+    checks.floating("hidden", hidden)
+    checks.floating("weight", weight)
+    checks.rank("weight", weight, "V C")
+    V, C = weight.shape
+    checks.shape("hidden", hidden, (*hidden.shape[:-1], C), "with the columns of weight")
+    checks.shape("targets", targets, tuple(hidden.shape[:-1]), "one target per row of hidden")
+    if bias is not None:
+        checks.floating("bias", bias)
+        checks.shape("bias", bias, (V,), "one per row of weight")
+    check_options(targets, label_smoothing, z_loss, softcap, reduction)
+    checks.same_device("hidden", hidden, weight=weight, targets=targets, bias=bias)
+    if memory_budget is not None and memory_budget < 1:
+        raise ValueError(f"memory_budget must be at least 1 byte, got {memory_budget}; None for the default")
+    if not torch.compiler.is_compiling():
+        check_targets(targets, V, ignore_index)
+
+    rows, flat = hidden.reshape(-1, C), targets.reshape(-1)  # (N, C), (N,)
+    options = (ignore_index, label_smoothing, z_loss, softcap)
+    match dispatch.choose("linear_cross_entropy", hidden):
+        case "reference":
+            losses = reference.linear_cross_entropy(rows, weight, bias, flat, options)
+            result = losses.view(targets.shape) if reduction == "none" else losses.sum()
+        case _ if reduction == "none":
+            result = composed.losses(rows, weight, bias, flat, options, memory_budget).view(targets.shape)
+        case _:
+            result = composed.total(rows, weight, bias, flat, options, memory_budget)
+    return result / (targets != ignore_index).sum().clamp(min=1) if reduction == "mean" else result

@@ -1,0 +1,47 @@
+"""relu: negative numbers become zero; on request with a bias before it.
+
+Read next: `reference.py`, then `../gelu/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from minillm_kernels import checks, dispatch
+from minillm_kernels.relu import composed, reference
+
+__all__ = ["relu"]
+
+
+def relu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Clip at zero, after adding `bias`.
+
+        h = x + bias          (without bias: h = x)
+        y = max(h, 0)
+
+    Args:
+        x: activations (..., C), any floating dtype.
+        bias: (C,), added before the non-linearity, any floating dtype; None for none.
+    Returns:
+        (..., C) in the dtype of `x`; the maths in between is in float32.
+    Raises:
+        ValueError: `bias` is not (C,) or on another device.
+        TypeError: a dtype that is not floating.
+
+    Cost: reads `x` and writes the result once, 1 or 2 operations an element: bound by memory.
+    Source: Nair and Hinton (2010); the non-linearity of the 2017 Transformer, arXiv:1706.03762.
+
+    >>> import torch
+    >>> relu(torch.tensor([-1.0, 3.0]))
+    tensor([0., 3.])
+    """
+    checks.floating("x", x)
+    if bias is not None:
+        checks.floating("bias", bias)
+        checks.shape("bias", bias, x.shape[-1:], "one bias per column of x")
+        checks.same_device("x", x, bias=bias)
+    match dispatch.choose("relu", x):
+        case "reference":
+            return reference.relu(x, bias)
+        case _:
+            return composed.relu(x, bias)

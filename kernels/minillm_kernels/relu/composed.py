@@ -1,0 +1,15 @@
+"""The `torch` backend of relu.
+
+Read next: `../gelu/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def relu(x: Tensor, bias: Tensor | None) -> Tensor:
+    """Return y in the dtype of `x`; arguments as in the public function."""
+    h = x if bias is None else x + bias  # float32 for a float32 bias beside a narrower x
+    return functional.relu(h).to(x.dtype)

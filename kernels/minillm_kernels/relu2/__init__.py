@@ -1,0 +1,47 @@
+"""relu2: negative numbers become zero, positive ones are squared; on request with a bias before it.
+
+Read next: `reference.py`, then `../swiglu/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from minillm_kernels import checks, dispatch
+from minillm_kernels.relu2 import composed, reference
+
+__all__ = ["relu2"]
+
+
+def relu2(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Clip at zero and square, after adding `bias`.
+
+        h = x + bias          (without bias: h = x)
+        y = max(h, 0) ** 2
+
+    Args:
+        x: activations (..., C), any floating dtype.
+        bias: (C,), added before the non-linearity, any floating dtype; None for none.
+    Returns:
+        (..., C) in the dtype of `x`; the maths in between is in float32.
+    Raises:
+        ValueError: `bias` is not (C,) or on another device.
+        TypeError: a dtype that is not floating.
+
+    Cost: reads `x` and writes the result once, 2 or 3 operations an element: bound by memory.
+    Source: So et al. (2021), "Primer", arXiv:2109.08668.
+
+    >>> import torch
+    >>> relu2(torch.tensor([-1.0, 3.0]))
+    tensor([0., 9.])
+    """
+    checks.floating("x", x)
+    if bias is not None:
+        checks.floating("bias", bias)
+        checks.shape("bias", bias, x.shape[-1:], "one bias per column of x")
+        checks.same_device("x", x, bias=bias)
+    match dispatch.choose("relu2", x):
+        case "reference":
+            return reference.relu2(x, bias)
+        case _:
+            return composed.relu2(x, bias)

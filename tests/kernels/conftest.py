@@ -1,0 +1,94 @@
+"""The proof ladder's rungs that every op shares, as fixtures: each returns a function.
+
+    gradcheck                  rung 2: the closed-form backward passes torch.autograd.gradcheck in float64
+    compare                    rung 3: the `torch` backend is as close to the float64 truth as the reference is
+    outputs_and_gradients      what both are made of
+
+An op is called with tensors by name, so that one dict says which input a failing gradient belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import minillm_kernels as mk
+import pytest
+import torch
+from torch import Tensor
+
+Op = Callable[..., Any]
+Tensors = dict[str, Tensor]
+
+
+def _call(op: Op, tensors: Tensors, **options: Any) -> tuple[Tensor, ...]:
+    result = op(**tensors, **options)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _outputs_and_gradients(op: Op, tensors: Tensors, **options: Any) -> Tensors:
+    """Return every output of the op by number, and the gradient of every floating input by its name.
+
+    Upstream gradients are normal numbers with 8 significant bits, so that all dtypes get the very same.
+    """
+    leaves = {
+        name: tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+    outputs = _call(op, leaves, **options)
+    generator = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(y.shape, generator=generator).bfloat16().to(y.dtype) for y in outputs]
+    torch.autograd.backward(outputs, upstream)
+    found = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
+    return found | {f"d{name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+
+
+def _gradcheck(op: Op, tensors: Tensors, **options: Any) -> None:
+    names = list(tensors)
+    inputs = [t.double().detach().requires_grad_() if t.is_floating_point() else t for t in tensors.values()]
+    with mk.backend("reference"):
+        assert torch.autograd.gradcheck(
+            lambda *values: _call(op, dict(zip(names, values, strict=True)), **options), inputs
+        )
+
+
+def _compare(
+    op: Op, tensors: Tensors, dtype: torch.dtype, cast: Iterable[str], *, terms: float = 0.0, **options: Any
+) -> None:
+    """Assert rung 3 with the inputs named in `cast` in `dtype` and the others as they are.
+
+    Allowed is twice the reference's distance in the same dtype, plus 4 eps of the largest number: two or three
+    roundings to `dtype` that the reference, which works in float32, does not have. `terms` is the size of numbers that
+    cancel on the way to an answer near 0: their rounding stays.
+    """
+    low = {name: t.to(dtype) if name in cast else t for name, t in tensors.items()}
+    wide = {name: t.double() if t.is_floating_point() else t for name, t in low.items()}
+    with mk.backend("reference"):
+        truth = _outputs_and_gradients(op, wide, **options)
+        plain = _outputs_and_gradients(op, low, **options)
+    with mk.backend("torch"):
+        ours = _outputs_and_gradients(op, low, **options)
+    assert ours.keys() == truth.keys() == plain.keys()
+    for name, t in truth.items():
+        o, p = ours[name], plain[name]
+        assert o.dtype == p.dtype and o.shape == t.shape, f"{name}: {o.dtype} {tuple(o.shape)}"
+        if not t.numel():
+            continue
+        allowed = 2 * (p.double() - t).abs().max() + 4 * torch.finfo(dtype).eps * max(float(t.abs().max()), terms)
+        error = (o.double() - t).abs().max()
+        assert error <= allowed, f"{name}: {error:.1e} > {allowed:.1e}"
+
+
+@pytest.fixture
+def outputs_and_gradients() -> Callable[..., Tensors]:
+    return _outputs_and_gradients
+
+
+@pytest.fixture
+def gradcheck() -> Callable[..., None]:
+    return _gradcheck
+
+
+@pytest.fixture
+def compare() -> Callable[..., None]:
+    return _compare

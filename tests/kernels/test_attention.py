@@ -1,0 +1,405 @@
+"""attention against its definition in float64: who sees whom is spelt out here once more, pair by pair."""
+
+import minillm_kernels as mk
+import pytest
+import torch
+from minillm_kernels.attention import composed
+from minillm_kernels.attention.masks import Masks
+from minillm_kernels.dispatch import Backend
+from minillm_kernels.philox import uniform
+
+BACKENDS: tuple[Backend, ...] = ("reference", "torch")
+
+
+def sees(b, i, j, T, S, o):
+    """Whether query i of row b sees key j under the options `o`, by the words of the public docstring."""
+    if "cu_seqlens_q" in o:
+        bounds_q = o["cu_seqlens_q"].tolist()
+        bounds_k = o.get("cu_seqlens_k", o["cu_seqlens_q"]).tolist()
+        inside = [n for n in range(len(bounds_q) - 1) if bounds_q[n] <= i < bounds_q[n + 1]]
+        if not inside or not bounds_k[inside[0]] <= j < bounds_k[inside[0] + 1]:
+            return False
+        n = inside[0]
+        i, j = i - bounds_q[n], j - bounds_k[n]
+        T, S = bounds_q[n + 1] - bounds_q[n], bounds_k[n + 1] - bounds_k[n]
+    distance = j - (i + S - T)
+    left, right = o.get("window", (None, None))
+    near = not (o.get("causal") and distance > 0)
+    near = near and (left is None or distance >= -left) and (right is None or distance <= right)
+    if not near and not ("prefix" in o and j < o["prefix"][b]):
+        return False
+    if "key_start" in o and j < o["key_start"][b] or "key_stop" in o and j >= o["key_stop"][b]:
+        return False
+    return not ("segments" in o and o["segments"][b, i] != o["segments"][b, j])
+
+
+def truth(q, k, v, **o):
+    """The definition, by plain autograd in the dtype of q; returns y and the weights before dropout."""
+    (B, T, H, D), (S, Hkv) = q.shape, k.shape[1:3]
+    k, v = (x.repeat_interleave(H // Hkv, dim=2) for x in (k, v))
+    score = torch.einsum("bthd,bshd->bhts", q, k) * (D**-0.5 if o.get("scale") is None else o["scale"])
+    if "softcap" in o:
+        score = o["softcap"] * torch.tanh(score / o["softcap"])
+    if "alibi_slopes" in o:
+        distance = torch.arange(S)[None, :] - (torch.arange(T)[:, None] + S - T)
+        score = score - o["alibi_slopes"].to(q.dtype)[:, None, None] * distance.abs()
+    if "bias" in o:
+        score = score + o["bias"].to(q.dtype)
+    seen = torch.tensor([[[[sees(b, i, j, T, S, o) for j in range(S)] for i in range(T)]] for b in range(B)])
+    score = score.masked_fill(~seen, -torch.inf)
+    anything = score.amax(-1, keepdim=True) > -torch.inf
+    weights = torch.where(anything, torch.softmax(torch.where(anything, score, 0.0), -1), 0.0)
+    used = weights
+    if "dropout_p" in o:
+        kept = uniform(o["seed"], torch.arange(weights.numel()).view(weights.shape)) >= o["dropout_p"]
+        used = weights * kept / (1 - o["dropout_p"])
+    return torch.einsum("bhts,bshd->bthd", used, v), weights
+
+
+def inputs(shape, dtype, requires_grad=True, seed=0):
+    B, T, S, H, Hkv, D = shape
+    source = torch.Generator().manual_seed(seed)
+    sizes = [(B, T, H, D), (B, S, Hkv, D), (B, S, Hkv, D), (B, T, H, D)]
+    q, k, v, dy = (torch.randn(size, generator=source, dtype=torch.float64).to(dtype) for size in sizes)
+    return [x.requires_grad_(requires_grad) for x in (q, k, v)], dy
+
+
+def numbers(*values):
+    return torch.tensor(values)
+
+
+def documents(B, T):
+    return (torch.arange(T)[None] * torch.arange(1, B + 1)[:, None]) // max(T // 2, 1)
+
+
+SMALL = (2, 5, 5, 2, 2, 3)
+WIDE = (2, 4, 6, 4, 2, 3)  # more keys than queries, two query heads a key head
+TALL = (2, 6, 4, 2, 1, 3)  # fewer keys than queries: a causal query before the first key sees nothing
+# name: shape of (B, T, S, H, Hkv, D), options
+OPTIONS = {
+    "plain": (SMALL, {}),
+    "one": ((1, 1, 1, 1, 1, 1), {}),
+    "causal": (SMALL, {"causal": True}),
+    "causal-more-keys": (WIDE, {"causal": True}),
+    "causal-fewer-keys": (TALL, {"causal": True}),
+    "decoding": ((2, 1, 7, 4, 2, 3), {"causal": True}),
+    "window-left": (SMALL, {"causal": True, "window": (1, None)}),
+    "window-right": (WIDE, {"window": (None, 1)}),
+    "window-both": (SMALL, {"window": (1, 2)}),
+    "window-nothing-but-self": (SMALL, {"window": (0, 0)}),
+    "decoding-in-a-window": ((2, 1, 7, 2, 2, 3), {"causal": True, "window": (2, 0)}),
+    "key-start": (SMALL, {"causal": True, "key_start": numbers(0, 2)}),
+    "key-stop": (WIDE, {"key_stop": numbers(4, 6)}),
+    "key-start-and-stop": (WIDE, {"key_start": numbers(1, 0), "key_stop": numbers(4, 0)}),
+    "decoding-padded": ((2, 1, 7, 2, 2, 3), {"causal": True, "key_start": numbers(0, 3)}),
+    "segments": (SMALL, {"segments": documents(2, 5)}),
+    "segments-causal": (SMALL, {"segments": documents(2, 5), "causal": True}),
+    "segments-padded": (SMALL, {"segments": documents(2, 5), "key_stop": numbers(5, 2)}),
+    "packed": ((1, 7, 7, 2, 2, 3), {"cu_seqlens_q": numbers(0, 3, 4, 7), "causal": True}),
+    "packed-cross": (
+        (1, 5, 7, 2, 1, 3),
+        {"cu_seqlens_q": numbers(0, 2, 2, 5), "cu_seqlens_k": numbers(0, 4, 5, 7), "causal": True},
+    ),
+    "packed-with-a-tail": ((1, 7, 7, 2, 2, 3), {"cu_seqlens_q": numbers(0, 3, 5).int(), "window": (1, 1)}),
+    "prefix": (SMALL, {"causal": True, "prefix": numbers(3, 0)}),
+    "prefix-in-a-window": (WIDE, {"window": (1, 0), "prefix": numbers(2, 1)}),
+    "alibi": (WIDE, {"causal": True, "alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 0.0625])}),
+    "alibi-both-sides": (SMALL, {"alibi_slopes": torch.tensor([0.5, 0.25])}),
+    "bias": (SMALL, {"bias": (2, 2)}),
+    "bias-shared-by-rows": (WIDE, {"bias": (1, 4), "causal": True}),
+    "bias-shared-by-heads": (SMALL, {"bias": (2, 1), "key_stop": numbers(5, 0)}),
+    "bias-shared-by-all": (WIDE, {"bias": (1, 1)}),
+    "bias-and-alibi": (SMALL, {"bias": (1, 2), "alibi_slopes": torch.tensor([0.5, 0.25])}),
+    "softcap": (WIDE, {"softcap": 0.7, "causal": True}),
+    "softcap-and-bias": (SMALL, {"softcap": 0.7, "bias": (1, 2), "key_start": numbers(0, 5)}),
+    "dropout": (WIDE, {"dropout_p": 0.4, "seed": 3, "causal": True}),
+    "everything": (
+        (2, 5, 5, 4, 2, 3),
+        {
+            "causal": True,
+            "window": (2, None),
+            "key_stop": numbers(5, 3),
+            "segments": documents(2, 5),
+            "prefix": numbers(1, 2),
+            "alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 0.0625]),
+            "bias": (1, 4),
+            "softcap": 1.5,
+            "dropout_p": 0.3,
+            "seed": 2**40 + 1,
+        },
+    ),
+    "scale": (SMALL, {"scale": 0.3}),
+}
+each_option = pytest.mark.parametrize("option", OPTIONS)
+
+
+def prepared(option, dtype):
+    """Inputs, upstream gradient and options of a row of OPTIONS, the bias drawn and among the inputs."""
+    shape, o = OPTIONS[option]
+    tensors, dy = inputs(shape, dtype)
+    if "bias" in o:
+        source = torch.Generator().manual_seed(1)
+        bias = torch.randn(*o["bias"], *shape[1:3], generator=source, dtype=torch.float64).to(dtype)
+        tensors.append(bias.requires_grad_())
+    return tensors, dy, {key: value for key, value in o.items() if key != "bias"}
+
+
+def run(function, tensors, dy, o):
+    """Output and the gradients of q, k, v and perhaps bias."""
+    tensors = [x.detach().requires_grad_() for x in tensors]
+    o = o if len(tensors) == 3 else {**o, "bias": tensors[3]}
+    y = function(*tensors[:3], **o)
+    return [y.detach(), *torch.autograd.grad(y, tensors, dy)]
+
+
+def assert_close_to_truth(name, tensors, dy, o):
+    """Fail unless the backend's error is at most twice the reference's own in that dtype, plus a rounding floor."""
+    dtype = dy.dtype
+    expected = run(lambda *a, **o: truth(*a, **o)[0], [x.double() for x in tensors], dy.double(), o)
+    with mk.backend("reference"):
+        plain = run(mk.attention, tensors, dy, o)
+    with mk.backend(name):
+        ours = run(mk.attention, tensors, dy, o)
+    for what, t, p, x in zip(("y", "dq", "dk", "dv", "dbias"), expected, plain, ours, strict=False):
+        assert x.dtype == dtype, what
+        allowed = 2 * (p - t).abs().max() + 4 * torch.finfo(dtype).eps * t.abs().max()
+        assert (x - t).abs().max() <= allowed, f"{what}: {(x - t).abs().max():.1e} > {allowed:.1e}"
+
+
+@each_option
+def test_reference_is_the_definition(option):
+    tensors, dy, o = prepared(option, torch.float64)
+    expected = run(lambda *a, **o: truth(*a, **o)[0], tensors, dy, o)
+    with mk.backend("reference"):
+        ours = run(mk.attention, tensors, dy, o)
+    for t, x in zip(expected, ours, strict=True):
+        torch.testing.assert_close(x, t, rtol=1e-12, atol=1e-12)  # a few hundred operations in float64
+
+
+@each_option
+def test_reference_backward_is_the_derivative(option):
+    tensors, _, o = prepared(option, torch.float64)
+
+    def function(q, k, v, bias=None):
+        return mk.attention(q, k, v, bias=bias, **o)
+
+    with mk.backend("reference"):
+        assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
+@each_option
+def test_composed_is_as_close_to_truth_as_reference(option, dtype, monkeypatch):
+    """Products in float32; those in bfloat16, which some CPUs have units for, round more: the test after the next."""
+    monkeypatch.setattr(composed, "BF16_CPU", False)
+    tensors, dy, o = prepared(option, dtype)
+    assert_close_to_truth("torch", tensors, dy, o)
+
+
+@pytest.mark.parametrize("faster", [True, False], ids=["products", "sdpa"])
+@each_option
+def test_both_compositions_are_as_close_in_float32(option, faster, monkeypatch):
+    monkeypatch.setattr(composed, "products_are_faster", lambda q, bias: faster)
+    tensors, dy, o = prepared(option, torch.float32)
+    assert_close_to_truth("torch", tensors, dy, o)
+
+
+@each_option
+def test_products_in_bfloat16_are_close(option, monkeypatch):
+    """What runs on a CPU with bfloat16 units: scores and weights are rounded to 8 bits before they are used."""
+    monkeypatch.setattr(composed, "BF16_CPU", True)
+    tensors, dy, o = prepared(option, torch.bfloat16)
+    expected = run(lambda *a, **o: truth(*a, **o)[0], [x.double() for x in tensors], dy.double(), o)
+    for t, x in zip(expected, run(mk.attention, tensors, dy, o), strict=True):
+        # scores of size up to 4 are off by 4 * eps / 2, and a weight by as much of itself; some six roundings follow
+        assert (x - t).abs().max() <= 8 * torch.finfo(torch.bfloat16).eps * t.abs().max().clamp(min=1.0)
+
+
+SHAPES = [
+    pytest.param((2, 7, 7, 2, 2, 17), id="ragged-7-odd-width"),
+    pytest.param((1, 100, 100, 4, 1, 16), id="ragged-100-one-key-head"),
+    pytest.param((1, 7, 100, 6, 2, 33), id="few-queries"),
+    pytest.param((1, 64, 64, 2, 2, 64), id="tile-aligned"),
+    pytest.param((1, 33, 33, 2, 1, 80), id="width-80"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("o", [{"causal": True}, {"window": (5, 9)}], ids=["causal", "window"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes(shape, o, dtype):
+    tensors, dy = inputs(shape, dtype)
+    assert_close_to_truth("torch", tensors, dy, o)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_strided_inputs_are_read_as_they_stand(name):
+    """q, k, v as slices of one projection, as a model may make them, against contiguous copies."""
+    source = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(2, 7, 3, 2, 8, generator=source).unbind(2)
+    with mk.backend(name):
+        assert torch.equal(
+            mk.attention(q, k, v, causal=True),
+            mk.attention(q.contiguous(), k.contiguous(), v.contiguous(), causal=True),
+        )
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["both-ways", "causal"])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_packed_sequences_are_as_if_alone(name, causal):
+    lengths_q, lengths_k = [3, 1, 5], [4, 6, 5]
+    (q, k, v), _ = inputs((1, 9, 15, 4, 2, 8), torch.float32, requires_grad=False)
+    bounds_q, bounds_k = (numbers(0, *torch.tensor(n).cumsum(0).tolist()) for n in (lengths_q, lengths_k))
+    slopes = torch.tensor([0.5, 0.3, 0.2, 0.1])
+    with mk.backend(name):
+        options = {"causal": causal, "window": (3, None), "alibi_slopes": slopes}
+        packed = mk.attention(q, k, v, cu_seqlens_q=bounds_q, cu_seqlens_k=bounds_k, **options)
+        parts = zip(q.split(lengths_q, 1), k.split(lengths_k, 1), v.split(lengths_k, 1), strict=True)
+        alone = torch.cat([mk.attention(*part, **options) for part in parts], dim=1)
+    torch.testing.assert_close(packed, alone, rtol=0, atol=2e-6)  # sums in another order, values of size 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(
+    "o",
+    [
+        pytest.param({"key_stop": numbers(5, 0)}, id="mask"),
+        pytest.param({"key_stop": numbers(5, 0), "softcap": 2.0, "dropout_p": 0.2, "seed": 1}, id="softcap-dropout"),
+        pytest.param({"key_stop": numbers(5, 0), "alibi_slopes": torch.ones(2)}, id="alibi"),
+    ],
+)
+def test_query_that_sees_nothing_gets_zeros_and_gives_no_gradient(name, o, dtype):
+    tensors, dy = inputs(SMALL, dtype)
+    with mk.backend(name):
+        y, dq, dk, dv = run(mk.attention, tensors, dy, o)
+    for x in (y, dq, dk, dv):
+        assert x.isfinite().all()
+        assert (x[1] == 0).all()
+        assert (x[0] != 0).any()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_bias_of_minus_infinity_hides(name):
+    (q, k, v), dy = inputs(SMALL, torch.float32)
+    bias = torch.zeros(1, 1, 5, 5)
+    bias[..., 3:] = -torch.inf
+    bias[..., 2, :] = -torch.inf
+    bias.requires_grad_()
+    with mk.backend(name):
+        y = mk.attention(q, k, v, bias=bias)
+        (dbias,) = torch.autograd.grad(y, bias, dy)
+        expected = mk.attention(q, k, v, key_stop=numbers(3, 3))
+    assert (y[:, 2] == 0).all()
+    rows = [0, 1, 3, 4]
+    torch.testing.assert_close(y[:, rows], expected[:, rows])
+    assert dbias.isfinite().all()
+    assert (dbias[..., 3:] == 0).all()
+
+
+@pytest.mark.parametrize("units, atol", [(False, 1e-6), (True, 2**-8)], ids=["no-bf16-units", "bf16-units"])
+def test_alibi_keeps_its_steps_in_bfloat16(units, atol, monkeypatch):
+    """Equal keys and a slope of 1/8: in bfloat16 the distances 512 to 515 would all be one number.
+
+    That would be an error of 0.05. With bfloat16 units the weights, whose sum is 1, are rounded before they meet
+    values of size 1: an error of eps / 2 at most.
+    """
+    monkeypatch.setattr(composed, "BF16_CPU", units)
+    S = 600
+    far = torch.zeros(1, 1, 1, S)
+    far[..., -512:] = -torch.inf  # so that only keys far from the query count
+    q, k = torch.zeros(1, 1, 1, 16).bfloat16(), torch.zeros(1, S, 1, 16).bfloat16()
+    v = torch.randn(1, S, 1, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    slopes = torch.tensor([0.125])
+    expected, _ = truth(q.double(), k.double(), v.double(), alibi_slopes=slopes, bias=far)
+    y = mk.attention(q, k, v, alibi_slopes=slopes, bias=far)
+    torch.testing.assert_close(y.double(), expected, rtol=2**-8, atol=atol)  # rtol: the rounding of the result
+
+
+def test_dropout_is_the_same_on_both_backends_and_drops_p():
+    """With one-hot values the output is the weights themselves, so each one can be seen to be dropped or kept."""
+    (q, k, _), _ = inputs((2, 40, 40, 3, 3, 40), torch.float32, requires_grad=False)
+    v = torch.eye(40)[None, :, None].expand(2, 40, 3, 40).contiguous()
+    zeros = []
+    for name in BACKENDS:
+        with mk.backend(name):
+            zeros.append(mk.attention(q, k, v, dropout_p=0.25, seed=8) == 0)
+    assert torch.equal(*zeros)
+    count = zeros[0].numel()
+    assert abs(zeros[0].sum().item() - 0.25 * count) < 4 * (count * 0.25 * 0.75) ** 0.5
+
+
+@each_option
+def test_weights_are_the_definition(option):
+    tensors, _, o = prepared(option, torch.float64)
+    o = o if len(tensors) == 3 else {**o, "bias": tensors[3]}
+    _, expected = truth(*tensors[:3], **o)
+    without_dropout = {key: value for key, value in o.items() if key not in ("dropout_p", "seed")}
+    torch.testing.assert_close(mk.attention_weights(*tensors[:2], **without_dropout), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_decoding_builds_no_mask():
+    """One query, causal, nothing padded: the model's inner loop."""
+    masks = Masks(
+        causal=True,
+        window=(None, None),
+        key_start=None,
+        key_stop=None,
+        segments=None,
+        cu_seqlens_q=None,
+        cu_seqlens_k=None,
+        prefix=None,
+    )
+    assert masks.visible(1, 1000, torch.device("cpu")) is None
+    prefilled = masks.visible(3, 8, torch.device("cpu"))
+    assert prefilled is not None
+    assert tuple(prefilled.shape) == (1, 1, 3, 8)
+
+
+# PyTorch's own tracer makes an instance of the autograd function, and is warned by PyTorch for it
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("option", ["causal", "key-start", "packed-cross", "bias", "everything"])
+def test_traces_whole(option, name):
+    tensors, dy, o = prepared(option, torch.float32)
+    with mk.backend(name):
+        torch._dynamo.reset()
+        compiled = torch.compile(mk.attention, backend="eager", fullgraph=True)
+        for t, x in zip(run(mk.attention, tensors, dy, o), run(compiled, tensors, dy, o), strict=True):
+            torch.testing.assert_close(x, t)
+
+
+def wrong(text, error=ValueError, q=(2, 3, 4, 8), k=(2, 3, 2, 8), **options):
+    return q, k, options, error, text
+
+
+WRONG = {
+    "rank": wrong(r"q must be \(B, T, H, D\), got \(3, 4, 8\)", q=(3, 4, 8)),
+    "batch": wrong("the batch and width of q", k=(1, 3, 2, 8)),
+    "width": wrong("the batch and width of q", k=(2, 3, 2, 4)),
+    "heads": wrong(r"the heads of k \(3\) must divide the heads of q \(4\)", k=(2, 3, 3, 8)),
+    "key-stop": wrong(r"key_stop must be \(2,\)", key_stop=torch.ones(3)),
+    "window": wrong(r"got \(-1, 0\)", window=(-1, 0)),
+    "segments": wrong(r"segments must be \(2, 3\)", segments=torch.ones(2, 4)),
+    "segments-cross": wrong("as many keys as queries, got T=3, S=5", k=(2, 5, 2, 8), segments=torch.ones(2, 3)),
+    "packed-batch": wrong("got B=2", cu_seqlens_q=torch.tensor([0, 3])),
+    "packed-keys-alone": wrong("pass both", cu_seqlens_k=torch.tensor([0, 3])),
+    "packed-cross": wrong("pass cu_seqlens_k too", q=(1, 3, 4, 8), k=(1, 5, 2, 8), cu_seqlens_q=torch.tensor([0, 3])),
+    "alibi": wrong("one slope a head", alibi_slopes=torch.ones(2)),
+    "bias": wrong("1 or H, T, S", bias=torch.ones(1, 2, 3, 3)),
+    "softcap": wrong("softcap must be above 0", softcap=0.0),
+    "dropout": wrong("needs a seed", dropout_p=0.1),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_are_told(case):
+    q, k, options, error, text = WRONG[case]
+    with pytest.raises(error, match=text):
+        mk.attention(torch.zeros(q), torch.zeros(k), torch.zeros(k), **options)
+
+
+def test_one_dtype_for_all():
+    q = torch.zeros(1, 2, 1, 4)
+    with pytest.raises(TypeError, match="k is torch.bfloat16, q torch.float32"):
+        mk.attention(q, q.bfloat16(), q)

@@ -1,0 +1,137 @@
+"""dispatch: one decision for every op, said in words."""
+
+import re
+from pathlib import Path
+
+import minillm_kernels as mk
+import pytest
+import torch
+from minillm_kernels import dispatch
+from minillm_kernels.relu import composed, reference
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Return the list into which relu writes the backend that it took."""
+    calls: list[str] = []
+    for name, module in (("torch", composed), ("reference", reference)):
+        monkeypatch.setattr(module, "relu", lambda x, bias, name=name: (calls.append(name), x)[1])
+    return calls
+
+
+@pytest.fixture
+def relu_has_a_kernel(monkeypatch):
+    monkeypatch.setattr(dispatch, "FUSED_OPS", frozenset({"relu"}))
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+
+
+def decision(device="cpu"):
+    return next(d for d in mk.explain_dispatch(device) if d.op == "relu")
+
+
+def test_default_on_a_cpu_is_torch(taken):
+    mk.relu(torch.ones(2))
+    assert taken == ["torch"]
+
+
+def test_backend_holds_inside_its_block_only(taken):
+    with mk.backend("reference"):
+        mk.relu(torch.ones(2))
+        with mk.backend("torch"):
+            mk.relu(torch.ones(2))
+        mk.relu(torch.ones(2))
+    mk.relu(torch.ones(2))
+    assert taken == ["reference", "torch", "reference", "torch"]
+
+
+def test_backend_ends_when_the_block_fails(taken):
+    with pytest.raises(KeyError), mk.backend("reference"):
+        raise KeyError
+    mk.relu(torch.ones(2))
+    assert taken == ["torch"]
+
+
+def test_backend_in_compiled_code_is_the_one_asked_for_now(taken):
+    compiled = torch.compile(lambda x: mk.relu(x) + 1, backend="eager", fullgraph=True)
+    x = torch.ones(2)
+    compiled(x)
+    with mk.backend("reference"):
+        compiled(x)
+    assert taken == ["torch", "reference"]  # traced once each: the state is guarded, not baked in
+    torch._dynamo.reset()
+
+
+def test_unknown_backend_is_named():
+    with pytest.raises(ValueError, match="fused, torch, reference, got 'cuda'"), mk.backend("cuda"):  # pyright: ignore
+        pass
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_explanation_covers_every_op_in_reading_order(device):
+    explained = [d.op for d in mk.explain_dispatch(device)]
+    assert explained == [name for name in mk.__all__ if name in explained]
+    helpers = {"attention_weights", "backend", "explain_dispatch", "Decision"}
+    assert set(mk.__all__) - helpers == set(explained)
+
+
+@pytest.mark.parametrize("name", ["torch", "reference"])
+def test_explanation_names_what_was_asked_for(name):
+    with mk.backend(name):
+        assert {(d.backend, d.reason) for d in mk.explain_dispatch()} == {(name, "asked for")}
+
+
+def test_op_without_a_kernel_takes_torch_and_says_so():
+    with mk.backend("fused"):
+        assert decision() == mk.Decision("relu", "torch", "no Triton kernel yet")
+
+
+@pytest.mark.parametrize(
+    "device, expected",
+    [
+        pytest.param("cuda", ("fused", "the default on a GPU"), id="gpu"),
+        pytest.param("cpu", ("torch", "the default on cpu"), id="cpu"),
+        pytest.param("mps", ("torch", "the default on mps"), id="apple"),
+    ],
+)
+@pytest.mark.usefixtures("relu_has_a_kernel")
+def test_kernel_is_the_default_on_a_gpu_only(device, expected):
+    assert (decision(device).backend, decision(device).reason) == expected
+
+
+@pytest.mark.usefixtures("relu_has_a_kernel")
+def test_gpu_without_triton_takes_torch_and_says_why(monkeypatch):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
+    assert decision("cuda") == mk.Decision("relu", "torch", "triton is not installed")
+
+
+@pytest.mark.usefixtures("relu_has_a_kernel")
+def test_kernel_asked_for_where_it_cannot_run_is_an_error():
+    with mk.backend("fused"):
+        with pytest.raises(ValueError, match="relu on cpu: .*TRITON_INTERPRET=1"):
+            mk.relu(torch.ones(2))
+        assert decision("cuda").backend == "fused"
+
+
+@pytest.mark.usefixtures("relu_has_a_kernel")
+def test_kernel_runs_interpreted_on_a_cpu_when_asked_for(monkeypatch):
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
+    assert decision().backend == "torch"
+    with mk.backend("fused"):
+        assert decision() == mk.Decision("relu", "fused", "asked for")
+
+
+README = (Path(__file__).parents[2] / "kernels/README.md").read_text(encoding="utf-8")
+
+
+def test_catalogue_has_every_op_in_reading_order():
+    listed = re.findall(r"^\| `(\w+)` .*\|.*\|.*\|", README, flags=re.MULTILINE)
+    helpers = ("backend", "explain_dispatch", "Decision")
+    assert [name for name in listed if name not in ("fused", "torch", "reference")] == [
+        name for name in mk.__all__ if name not in helpers
+    ]
+
+
+def test_example_of_the_readme_runs(capsys):
+    exec(README.split("```python")[1].split("```")[0], {})
+    assert "rms_norm torch" in capsys.readouterr().out

@@ -1,0 +1,81 @@
+"""dropout against its definition, and the same elements on every backend."""
+
+import minillm_kernels as mk
+import pytest
+import torch
+from minillm_kernels.dispatch import Backend
+from minillm_kernels.philox import uniform
+
+BACKENDS: tuple[Backend, ...] = ("reference", "torch")
+SHAPES = [
+    pytest.param((4, 8, 16), id="tile-aligned"),
+    pytest.param((3, 7, 5), id="ragged"),
+    pytest.param((1,), id="one"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["f64", "f32", "bf16"])
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_output_and_gradient_are_the_definition(shape, name, dtype):
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    dy = torch.randn(shape, dtype=dtype)
+    with mk.backend(name):
+        y = mk.dropout(x, 0.3, 11)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    kept = uniform(11, torch.arange(x.numel())).view(shape) >= 0.3
+    rounding = 2 * torch.finfo(dtype).eps  # one product, with the factor itself rounded
+    torch.testing.assert_close(y.double(), x.detach().double() * kept / 0.7, rtol=rounding, atol=0)
+    torch.testing.assert_close(dx.double(), dy.double() * kept / 0.7, rtol=rounding, atol=0)
+
+
+def test_backends_drop_the_same_elements_of_a_strided_tensor():
+    x = torch.randn(9, 5, 7).transpose(0, 2) + 10
+    zeros = []
+    for name in BACKENDS:
+        with mk.backend(name):
+            zeros.append(mk.dropout(x, 0.5, 3) == 0)
+    assert torch.equal(*zeros)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_share_dropped_is_p(p):
+    count = 50_000
+    dropped = (mk.dropout(torch.ones(count), p, 21) == 0).sum().item()
+    deviation = (count * p * (1 - p)) ** 0.5
+    assert abs(dropped - count * p) < 4 * deviation
+
+
+def test_another_seed_drops_other_elements():
+    x = torch.ones(1000)
+    assert not torch.equal(mk.dropout(x, 0.5, 1), mk.dropout(x, 0.5, 2))
+    assert not torch.equal(mk.dropout(x, 0.5, 1), mk.dropout(x, 0.5, 1 + 2**32))  # the seed's upper half counts
+
+
+def test_without_dropout_nothing_changes():
+    x = torch.randn(3)
+    assert mk.dropout(x, 0.0, None) is x
+
+
+def test_reference_backward_is_the_derivative():
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    with mk.backend("reference"):
+        assert torch.autograd.gradcheck(lambda x: mk.dropout(x, 0.4, 5), (x,))
+
+
+@pytest.mark.parametrize(
+    "p, seed, error, text",
+    [
+        pytest.param(1.0, 1, ValueError, r"\[0, 1\), got 1.0", id="all"),
+        pytest.param(0.5, None, ValueError, "needs a seed", id="no-seed"),
+    ],
+)
+def test_wrong_arguments_are_told(p, seed, error, text):
+    with pytest.raises(error, match=text):
+        mk.dropout(torch.ones(2), p, seed)
+
+
+def test_traces_whole():
+    compiled = torch.compile(lambda x, seed: mk.dropout(x, 0.3, seed), backend="eager", fullgraph=True)
+    x, seed = torch.randn(5, 3), torch.tensor(9)
+    assert torch.equal(compiled(x, seed), mk.dropout(x, 0.3, seed))

@@ -1,0 +1,64 @@
+"""embedding against a product with one-hot rows in float64."""
+
+import minillm_kernels as mk
+import pytest
+import torch
+import torch.nn.functional as F
+from minillm_kernels.dispatch import Backend
+
+BACKENDS: tuple[Backend, ...] = ("reference", "torch")
+SHAPES = [
+    pytest.param((2, 5), 64, 32, id="tile-aligned"),
+    pytest.param((3, 7), 11, 5, id="ragged"),
+    pytest.param((1,), 1, 1, id="one"),
+    pytest.param((0,), 4, 3, id="no-tokens"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("shape, V, C", SHAPES)
+def test_rows_and_gradient_are_those_of_the_one_hot_product(shape, V, C, name, dtype):
+    tokens = torch.randint(V, shape)
+    weight = torch.randn(V, C, dtype=dtype, requires_grad=True)
+    dy = torch.randn(*shape, C, dtype=dtype)
+    with mk.backend(name):
+        y = mk.embedding(tokens, weight)
+    (dweight,) = torch.autograd.grad(y, weight, dy)
+    onehot = F.one_hot(tokens.reshape(-1), V).double()
+    expected_y = (onehot @ weight.detach().double()).view(*shape, C)
+    expected_dweight = onehot.mT @ dy.double().reshape(-1, C)
+    assert torch.equal(y.double(), expected_y)  # a copy: nothing is rounded
+    size = (onehot.mT @ dy.double().abs().reshape(-1, C)).amax() if tokens.numel() else 1.0
+    # each of the few additions rounds once
+    torch.testing.assert_close(
+        dweight.double(), expected_dweight, rtol=0, atol=2 * torch.finfo(dtype).eps * float(size)
+    )
+
+
+def test_reference_backward_is_the_derivative():
+    tokens = torch.tensor([[0, 2, 2], [1, 0, 2]])
+    weight = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    with mk.backend("reference"):
+        assert torch.autograd.gradcheck(lambda weight: mk.embedding(tokens, weight), (weight,))
+
+
+@pytest.mark.parametrize(
+    "tokens, weight, error, text",
+    [
+        pytest.param(
+            torch.zeros(2), torch.ones(3, 2), TypeError, "int64 or int32, got torch.float32", id="float-tokens"
+        ),
+        pytest.param(torch.tensor([0]), torch.ones(3), ValueError, r"\(V, C\), got \(3,\)", id="flat-table"),
+        pytest.param(torch.tensor([0]), torch.ones(3, 2).int(), TypeError, "weight must be float", id="integer-table"),
+    ],
+)
+def test_wrong_arguments_are_told(tokens, weight, error, text):
+    with pytest.raises(error, match=text):
+        mk.embedding(tokens, weight)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_token_outside_the_table_is_an_error(name):
+    with mk.backend(name), pytest.raises(IndexError):
+        mk.embedding(torch.tensor([3]), torch.ones(3, 2))

@@ -1,0 +1,100 @@
+"""gelu: the maths against torch in float64, the backward against finite differences, one backend against another."""
+
+from typing import Any
+
+import minillm_kernels as mk
+import pytest
+import torch
+from torch.nn import functional
+
+SHAPES = [
+    pytest.param((2, 8, 64), id="aligned"),
+    pytest.param((3, 7, 100), id="ragged"),
+    pytest.param((1,), id="one"),
+    pytest.param((0, 3), id="no-row"),
+]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+VIEWS = [pytest.param(lambda t: t.mT, id="transposed"), pytest.param(lambda t: t[::2, 1:8:3], id="sliced")]
+
+APPROXIMATE = ["none", "tanh"]
+
+
+def tensors(shape, *, bias) -> dict[str, Any]:
+    torch.manual_seed(0)
+    made = {"x": 3 * torch.randn(shape)}
+    return (made | {"bias": torch.randn(shape[-1])}) if bias else made
+
+
+@pytest.mark.parametrize("approximate", APPROXIMATE)
+@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward_is_that_of_torch(shape, bias, name, approximate):
+    made = {key: t.double() for key, t in tensors(shape, bias=bias).items()}
+    with mk.backend(name):
+        y = mk.gelu(**made, approximate=approximate)
+    torch.testing.assert_close(y, functional.gelu(sum(made.values(), start=torch.zeros(())), approximate=approximate))
+
+
+@pytest.mark.parametrize("approximate", APPROXIMATE)
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_backward_is_the_derivative(gradcheck, bias, approximate):
+    gradcheck(mk.gelu, tensors((2, 3, 5), bias=bias), approximate=approximate)
+
+
+@pytest.mark.parametrize("approximate", APPROXIMATE)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_torch_is_as_close_to_truth_as_reference(compare, shape, bias, dtype, approximate):
+    compare(mk.gelu, tensors(shape, bias=bias), dtype, ("x",), approximate=approximate)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_strided_input(compare, view):
+    x = view(torch.randn(9, 8, 10))
+    compare(mk.gelu, {"x": x, "bias": torch.randn(2 * x.shape[-1])[::2]}, torch.float32, ())
+
+
+@pytest.mark.parametrize("name", ["torch", "reference"])
+def test_float32_bias_keeps_its_digits_beside_a_narrow_x(name):
+    """In bfloat16 1 + 2^-10 is 1 and the sum with -1 is 0; the maths in between is in float32."""
+    x, bias = torch.tensor([-1.0], dtype=torch.bfloat16), torch.tensor([1 + 2.0**-10])
+    with mk.backend(name):
+        assert mk.gelu(x, bias) > 0
+
+
+@pytest.mark.parametrize("approximate", APPROXIMATE)
+@pytest.mark.parametrize("name", ["torch", "reference"])
+def test_far_from_zero_it_is_relu_with_a_finite_slope(outputs_and_gradients, name, approximate):
+    x = torch.tensor([-1e4, -50.0, 50.0, 1e4])
+    with mk.backend(name):
+        found = outputs_and_gradients(mk.gelu, {"x": x}, approximate=approximate)
+    torch.testing.assert_close(found["output 0"], x.clamp(min=0))
+    assert found["dx"].isfinite().all()
+
+
+def test_tanh_is_as_far_from_the_definition_as_the_docstring_says():
+    x = torch.linspace(-6, 6, 100_001, dtype=torch.float64)
+    far = (mk.gelu(x) - mk.gelu(x, approximate="tanh")).abs().max()
+    assert 4e-4 < far <= 5e-4
+
+
+X = torch.zeros(2, 3)
+WORD: Any = "erf"
+
+
+@pytest.mark.parametrize(
+    "call, error, text",
+    [
+        pytest.param(lambda: mk.gelu(X.long()), TypeError, "x must be .* got torch.int64", id="x-dtype"),
+        pytest.param(lambda: mk.gelu(X, X[0].int()), TypeError, "bias must be .* got torch.int32", id="bias-dtype"),
+        pytest.param(lambda: mk.gelu(X, X[0, :2]), ValueError, r"bias must be \(3,\).* got \(2,\)", id="bias"),
+        pytest.param(lambda: mk.gelu(X, X[0].to("meta")), ValueError, "bias is on meta", id="device"),
+        pytest.param(lambda: mk.gelu(X, approximate=WORD), ValueError, "'none' or 'tanh', got 'erf'", id="word"),
+    ],
+)
+def test_mistake_is_one_line(call, error, text):
+    with pytest.raises(error, match=text) as raised:
+        call()
+    assert "\n" not in str(raised.value)

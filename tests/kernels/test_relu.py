@@ -1,0 +1,95 @@
+"""relu: the maths against torch in float64, the backward against finite differences, one backend against another."""
+
+from typing import Any
+
+import minillm_kernels as mk
+import pytest
+import torch
+from torch.nn import functional
+
+SHAPES = [
+    pytest.param((2, 8, 64), id="aligned"),
+    pytest.param((3, 7, 100), id="ragged"),
+    pytest.param((1,), id="one"),
+    pytest.param((0, 3), id="no-row"),
+]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+VIEWS = [pytest.param(lambda t: t.mT, id="transposed"), pytest.param(lambda t: t[::2, 1:8:3], id="sliced")]
+
+
+def tensors(shape, *, bias) -> dict[str, Any]:
+    torch.manual_seed(0)
+    made = {"x": 3 * torch.randn(shape)}
+    return (made | {"bias": torch.randn(shape[-1])}) if bias else made
+
+
+@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward_is_that_of_torch(shape, bias, name):
+    made = {key: t.double() for key, t in tensors(shape, bias=bias).items()}
+    with mk.backend(name):
+        y = mk.relu(**made)
+    torch.testing.assert_close(y, functional.relu(sum(made.values(), start=torch.zeros(()))))
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_backward_is_the_derivative(gradcheck, bias):
+    gradcheck(mk.relu, tensors((2, 3, 5), bias=bias))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_torch_is_as_close_to_truth_as_reference(compare, shape, bias, dtype):
+    compare(mk.relu, tensors(shape, bias=bias), dtype, ("x",))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_strided_input(compare, view):
+    x = view(torch.randn(9, 8, 10))
+    compare(mk.relu, {"x": x, "bias": torch.randn(2 * x.shape[-1])[::2]}, torch.float32, ())
+
+
+@pytest.mark.parametrize("name", ["torch", "reference"])
+def test_float32_bias_keeps_its_digits_beside_a_narrow_x(name):
+    """In bfloat16 1 + 2^-10 is 1 and the sum with -1 is 0; the maths in between is in float32."""
+    x, bias = torch.tensor([-1.0], dtype=torch.bfloat16), torch.tensor([1 + 2.0**-10])
+    with mk.backend(name):
+        assert mk.relu(x, bias) > 0
+
+
+@pytest.mark.parametrize("name", ["torch", "reference"])
+def test_slope_at_zero_is_zero(outputs_and_gradients, name):
+    with mk.backend(name):
+        found = outputs_and_gradients(mk.relu, {"x": torch.zeros(3)})
+    assert torch.equal(found["dx"], torch.zeros(3))
+
+
+@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own tracing does that
+def test_compiles_as_one_graph(name):
+    x, bias = torch.randn(3, 5, requires_grad=True), torch.randn(5, requires_grad=True)
+    compiled = torch.compile(lambda x, bias: mk.relu(x, bias).square().sum(), backend="aot_eager", fullgraph=True)
+    with mk.backend(name):
+        found = torch.autograd.grad(compiled(x, bias), (x, bias))
+    h = (x + bias).detach().clamp(min=0)
+    torch.testing.assert_close(found, (2 * h, 2 * h.sum(0)))
+
+
+X = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    "call, error, text",
+    [
+        pytest.param(lambda: mk.relu(X.long()), TypeError, "x must be .* got torch.int64", id="x-dtype"),
+        pytest.param(lambda: mk.relu(X, X[0].int()), TypeError, "bias must be .* got torch.int32", id="bias-dtype"),
+        pytest.param(lambda: mk.relu(X, X[0, :2]), ValueError, r"bias must be \(3,\).* got \(2,\)", id="bias"),
+        pytest.param(lambda: mk.relu(X, X[0].to("meta")), ValueError, "bias is on meta", id="device"),
+    ],
+)
+def test_mistake_is_one_line(call, error, text):
+    with pytest.raises(error, match=text) as raised:
+        call()
+    assert "\n" not in str(raised.value)
