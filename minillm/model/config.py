@@ -6,7 +6,7 @@ Read next: `layers.py`.
 from dataclasses import dataclass
 from typing import Literal
 
-from minillm.config import REQUIRED, setting
+from minillm.config import setting
 
 Kind = Literal["decoder", "encoder"]
 Norm = Literal["layer_norm", "rms_norm"]
@@ -20,7 +20,7 @@ class ModelConfig:
     """The shape of an encoder or decoder. Defaults are those of a small GPT-2."""
 
     kind: Kind = setting("decoder", "decoder: causal attention; encoder: attention to both sides")
-    vocab_size: int = setting(REQUIRED, "number of token ids, V")
+    vocab_size: int = setting(0, "number of token ids, V; 0: as many as the tokenizer has")
     context: int = setting(1024, "longest sequence, in tokens")
     num_layers: int = setting(12, "number of blocks")
     width: int = setting(768, "size of the residual stream, C")
@@ -57,7 +57,7 @@ class ModelConfig:
     attention_dropout: float = setting(0.0, "probability of dropping an attention weight")
     window: int | None = setting(
         None,
-        "tokens seen by sliding-window layers (decoder: the last ones; encoder: half on each side); none: no such layers",
+        "tokens seen by sliding-window layers (decoder: past ones; encoder: half on each side); none: no such layers",
     )
     global_every: int = setting(1, "with a window: layers 0, n, 2n, ... see everything; 0: none does")
     attention_softcap: float | None = setting(None, "scores become cap * tanh(score / cap)")
@@ -65,7 +65,7 @@ class ModelConfig:
     init_std: float = setting(0.02, "standard deviation of initial weights; `init.py` has the table")
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context", "num_layers", "width", "num_heads"):
+        for name in ("context", "num_layers", "width", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("num_kv_heads", "head_width", "mlp_width", "window"):
@@ -90,8 +90,8 @@ class ModelConfig:
         for name in ("norm_eps", "rotary_theta", "rotary_theta_local", "attention_softcap", "logit_softcap"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"model.{name} must be above 0, got {value}")
-        if self.token_types < 0 or self.global_every < 0 or self.init_std < 0:
-            raise ValueError("model.token_types, model.global_every and model.init_std must not be negative")
+        if min(self.vocab_size, self.token_types, self.global_every, self.init_std) < 0:
+            raise ValueError("model.vocab_size, token_types, global_every and init_std must not be negative")
         if self.head == "none" and self.head_bias:
             raise ValueError("model.head_bias needs a head; set model.head to linear or transform")
 

@@ -1,0 +1,4 @@
+"""Run folders: tensors as safetensors, all else as JSON or CSV, every file written whole or not at all.
+
+Read next: `files.py`, `native.py`, `run_folder.py`.
+"""

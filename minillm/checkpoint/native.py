@@ -1,0 +1,96 @@
+"""Tensors of a model <-> safetensors, by name; a file that does not fit says at which tensor.
+
+Read next: `run_folder.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minillm.checkpoint.files import explained, reason
+from minillm.errors import InputError
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and persistent buffers by name, each tensor once: a tied one under its first name."""
+    found: dict[str, Tensor] = {}
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    for name, tensor in model.state_dict().items():
+        place = (tensor.data_ptr(), tuple(tensor.shape))
+        if tensor.numel() and place in seen:
+            continue
+        seen.add(place)
+        found[name] = tensor
+    return found
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, named: Path | None = None, safe: str = "") -> None:
+    """Write tensors as one safetensors file; equal tensors give equal bytes.
+
+    Args:
+        path: where to write; replaced if it exists, so write into a `files.new_folder`.
+        tensors: any dtypes and shapes, on any device.
+        named: the file as the user knows it, for the error's text; None: `path`.
+        safe: what is not lost if this fails.
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with explained(named or path, safe):
+        # one metadata key only: safetensors keeps metadata in a hash map, and two keys could come in either order
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, on the CPU.
+
+    Raises:
+        InputError: no such file, or it is damaged.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; the checkpoint is not whole, use another one") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot read {path}: {reason(error)}; the checkpoint is damaged, use another one") from error
+
+
+def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | str) -> None:
+    """Copy tensors into the model's own, in place, after checking that all names and shapes agree.
+
+    Args:
+        model: keeps its dtypes and devices.
+        tensors: as `tensors_of` gives them.
+        source: where they came from, for the error's text.
+    Raises:
+        InputError: the first tensor that differs, with both shapes; the model is then unchanged.
+    """
+    own = tensors_of(model)
+    for name, tensor in own.items():
+        if name not in tensors:
+            raise misfit(source, name, asked=tensor, came=None)
+        if tensors[name].shape != tensor.shape:
+            raise misfit(source, name, asked=tensor, came=tensors[name])
+    for name, tensor in tensors.items():
+        if name not in own:
+            raise misfit(source, name, asked=None, came=tensor)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def misfit(source: Path | str, name: str, *, asked: Tensor | None, came: Tensor | None) -> InputError:
+    """Return the error for a tensor that differs between a model and a file."""
+
+    def shape(tensor: Tensor | None) -> str:
+        return "no such tensor" if tensor is None else str(tuple(tensor.shape))
+
+    return InputError(
+        f"{source} is of another architecture: the model asks for {name} {shape(asked)}, the file has {shape(came)}; "
+        f"use the [model] section that it was trained with"
+    )

@@ -1,0 +1,241 @@
+"""The folder of a run: what lies where, and checkpoints that are whole or not there.
+
+    config.toml  corpus.json  tokenizer/  tokens/  metrics.csv  timing.csv  *.png
+    checkpoints/step-000250/   model.safetensors config.json (of the model) optimiser.safetensors state.json
+    checkpoints/latest         one line, "step-000250"; `best` likewise: the lowest validation loss so far
+
+Read next: `../training/trainer.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from minillm.checkpoint import files
+from minillm.checkpoint.native import read_tensors, write_tensors
+from minillm.config import build, to_table
+from minillm.errors import InputError
+
+STEP_NAME = re.compile(r"step-(\d{6,})")  # a marker with anything else is not followed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One saved moment of a run. Tensors are read when asked for: to generate needs no optimiser.
+
+    folder: where it lies.
+    step: optimiser steps done.
+    model_config: table of the model's configuration, for `minillm.config.build`.
+    state: what the trainer keeps beside tensors; see `Trainer.save`.
+    """
+
+    folder: Path
+    step: int
+    model_config: dict[str, Any]
+    state: dict[str, Any]
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        """Return the model's tensors by name, on the CPU."""
+        return read_tensors(self.folder / "model.safetensors")
+
+    def check_model(self, config: Any) -> None:
+        """Raise InputError unless this checkpoint's model is of `config`; settings newer than it count as default.
+
+        Tensors alone do not tell: another number of heads has the same shapes.
+        """
+        path = self.folder / "config.json"
+        saved = build(type(config), self.model_config, source=str(path), prefix="model.")
+        for field in dataclasses.fields(config):
+            asked, came = getattr(config, field.name), getattr(saved, field.name)
+            if asked != came:
+                raise InputError(
+                    f"{path} is of another architecture: model.{field.name} is {came} in it, {asked} was asked for; "
+                    f"use the [model] section that it was trained with"
+                )
+
+    def optimiser_tensors(self) -> dict[str, Tensor]:
+        """Return the optimiser's tensors by "slot.parameter name", on the CPU."""
+        return read_tensors(self.folder / "optimiser.safetensors")
+
+
+class RunFolder:
+    """The paths of a run and its checkpoints. Making the object touches no disk."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config_path = self.path / "config.toml"
+        self.tokenizer_path = self.path / "tokenizer"
+        self.corpus_path = self.path / "corpus.json"
+        self.tokens_path = self.path / "tokens"
+        self.metrics_path = self.path / "metrics.csv"
+        self.timing_path = self.path / "timing.csv"
+        self.checkpoints = self.path / "checkpoints"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def is_run(self) -> bool:
+        """Return whether a run was started here."""
+        return self.config_path.is_file() or self.checkpoints.is_dir()
+
+    def steps(self) -> list[int]:
+        """Return the steps of the checkpoints that are here, ascending."""
+        if not self.checkpoints.is_dir():
+            return []
+        names = (STEP_NAME.fullmatch(path.name) for path in self.checkpoints.iterdir())
+        return sorted(int(name[1]) for name in names if name)
+
+    def create(self, overwrite: bool = False) -> None:
+        """Make the folder for a new run.
+
+        Args:
+            overwrite: remove the checkpoints and CSVs of a run that stands here, and nothing else.
+        Raises:
+            InputError: a run with a checkpoint is here already, the folder holds other things, or it cannot be made.
+                A run that never reached its first checkpoint has nothing to lose and is started again in place.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file, not a folder for a run; choose another --out")
+        with files.explained(self.path):
+            if self.path.is_dir() and any(self.path.iterdir()) and not self.is_run():
+                raise InputError(f"{self.path} is not empty and not a run; choose another --out")
+            if self.steps() and not overwrite:
+                raise InputError(
+                    f"{self.path} already holds a run, saved at step {self.steps()[-1]}; "
+                    f"choose another --out or use --resume {self.path}"
+                )
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            for marker in ("latest", "best"):  # first: a marker must not outlive its checkpoint
+                (self.checkpoints / marker).unlink(missing_ok=True)
+            for step in self.steps():
+                files.remove_folder(self.folder_of(step))
+            for path in (self.metrics_path, self.timing_path):
+                path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raise InputError unless a run stands here."""
+        if not self.path.exists():
+            raise InputError(f"no run folder {self.path}; give the folder that --out named when the run was started")
+        if not self.is_run():
+            raise InputError(f"{self.path} is not a run folder: it has neither config.toml nor checkpoints")
+
+    def folder_of(self, step: int) -> Path:
+        """Return the place of the checkpoint after `step` optimiser steps."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    def safe(self) -> str:
+        """Return, for an error's text, what of this run is on the disk."""
+        steps = self.steps()
+        if not steps:
+            return "no checkpoint was saved before"
+        return f"the checkpoint of step {steps[-1]} is safe, go on from it with --resume {self.path}"
+
+    def save(
+        self,
+        step: int,
+        model_tensors: Mapping[str, Tensor],
+        model_config: Any,
+        optimiser_tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        best: bool,
+        *,
+        keep: int = 1,
+    ) -> Path:
+        """Write a checkpoint, point `latest` (and `best`) to it, and remove those no longer kept.
+
+        Checkpoints of later steps go too: the run went back to an earlier one and takes another course.
+
+        Args:
+            step: optimiser steps done.
+            model_tensors: by name, as `native.tensors_of` gives them.
+            model_config: the model's configuration, a dataclass made with `minillm.config.setting`.
+            optimiser_tensors: by "slot.parameter name".
+            state: numbers, texts, lists and tables, as JSON can hold them.
+            best: whether `best` shall point to it.
+            keep: newest checkpoints that stay; the best one stays besides.
+        Raises:
+            InputError: a file cannot be written; the earlier checkpoints and markers are then untouched.
+        """
+        target, safe = self.folder_of(step), self.safe()
+        with files.explained(self.checkpoints, safe):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            files.remove_leftovers(self.checkpoints)
+        texts = {"config.json": to_table(model_config), "state.json": dict(state)}
+        tensors = {"model.safetensors": model_tensors, "optimiser.safetensors": optimiser_tensors}
+        with files.new_folder(target, safe=safe) as draft:
+            for name, values in tensors.items():
+                write_tensors(draft / name, values, named=target / name, safe=safe)
+            for name, table in texts.items():
+                with files.explained(target / name, safe):
+                    (draft / name).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        for marker in ("latest", "best") if best else ("latest",):
+            files.write_text(self.checkpoints / marker, f"{target.name}\n", safe=self.safe())
+        with files.explained(self.checkpoints, self.safe()):
+            self._remove_old(keep, newest=step)
+        return target
+
+    def _remove_old(self, keep: int, *, newest: int) -> None:
+        """Remove all checkpoints but the newest `keep` up to `newest` and the one that `best` names among those."""
+        before = [step for step in self.steps() if step <= newest]
+        kept = {*before[-keep:], self._marked("best")}
+        for step in self.steps():
+            if step > newest or step not in kept:
+                files.remove_folder(self.folder_of(step))
+
+    def _marked(self, marker: str) -> int | None:
+        """Return the step that a marker names, or None where it is missing or names nothing that is here."""
+        try:
+            found = STEP_NAME.fullmatch((self.checkpoints / marker).read_text(encoding="utf-8").strip())
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+        return int(found[1]) if found and self.folder_of(int(found[1])).is_dir() else None
+
+    def load(self, which: Literal["latest", "best"] | int = "latest") -> Checkpoint:
+        """Return a checkpoint.
+
+        Args:
+            which: the newest, the one with the lowest validation loss, or a step.
+        Raises:
+            InputError: there is no run here, no such checkpoint, or it is damaged.
+        """
+        self.check()
+        steps = self.steps()
+        if not steps:
+            raise InputError(f"{self.path} has no checkpoint yet; train it first")
+        step = which if isinstance(which, int) else self._marked(which)
+        if step is None and which == "latest":  # every step folder is whole: the marker is a convenience
+            step = steps[-1]
+        if step is None:
+            raise InputError(f"{self.path} has no best checkpoint: it was never evaluated; take the latest")
+        if step not in steps:
+            raise InputError(f"{self.path} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+        folder = self.folder_of(step)
+        config, state = (read_json(folder / name) for name in ("config.json", "state.json"))
+        return Checkpoint(folder=folder, step=step, model_config=config, state=state)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the table in a JSON file of a checkpoint.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; the checkpoint is not whole, use another one") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {files.reason(error)}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); use another checkpoint") from error
+    if not isinstance(table, dict):
+        raise InputError(f"{path} is damaged (no table in it); use another checkpoint")
+    return table

@@ -1,0 +1,66 @@
+"""`minillm evaluate RUN`: how good a model is on held-out text, beside simple models that learnt from the same text.
+
+Read next: `minillm/evaluate.py`, then `minillm/anchors.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from minillm.cli.arguments import Parser, print_json
+from minillm.errors import InputError
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command on the words after its name."""
+    parser = Parser(prog="minillm evaluate", description="Judge a model on held-out text, beside simple models.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument(
+        "--data.input", dest="input", metavar="PATH|NAME", help="another text, all of it (default: what RUN held out)"
+    )
+    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, latest or a step (default best)")
+    parser.add_argument(
+        "--device", default="auto", metavar="DEVICE", help="cpu, cuda or mps (default: the best one here)"
+    )
+    parser.json_option()
+    arguments = parser.parse(argv)
+
+    import minillm
+    from minillm.checkpoint.run_folder import RunFolder
+    from minillm.evaluate import compare
+    from minillm.material import gather
+    from minillm.training.precision import choose_device
+    from minillm.training.progress import Progress
+
+    device = choose_device(arguments.device)
+    loaded = minillm.load(arguments.run, which=arguments.checkpoint, device=device)
+    if loaded.config is None:
+        raise InputError(f"{arguments.run} has no config.toml, which says what it learnt from; it cannot be evaluated")
+    folder, progress = RunFolder(arguments.run), Progress(quiet=arguments.json)
+    with tempfile.TemporaryDirectory() as scratch:
+        held_out = None if arguments.input is None else (arguments.input, Path(scratch))
+        material = gather(loaded.config, folder, loaded.require_tokenizer(), held_out=held_out, progress=progress)
+        figures = material.evaluate(loaded.model)
+        anchors = material.anchors(folder.path / "anchors.json")
+    if arguments.json:
+        print_json(
+            {
+                "run": str(arguments.run),
+                "step": loaded.step,
+                "text": material.corpus.name,
+                **dataclasses.asdict(figures),
+                "anchors": [dataclasses.asdict(anchor) for anchor in anchors],
+            }
+        )
+        return
+    print(f"{arguments.run} after {loaded.step:,} steps, on {material.corpus.name}, {figures.targets:,} targets")
+    print(f"  loss           {figures.loss:.4f} nats per target")
+    print(f"  perplexity     {figures.perplexity:,.2f}")
+    if figures.bits_per_byte is not None:
+        print(f"  bits per byte  {figures.bits_per_byte:.4f}")
+    if figures.masked_accuracy is not None:
+        print(f"  accuracy       {figures.masked_accuracy:.1%} of the masked tokens")
+    print("\n".join(compare(figures, anchors)))

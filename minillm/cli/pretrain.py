@@ -1,0 +1,104 @@
+"""`minillm pretrain`: train an encoder or decoder on text, or go on with a run.
+
+Read next: `minillm/pretrain.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minillm.cli.arguments import Parser, add_settings, override_settings, print_json, say
+from minillm.config import build, read_toml
+from minillm.errors import InputError
+from minillm.pretrain_config import PretrainConfig, preset_names, preset_table, rehearsal
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command on the words after its name."""
+    parser = Parser(
+        prog="minillm pretrain",
+        description="Train an encoder or decoder on text. Settings come from a file or a preset, then from options.",
+        epilog="QUICK=1 in the environment ends every run after 20 steps: a rehearsal.",
+    )
+    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="a file with the settings")
+    parser.add_argument("--preset", metavar="NAME", help=f"in place of a file: {', '.join(preset_names())}")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder (default: runs/ and the file's name)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that stands in --out")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run from its latest checkpoint")
+    parser.add_argument("--init", type=Path, metavar="RUN", help="begin with the weights and tokenizer of another run")
+    parser.add_argument("--quiet", action="store_true", help="no live line and no notes")
+    parser.json_option()
+    add_settings(parser, PretrainConfig)
+    arguments = parser.parse(argv)
+    _check_sources(arguments)
+
+    from minillm import pretrain  # imports torch: after the words were found right
+    from minillm.training.progress import Progress
+
+    progress = Progress(quiet=arguments.quiet)
+    if arguments.resume is not None:
+        overrides: dict[str, Any] = {}
+        override_settings(overrides, arguments, PretrainConfig)
+        result = pretrain.resume(arguments.resume, overrides, progress=progress)
+    else:
+        config, stem = _config(arguments)
+        config = rehearsal(config, progress.note)
+        result = pretrain.pretrain(
+            config,
+            arguments.out or Path("runs") / stem,
+            init=arguments.init,
+            overwrite=arguments.overwrite,
+            progress=progress,
+        )
+    if arguments.json:
+        print_json(result.json())
+        return
+    if not arguments.quiet:
+        say(_next_command(result))
+
+
+def _check_sources(arguments: argparse.Namespace) -> None:
+    """Raise InputError unless the words say in exactly one way what is to be trained."""
+    given = [
+        word
+        for word, value in (
+            ("CONFIG.toml", arguments.config),
+            ("--preset", arguments.preset),
+            ("--resume", arguments.resume),
+        )
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise InputError(f"minillm pretrain takes one of CONFIG.toml, --preset and --resume, got {' and '.join(given)}")
+    if not given and arguments.init is None:
+        raise InputError("minillm pretrain needs CONFIG.toml, --preset NAME or --resume RUN; try --preset tiny-decoder")
+    if arguments.resume is not None:
+        for word in ("out", "init", "overwrite"):
+            if getattr(arguments, word):
+                raise InputError(f"--resume goes on in the run folder itself; leave out --{word}")
+
+
+def _config(arguments: argparse.Namespace) -> tuple[PretrainConfig, str]:
+    """Return the settings of a new run, and the name that they have."""
+    if arguments.config is not None:
+        table, source, stem = read_toml(arguments.config), str(arguments.config), arguments.config.stem
+    elif arguments.preset is not None:
+        table, source, stem = preset_table(arguments.preset), f"preset {arguments.preset}", arguments.preset
+    else:
+        from minillm.checkpoint.run_folder import RunFolder
+
+        run = RunFolder(arguments.init)
+        run.check()
+        table, source, stem = read_toml(run.config_path), str(run.config_path), f"{run.path.name}-continued"
+    override_settings(table, arguments, PretrainConfig)
+    return build(PretrainConfig, table, source=source), stem
+
+
+def _next_command(result: Any) -> str:
+    """Return what to do with the run now."""
+    if result.kind == "decoder":
+        return f'next: minillm generate {result.run} --prompt "..."'
+    return f'next: minillm fill {result.run} --text "... [MASK] ..."'

@@ -1,0 +1,161 @@
+r"""Batches from token shards, each a pure function of its step.
+
+packed: windows of T tokens over all documents end to end. With the document mask attention stays inside a document,
+positions count from where the document, or the window, begins, and no target is asked for across the bound:
+
+    tokens     ... d3 d3 d3 | d4 d4 d4 d4 d4 d4 d4 | d5 ...      a window may begin and end inside a document
+    segments        3  3  3    4  4  4  4  4  4  4    5
+    positions       0  1  2    0  1  2  3  4  5  6    0
+
+padded: one document a row, cut to T tokens and filled up on the chosen side.
+
+In training every epoch begins its windows at another offset, so that a token does not always stand at the same place.
+Evaluation takes every window once, in order, without overlap, the short last one included.
+
+Read next: `../objectives/causal_lm.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from minillm.data.batch import Batch
+from minillm.data.sampler import mix, permuted
+from minillm.data.shards import TokenStore
+from minillm.errors import InputError
+
+IGNORED = -100  # the target of a place that has none
+ORDER, PHASE, BATCH, EVALUATION = range(4)  # what a seed is mixed for
+
+
+class Loader:
+    """Training batches by step, and evaluation batches in order, of one split."""
+
+    def __init__(
+        self,
+        store: TokenStore,
+        *,
+        context: int,
+        batch_size: int,
+        shift: bool,
+        document_mask: bool = True,
+        layout: Literal["packed", "padded"] = "packed",
+        padding_side: Literal["right", "left"] = "right",
+        pad: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Count the windows.
+
+        Args:
+            store: the split.
+            context: T, tokens in a row.
+            batch_size: rows of one optimiser step, over all ranks.
+            shift: give the next token of each place as its target (causal LM); else batches have no targets.
+            document_mask: packed: keep documents apart.
+            layout, padding_side: as in `DataConfig`.
+            pad: the token that fills rows; None: 0.
+            seed: of the order, and of what is drawn from `Batch.seed`.
+            rank, world: this process and how many there are; `world` divides `batch_size`.
+        Raises:
+            InputError: the split has no token that could be a target.
+            ValueError: `world` does not divide `batch_size`.
+        """
+        if batch_size % world or not 0 <= rank < world:
+            raise ValueError(f"batch_size ({batch_size}) must be a multiple of the number of processes ({world})")
+        self.store, self.context, self.shift = store, context, shift
+        self.document_mask = document_mask and layout == "packed"
+        self.layout, self.padding_side, self.pad = layout, padding_side, pad or 0
+        self.batch_size, self.rank, self.world, self.seed = batch_size, rank, world, seed
+        if len(store.tokens) < 2:
+            raise InputError(f"the text has only {len(store.tokens)} tokens in one of its splits; give a longer one")
+        self.num_windows = self._count_windows()
+
+    def batch(self, step: int) -> Batch:
+        """Return this rank's rows of an optimiser step, counted from 0."""
+        rows = self.batch_size // self.world
+        first = step * self.batch_size + self.rank * rows
+        sample = np.arange(first, first + rows)  # (B,)
+        epoch, place = sample // self.num_windows, sample % self.num_windows
+        starts = np.empty(rows, dtype=np.int64)
+        stops = np.empty(rows, dtype=np.int64)
+        for number in np.unique(epoch).tolist():
+            here = epoch == number
+            window = permuted(place[here], self.num_windows, mix(self.seed, ORDER, number))
+            starts[here], stops[here] = self._spans(window, self._phase(number))
+        return self._rows(starts, stops, mix(self.seed, BATCH, step, self.rank))
+
+    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yield every window once, `batch_size` rows at a time; the last batch may have fewer."""
+        windows = self._count_windows(whole=False)
+        for first in range(0, windows, batch_size):
+            starts, stops = self._spans(np.arange(first, min(first + batch_size, windows)), phase=0)
+            yield self._rows(starts, stops, mix(self.seed, EVALUATION, first))
+
+    def _count_windows(self, whole: bool = True) -> int:
+        """Return the number of windows of an epoch; `whole`: of those that are full at every phase, one at least."""
+        if self.layout == "padded":
+            return len(self.store.bounds) - 1
+        places = len(self.store.tokens) - self.shift  # the last token has no next one
+        if whole:
+            return max(1, (places - self.context + 1) // self.context)
+        return -(-places // self.context)
+
+    def _phase(self, epoch: int) -> int:
+        """Return the offset of an epoch's windows, in [0, T) and such that all of them are full."""
+        if self.layout == "padded":
+            return 0
+        room = len(self.store.tokens) - self.shift - self.num_windows * self.context
+        return mix(self.seed, PHASE, epoch) % (min(room, self.context - 1) + 1) if room > 0 else 0
+
+    def _spans(self, windows: NDArray[np.int64], phase: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (start, stop) of windows in the token file, without the shifted targets."""
+        if self.layout == "padded":
+            bounds = self.store.bounds
+            return bounds[windows], np.minimum(bounds[windows + 1], bounds[windows] + self.context)
+        starts = phase + windows * self.context
+        return starts, np.minimum(starts + self.context, len(self.store.tokens) - self.shift)
+
+    def _rows(self, starts: NDArray[np.int64], stops: NDArray[np.int64], seed: int) -> Batch:
+        """Return the batch of some spans of the token file."""
+        T = self.context
+        lengths = stops - starts  # (B,)
+        left = self.padding_side == "left" and self.layout == "padded"
+        first = T - lengths if left else np.zeros_like(lengths)
+        columns = np.arange(T) - first[:, None]  # (B, T): place in the row's span; outside of it in padding
+        real = (columns >= 0) & (columns < lengths[:, None])
+        where = np.where(real, starts[:, None] + columns, starts[:, None])  # (B, T) in the token file
+        tokens = np.where(real, self.store.tokens[where].astype(np.int64), self.pad)
+        padded = not real.all()
+        segments = positions = targets = None
+        document = None
+        if self.document_mask or self.shift:
+            document = np.searchsorted(self.store.bounds, where, side="right") - 1  # (B, T)
+        if self.document_mask and document is not None:
+            begin = np.maximum(self.store.bounds[document], starts[:, None])
+            segments, positions = np.where(real, document, -1), np.where(real, where - begin, 0)
+        if self.shift and document is not None:
+            targets = self._targets(where, real, document)
+        return Batch(
+            tokens=torch.from_numpy(tokens),
+            starts=torch.from_numpy(first) if left else None,
+            lengths=torch.from_numpy(lengths) if padded else None,
+            segments=None if segments is None else torch.from_numpy(segments),
+            positions=None if positions is None else torch.from_numpy(positions),
+            targets=None if targets is None else torch.from_numpy(targets),
+            seed=seed,
+        )
+
+    def _targets(self, where: NDArray[np.int64], real: NDArray[np.bool_], document: NDArray[np.int64]) -> NDArray:
+        """Return the next tokens (B, T) int64, -100 in padding and, where documents are kept apart, at their ends."""
+        following = np.minimum(where + 1, len(self.store.tokens) - 1)
+        asked = real & (where + 1 < len(self.store.tokens))
+        if self.document_mask or self.layout == "padded":
+            asked &= following < self.store.bounds[document + 1]
+        return np.where(asked, self.store.tokens[following].astype(np.int64), IGNORED)

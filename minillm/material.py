@@ -1,0 +1,163 @@
+"""What a run learns from and is judged on: text as tokens, batches, the objective. Made before any weight exists.
+
+Read next: `pretrain.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm.anchors import Anchor, causal_anchors, masked_anchors
+from minillm.checkpoint.run_folder import RunFolder, read_json
+from minillm.data.corpora import Against, Corpus, Split, open_corpus
+from minillm.data.loader import Loader
+from minillm.data.shards import TokenStore, prepare
+from minillm.errors import InputError
+from minillm.evaluate import Evaluation, evaluate
+from minillm.model.transformer import Decoder, Encoder
+from minillm.objectives.causal_lm import CausalLM
+from minillm.objectives.masked_lm import MaskedLM
+from minillm.pretrain_config import PretrainConfig
+from minillm.tokenizer.base import Tokenizer
+from minillm.training.progress import Progress
+
+EVAL_ROWS = 512  # held-out sequences looked at during training; the figures at the end are on all of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """A corpus as a model meets it.
+
+    train, valid: tokens of the two splits.
+    loader: of training batches. held_out: of batches of the held-out text.
+    rows: sequences that fit on the device at once.
+    """
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    train: TokenStore
+    valid: TokenStore
+    loader: Loader
+    held_out: Loader
+    objective: CausalLM | MaskedLM
+    rows: int
+
+    def evaluate(self, model: Encoder | Decoder) -> Evaluation:
+        """Return the figures of a model on all held-out text."""
+        return evaluate(model, self.objective, self.held_out.eval_batches(self.rows), num_bytes=self.valid.num_bytes)
+
+    def glance(self, model: Encoder | Decoder) -> Mapping[str, float]:
+        """Return the loss on the first held-out sequences, for a look during training."""
+        batches = max(1, EVAL_ROWS // self.rows)
+        looked = evaluate(model, self.objective, self.held_out.eval_batches(self.rows), max_batches=batches)
+        return {"loss": looked.loss}
+
+    def anchors(self, cache: Path | None = None) -> list[Anchor]:
+        """Return the simple models that learnt from the same text, on the same held-out text."""
+        if isinstance(self.objective, CausalLM):
+            return causal_anchors(self.corpus, cache=cache)
+        return masked_anchors(
+            self.train.tokens,
+            self.train.bounds,
+            self.held_out.eval_batches(self.rows),
+            self.objective,
+            vocab_size=self.tokenizer.vocab_size,
+        )
+
+
+def gather(
+    config: PretrainConfig,
+    folder: RunFolder,
+    tokenizer: Tokenizer,
+    *,
+    held_out: tuple[str, Path] | None = None,
+    progress: Progress | None = None,
+) -> Material:
+    """Return the material of a run; text becomes token shards where it is not yet.
+
+    Args:
+        config: its sections data, objective, model (context and kind) and train (batch size and seed) are read.
+        folder: of the run; shards go into it, or into `data.cache`.
+        tokenizer: of the run.
+        held_out: another text, all of which is held out in place of the run's own, and a folder for its shards.
+        progress: draws a bar while text is encoded; None: nothing.
+    Raises:
+        InputError: no such text, text that is too short, or text that is not what the run was begun with.
+    """
+    corpus = open_corpus(config.data.input, valid_fraction=config.data.valid_fraction)
+    _check_unchanged(folder, corpus, config.data.input)
+    shards = folder.tokens_path if config.data.cache is None else Path(config.data.cache)
+    on_progress = None if progress is None else functools.partial(progress.share, "encoding")
+    causal, specials = config.model.kind == "decoder", tokenizer.specials
+    before, after = (specials.bos, specials.eos) if causal else (specials.cls, specials.sep)
+
+    def stores(text: Corpus, place: Path, *splits: Split) -> list[TokenStore]:
+        prepare(
+            text,
+            tokenizer,
+            place,
+            prefix=[] if before is None else [before],
+            suffix=[] if after is None else [after],
+            splits=splits,
+            on_progress=on_progress,
+        )
+        return [TokenStore.open(place, split) for split in splits]
+
+    def loader(store: TokenStore) -> Loader:
+        return Loader(
+            store,
+            context=config.model.context,
+            batch_size=config.train.batch_size,
+            shift=causal,
+            document_mask=config.data.document_mask,
+            layout=config.data.layout,
+            padding_side=config.data.padding_side,
+            pad=specials.pad,
+            seed=config.train.seed,
+        )
+
+    train, valid = stores(corpus, shards, "train", "valid")
+    if held_out is not None:
+        corpus = Against(corpus, open_corpus(held_out[0]))
+        (valid,) = stores(corpus, held_out[1], "valid")
+    return Material(
+        corpus=corpus,
+        tokenizer=tokenizer,
+        train=train,
+        valid=valid,
+        loader=loader(train),
+        held_out=loader(valid),
+        objective=make_objective(config, tokenizer),
+        rows=config.train.micro_batch_size or config.train.batch_size,
+    )
+
+
+def make_objective(config: PretrainConfig, tokenizer: Tokenizer) -> CausalLM | MaskedLM:
+    """Return the objective of a configuration.
+
+    Raises:
+        InputError: masked LM with a tokenizer that has no mask symbol.
+    """
+    if config.objective.name == "causal_lm":
+        return CausalLM(config.objective)
+    if tokenizer.specials.mask is None:
+        raise InputError("masked_lm needs a tokenizer with a mask symbol, and this one has none; train one of its own")
+    return MaskedLM(
+        config.objective,
+        vocab_size=tokenizer.vocab_size,
+        mask_token=tokenizer.specials.mask,
+        control_tokens=tokenizer.specials.ids(),
+        word_classes=tokenizer.word_classes() if config.objective.masking == "whole_word" else None,
+    )
+
+
+def _check_unchanged(folder: RunFolder, corpus: Corpus, name: str) -> None:
+    """Raise InputError where the run keeps the digest of another text."""
+    if folder.corpus_path.exists() and read_json(folder.corpus_path).get("digest") != corpus.digest:
+        raise InputError(
+            f"the text of {name} is not what {folder} was begun with (its digest differs); bring the old text back, "
+            f"or begin a new run with --init {folder}"
+        )

@@ -1,0 +1,238 @@
+"""From a configuration to a pretrained model in a run folder: the one place where all parts meet.
+
+    text -> tokenizer -> token shards -> loader -> objective.step(model, batch) -> trainer -> run folder
+
+Read next: `training/trainer.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minillm.checkpoint.files import write_text
+from minillm.checkpoint.native import put_tensors
+from minillm.checkpoint.run_folder import RunFolder
+from minillm.config import build, override, read_toml, write_toml
+from minillm.data.corpora import Corpus, open_corpus
+from minillm.errors import InputError
+from minillm.evaluate import Evaluation, compare
+from minillm.material import Material, gather
+from minillm.model.count import count_parameters, flops_per_token
+from minillm.model.transformer import build_model
+from minillm.pretrain_config import PretrainConfig
+from minillm.tokenizer.base import Tokenizer, load_tokenizer
+from minillm.tokenizer.training import train_tokenizer
+from minillm.training.plots import draw_plots
+from minillm.training.precision import choose_compute_dtype, choose_device
+from minillm.training.progress import Progress
+from minillm.training.state import Summary
+from minillm.training.trainer import Trainer
+
+CHANGEABLE = ("train.max_steps", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints")
+CHANGEABLE += ("train.log_every", "train.micro_batch_size", "train.device", "train.compute_dtype", "train.compile")
+CHANGEABLE += ("train.threads",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came of a run.
+
+    run: its folder. kind: decoder or encoder. summary: what the trainer says.
+    evaluation: the last weights on all held-out text; None where Ctrl-C ended the run early.
+    table: the model among the anchors, as lines; empty where there is no evaluation.
+    """
+
+    run: Path
+    kind: str
+    summary: Summary
+    evaluation: Evaluation | None
+    table: list[str]
+
+    def json(self) -> dict[str, Any]:
+        """Return the figures under the names of the command line's contract."""
+        end = self.evaluation
+        return {
+            "run": str(self.run),
+            "steps": self.summary.steps,
+            "tokens": self.summary.tokens,
+            "seconds": self.summary.seconds,
+            "tokens_per_second": self.summary.tokens_per_second,
+            "train_loss": self.summary.train_loss,
+            "valid_loss": self.summary.valid_loss if end is None else end.loss,
+            "bits_per_byte": None if end is None else end.bits_per_byte,
+            "masked_accuracy": None if end is None else end.masked_accuracy,
+        }
+
+
+def pretrain(
+    config: PretrainConfig,
+    out: Path,
+    *,
+    init: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Train a model from its beginning, and leave a run folder.
+
+    Args:
+        config: all settings; a vocabulary size of 0 becomes the tokenizer's.
+        out: the run folder.
+        init: a run whose weights and tokenizer this one begins with; its architecture takes the place of [model].
+        overwrite: replace the run that stands in `out`.
+        progress: None: say nothing.
+    Raises:
+        InputError: a setting, a text or a folder that does not do; nothing half-written stays behind.
+    """
+    progress = progress or Progress(quiet=True)
+    folder = RunFolder(out)
+    with _cleaned_up(folder):
+        folder.create(overwrite)
+        tokenizer, weights = _beginning(config, init, progress)
+        if init is not None:
+            config = dataclasses.replace(config, model=_model_config(init))
+        config = dataclasses.replace(config, model=_with_vocabulary(config, tokenizer))
+        tokenizer.save(folder.tokenizer_path)
+        write_toml(config, folder.config_path)
+        material = gather(config, folder, tokenizer, progress=progress)
+        write_text(folder.corpus_path, json.dumps(_corpus_card(material.corpus), indent=1) + "\n")
+        trainer = _trainer(config, folder, material, progress)
+        if weights is not None:
+            put_tensors(trainer.model, weights, source=Path(init or out))
+        return _train(trainer, material, config, progress)
+
+
+def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None = None) -> Result:
+    """Go on with a run from its latest checkpoint as if it had never stopped.
+
+    Args:
+        run: the run folder.
+        overrides: nested table of settings to change, of those that leave the run's past as it was.
+        progress: None: say nothing.
+    Raises:
+        InputError: no run, a setting that cannot change, or text that is not what it was.
+    """
+    progress = progress or Progress(quiet=True)
+    folder = RunFolder(run)
+    folder.load()  # says what is missing before anything else happens
+    table = read_toml(folder.config_path)
+    for section, settings in overrides.items():
+        for key, value in settings.items():
+            name = f"{section}.{key}"
+            if name not in CHANGEABLE:
+                raise InputError(
+                    f"{name} cannot change in a run that has begun; --resume takes {', '.join(CHANGEABLE)}, "
+                    f"and --init {run} begins a new run with these weights"
+                )
+            override(table, name, value)
+    config: PretrainConfig = build(PretrainConfig, table, source=str(folder.config_path))
+    material = gather(config, folder, load_tokenizer(folder.tokenizer_path), progress=progress)
+    trainer = _trainer(config, folder, material, progress)
+    trainer.resume()
+    write_toml(config, folder.config_path)
+    return _train(trainer, material, config, progress)
+
+
+@contextmanager
+def _cleaned_up(folder: RunFolder) -> Iterator[None]:
+    """Remove what this call made of the run folder if it fails before the first checkpoint."""
+    new = not folder.path.exists()
+    try:
+        yield
+    except BaseException:
+        if new and not folder.steps():
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+
+
+def _beginning(config: PretrainConfig, init: Path | None, progress: Progress) -> tuple[Tokenizer, dict | None]:
+    """Return the tokenizer of a new run, and the weights to begin with (None: drawn at random)."""
+    if init is not None:
+        other = RunFolder(init)
+        return load_tokenizer(other.tokenizer_path), other.load("latest").model_tensors()
+    corpus = open_corpus(config.data.input, valid_fraction=config.data.valid_fraction)
+    progress.note(f"training a {config.tokenizer.kind} tokenizer on {corpus.name}")
+    tokenizer = train_tokenizer(config.tokenizer, corpus.documents("train"))
+    if tokenizer.notice:
+        progress.note(tokenizer.notice)
+    return tokenizer, None
+
+
+def _model_config(init: Path) -> Any:
+    """Return the architecture of another run's latest checkpoint."""
+    from minillm.model.config import ModelConfig
+
+    checkpoint = RunFolder(init).load("latest")
+    return build(ModelConfig, checkpoint.model_config, source=str(checkpoint.folder / "config.json"))
+
+
+def _with_vocabulary(config: PretrainConfig, tokenizer: Tokenizer) -> Any:
+    """Return the [model] section with room for every token of the tokenizer."""
+    size = config.model.vocab_size
+    if size and size < tokenizer.vocab_size:
+        raise InputError(
+            f"model.vocab_size ({size}) is below the tokenizer's {tokenizer.vocab_size} tokens; leave it out, "
+            f"or lower tokenizer.vocab_size"
+        )
+    return dataclasses.replace(config.model, vocab_size=size or tokenizer.vocab_size)
+
+
+def _corpus_card(corpus: Corpus) -> dict[str, Any]:
+    """Return what a run folder keeps of its text."""
+    return {
+        "name": corpus.name,
+        "digest": corpus.digest,
+        "bytes": {split: corpus.num_bytes(split) for split in ("train", "valid")},
+        "python": platform.python_version(),
+    }
+
+
+def _trainer(config: PretrainConfig, folder: RunFolder, material: Material, progress: Progress) -> Trainer:
+    """Return the trainer of a run, with its model at its initial weights."""
+    device = choose_device(config.train.device)
+    choice = choose_compute_dtype(config.train.compute_dtype, device)
+    torch.manual_seed(config.train.seed)
+    model = build_model(config.model)
+    progress.note(
+        f"{config.model.kind} of {count_parameters(model):,} parameters on {device} in "
+        f"{str(choice.dtype).removeprefix('torch.')} ({choice.reason}); "
+        f"{len(material.train.tokens):,} tokens to learn from, {len(material.valid.tokens):,} held out"
+    )
+    head_share = 1.0 if config.model.kind == "decoder" else config.objective.rate
+    return Trainer(
+        model,
+        material.objective,
+        material.loader,
+        train=config.train,
+        optim=config.optim,
+        folder=folder,
+        evaluate=material.glance,
+        device=device,
+        compute_dtype=choice.dtype,
+        flops_per_token=flops_per_token(model, config.model.context, head_share=head_share),
+        progress=progress,
+    )
+
+
+def _train(trainer: Trainer, material: Material, config: PretrainConfig, progress: Progress) -> Result:
+    """Train, then judge the weights on all held-out text beside the anchors, and draw the plots."""
+    summary = trainer.fit()
+    folder = trainer.folder
+    draw_plots(folder)
+    if summary.stopped_early:
+        return Result(run=folder.path, kind=config.model.kind, summary=summary, evaluation=None, table=[])
+    progress.note("held-out text: this model among simple ones that learnt from the same text")
+    end = material.evaluate(trainer.model)
+    table = compare(end, material.anchors(folder.path / "anchors.json"))
+    for line in table:
+        progress.note(line)
+    return Result(run=folder.path, kind=config.model.kind, summary=summary, evaluation=end, table=table)

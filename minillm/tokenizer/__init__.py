@@ -1,0 +1,4 @@
+"""Text to token ids and back: sentencepiece (BPE, unigram), bytes, characters.
+
+Read next: `config.py`, then `base.py`.
+"""

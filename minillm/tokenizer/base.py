@@ -1,0 +1,162 @@
+"""What every tokenizer can do, and which control symbols it has.
+
+Text can never produce a control symbol: "[MASK]" or "<s>" in a text are encoded as the characters that they are. Who
+needs one takes its id from `specials`.
+
+Read next: `pieces.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import tomllib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minillm.errors import InputError
+
+FILE = "tokenizer.toml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specials:
+    """The ids of the control symbols; None where a tokenizer has no such symbol.
+
+    unk: an unknown character. bos, eos: beginning and end of a document. pad: fills a row. mask: hides a token.
+    cls, sep: stand before and after a text that an encoder reads.
+    """
+
+    unk: int | None = None
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+    mask: int | None = None
+    cls: int | None = None
+    sep: int | None = None
+
+    def ids(self) -> list[int]:
+        """Return those that exist."""
+        return [token for token in dataclasses.astuple(self) if token is not None]
+
+
+NAMES = ("<unk>", "<s>", "</s>", "<pad>", "[MASK]", "[CLS]", "[SEP]")  # ids 0 to 6, in the order of Specials
+ALL_SPECIALS = Specials(unk=0, bos=1, eos=2, pad=3, mask=4, cls=5, sep=6)
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back.
+
+    kind: bpe, unigram, byte or char. vocab_size: number of ids, V. specials: the control symbols.
+    notice: something that the user should know about how it was trained; empty: nothing.
+    """
+
+    kind: ClassVar[str]
+    vocab_size: int
+    specials: Specials
+    notice: str = ""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text, without control symbols (but unk for a character that a `char` one lacks)."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of each text."""
+        return [self.encode(text) for text in texts]
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens; control symbols are left out, bytes that are no UTF-8 become U+FFFD.
+
+        For every text without unknown characters decode(encode(text)) == text.
+        """
+
+    @abstractmethod
+    def piece(self, token: int) -> str:
+        """Return one token as a person reads it: its text, a control symbol's name, or <0x0A> for a byte."""
+
+    @abstractmethod
+    def files(self) -> Mapping[str, bytes]:
+        """Return the content of all files that `save` writes, by name, tokenizer.toml among them."""
+
+    def word_classes(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return (begins_inside, ends_inside), each (V,): the token's first, or last, character is a word character.
+
+        Two neighbours belong to one word when the left one ends inside and the right one begins inside. A piece with a
+        space before its word does not begin inside; a byte above 127 is a part of some letter and counts as one.
+        """
+        begins, ends = np.zeros(self.vocab_size, bool), np.zeros(self.vocab_size, bool)
+        control = set(self.specials.ids())
+        for token in range(self.vocab_size):
+            if token not in control and (text := self._surface(token)):
+                begins[token], ends[token] = _in_word(text[0]), _in_word(text[-1])
+        return begins, ends
+
+    def _surface(self, token: int) -> str:
+        """Return the text that a token stands for; a byte above 127 as a letter."""
+        return self.piece(token)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides how text is encoded, as hexadecimal digits."""
+        files = sorted(self.files().items())
+        return hashlib.sha256(b"".join(name.encode() + b"\0" + content for name, content in files)).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer into a folder, which is made if need be; each file appears whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in sorted(
+            self.files().items(), key=lambda file: file[0] == FILE
+        ):  # the one that is looked for last
+            handle, draft = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+            try:
+                with os.fdopen(handle, "wb") as stream:
+                    stream.write(content)
+                os.chmod(draft, 0o644)
+                os.replace(draft, folder / name)
+            except BaseException:
+                Path(draft).unlink(missing_ok=True)
+                raise
+
+
+def _in_word(character: str) -> bool:
+    """Return whether a character belongs to a word: letters, digits and the underscore do."""
+    return character.isalnum() or character == "_"
+
+
+def card(**values: Any) -> bytes:
+    """Return tokenizer.toml: flat strings and integers, which JSON writes as TOML does."""
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()).encode()
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer in a folder.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    from minillm.tokenizer.byte import ByteTokenizer
+    from minillm.tokenizer.character import CharacterTokenizer
+    from minillm.tokenizer.pieces import BPETokenizer, UnigramTokenizer
+
+    path = folder / FILE
+    kinds: dict[str, type] = {c.kind: c for c in (BPETokenizer, UnigramTokenizer, ByteTokenizer, CharacterTokenizer)}
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return kinds[table["kind"]].from_files(table, folder)
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name if error.filename else FILE
+        raise InputError(
+            f"{folder} holds no tokenizer ({missing} is missing); copy it from where it was made"
+        ) from error
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        raise InputError(f"the tokenizer in {folder} is damaged ({error}); copy it from where it was made") from error

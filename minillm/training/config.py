@@ -1,0 +1,96 @@
+"""How a model is trained: two sections, [train] for the run and [optim] for the optimiser and its schedule.
+
+Read next: `schedule.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from minillm.config import setting
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
+Schedule = Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The run: how much is seen per step, for how long, what is kept, and on which device."""
+
+    batch_size: int = setting(32, "sequences per optimiser step, over all micro-batches")
+    micro_batch_size: int | None = setting(
+        None, "sequences on the device at once, a divisor of batch_size; none: all; the gradient is the same"
+    )
+    max_steps: int = setting(1000, "optimiser steps of the whole run")
+    eval_every: int = setting(250, "steps between evaluations; 0: only at the end")
+    checkpoint_every: int = setting(250, "steps between checkpoints; 0: only at the end")
+    keep_checkpoints: int = setting(1, "newest checkpoints that are kept, beside the best one")
+    log_every: int = setting(10, "steps between rows of metrics.csv")
+    seed: int = setting(0, "of initial weights, data order, masking and dropout")
+    device: Device = setting("auto", "auto (cuda, then mps, then cpu), cpu, cuda or mps")
+    compute_dtype: ComputeDtype = setting(
+        "auto", "dtype of activations: auto (bfloat16 where the device is fast at it), float32, bfloat16 or float16"
+    )
+    grad_clip: float = setting(1.0, "largest norm of the whole gradient; 0: no clipping")
+    compile: bool = setting(False, "run the model through torch.compile; the first step then takes a minute or so")
+    threads: int | None = setting(None, "CPU threads of one op; none: PyTorch's own choice")
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_steps", "log_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("eval_every", "checkpoint_every", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"train.threads must be at least 1, got {self.threads}; leave it out for the default")
+        if not 0.0 <= self.grad_clip < float("inf"):
+            raise ValueError(f"train.grad_clip must be 0 or above, got {self.grad_clip}; 0 switches it off")
+        if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
+            near = max(d for d in range(1, max(self.micro_batch_size, 1) + 1) if self.batch_size % d == 0)
+            raise ValueError(
+                f"train.micro_batch_size ({self.micro_batch_size}) must divide train.batch_size ({self.batch_size}); "
+                f"try {near}"
+            )
+
+    @property
+    def micro_batches(self) -> int:
+        """Number of micro-batches in one optimiser step."""
+        return 1 if self.micro_batch_size is None else self.batch_size // self.micro_batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimiser and its learning rate over time; `schedule.py` has the curves, `optim.py` the decay rule."""
+
+    name: Literal["adamw", "sgd"] = setting("adamw", "adamw, or sgd with momentum")
+    learning_rate: float = setting(1e-3, "peak learning rate")
+    min_learning_rate_ratio: float = setting(
+        0.1, "learning rate at the end as a share of the peak (cosine, linear, wsd), in [0, 1]"
+    )
+    warmup_steps: int = setting(100, "steps of linear rise; the peak learning rate comes right after them")
+    schedule: Schedule = setting("cosine", "after the warm-up: cosine, linear, wsd, inverse_sqrt or constant")
+    decay_fraction: float = setting(0.2, "wsd: share of max_steps, at the end, over which the rate falls, in [0, 1]")
+    decay_shape: Literal["sqrt", "linear"] = setting("sqrt", "wsd: the rate falls as 1 - sqrt(x) or as 1 - x")
+    weight_decay: float = setting(0.1, "decoupled decay (adamw) or L2 term (sgd) of parameters with two axes or more")
+    beta1: float = setting(0.9, "adamw: decay of the gradient's running mean")
+    beta2: float = setting(0.99, "adamw: decay of the squared gradient's running mean")
+    eps: float = setting(1e-8, "adamw: added to the root of the squared gradient's mean")
+    momentum: float = setting(0.9, "sgd: momentum; 0: none")
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "eps"):
+            if not 0.0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
+        for name in ("min_learning_rate_ratio", "decay_fraction"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"optim.{name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("beta1", "beta2", "momentum"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"optim.{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"optim.warmup_steps must not be negative, got {self.warmup_steps}")
+        if not 0.0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"optim.weight_decay must be 0 or above, got {self.weight_decay}")

@@ -1,0 +1,62 @@
+"""What can go wrong in a step through no fault of the code, each in one line that says what to do.
+
+Read next: `trainer.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from minillm.errors import InputError
+from minillm.training.config import TrainConfig
+
+# What PyTorch's CPU allocator says when the system gives it nothing; it raises a bare RuntimeError.
+CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator: not enough memory", "DefaultCPUAllocator: can't allocate memory")
+
+
+@contextmanager
+def memory_explained(train: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Turn running out of memory inside the block into an InputError that names a micro-batch to try.
+
+    Raises:
+        InputError: in place of PyTorch's out-of-memory errors of GPUs and CPUs.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise out_of_memory(train, device) from error
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in CPU_OUT_OF_MEMORY):
+            raise out_of_memory(train, device) from error
+        raise
+
+
+def out_of_memory(train: TrainConfig, device: torch.device) -> InputError:
+    """Return the error for a micro-batch that does not fit: try half of it, which leaves the gradient the same."""
+    size = train.batch_size // train.micro_batches
+    if size == 1:
+        return InputError(
+            f"a single sequence does not fit into the memory of {device}; lower model.context, or width or num_layers"
+        )
+    smaller = max(d for d in range(1, size // 2 + 1) if train.batch_size % d == 0)
+    return InputError(
+        f"{size} sequences at once do not fit into the memory of {device}; set train.micro_batch_size = {smaller} "
+        f"(train.batch_size stays {train.batch_size}, the result is the same)"
+    )
+
+
+def not_finite(what: str, step: int, safe: str) -> InputError:
+    """Return the error for a loss or gradient that is infinite or not a number.
+
+    Args:
+        what: "the loss", "the gradient" or "the validation loss".
+        step: the optimiser step at which it became so, counted from 1.
+        safe: what of the run is on the disk.
+    """
+    return InputError(
+        f"{what} is no longer a finite number at step {step}; "
+        f"lower optim.learning_rate or raise optim.warmup_steps; {safe}"
+    )

@@ -1,0 +1,101 @@
+r"""The gradient of one batch, however it is cut into micro-batches.
+
+A batch is cut into k micro-batches that are on the device one after the other. Its gradient is
+
+    d/dw [ sum_i total_i / N  +  (1/k) * sum_i extra_i ],     i = 1 .. k the micro-batches, N all their targets
+
+N is counted on the CPU from the prepared batch, before any backward pass. Dividing each total by it at once, and not
+the finished gradient afterwards, has three merits: the numbers that float16 carries backwards have the size of a mean,
+`extra` needs no correction, and no further pass over the gradients is made. A mean over k means would weigh a target
+more where its micro-batch has few of them. `extra` is averaged, so that a penalty on the weights counts once whatever
+k is.
+
+Read next: `trainer.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from minillm.data.batch import Batch
+from minillm.objectives.loss import Loss
+
+IGNORED = -100  # the target of a place that has none
+
+
+class Objective(Protocol):
+    """What is learnt: see `minillm/objectives`."""
+
+    def prepare(self, batch: Batch) -> Batch: ...
+    def step(self, model: Any, batch: Batch) -> Loss: ...
+
+
+def targets_in(batch: Batch) -> int:
+    """Return N, the number of places in a prepared batch that have a target; on the CPU, so it waits for no device."""
+    if batch.targets is None:
+        raise ValueError("objective.prepare must return a batch with targets; -100 where a place has none")
+    return int((batch.targets != IGNORED).sum())
+
+
+def tokens_in(batch: Batch) -> int:
+    """Return the number of tokens in a batch without its padding."""
+    return batch.tokens.numel() if batch.lengths is None else int(batch.lengths.sum())
+
+
+def add_gradient(
+    model: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    *,
+    count: int,
+    micro_batches: int,
+    device: torch.device,
+    scaler: torch.amp.GradScaler | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Add the gradient of a batch to the parameters' `.grad`, by the formula at the head of this file.
+
+    Args:
+        model: on `device`, in training mode.
+        objective: its `step` gives the loss of a micro-batch.
+        batch: prepared, on the CPU.
+        count: N, at least 1; see `targets_in`.
+        micro_batches: k, a divisor of the number of rows.
+        device: where micro-batches are computed.
+        scaler: of a float16 run; the gradients are then scaled by it. None: they are not.
+    Returns:
+        () on the device: sum_i total_i / N, the mean loss of the batch's targets without extras;
+        () on the device: how many more targets the objective counted than `count`; anything but 0 is its defect.
+
+    Cost: memory of activations as for one micro-batch; nothing waits for the device.
+    """
+    total, excess = torch.zeros((), device=device), torch.full((), -float(count), device=device)
+    for part in batch.to(device).split(micro_batches):
+        loss = objective.step(model, part)
+        share = loss.total / count
+        if loss.extra is not None:
+            share = share + loss.extra / micro_batches
+        (share if scaler is None else scaler.scale(share)).backward()
+        total, excess = total + loss.total.detach(), excess + loss.count
+    return total / count, excess
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+    """Scale all gradients so that their joint Euclidean norm is at most `limit`.
+
+        g <- g * min(1, limit / (norm + 1e-6)),     norm = sqrt(sum over parameters of |g|^2)
+
+    Args:
+        parameters: those without a gradient count as zero.
+        limit: 0: measure only.
+    Returns:
+        () on the parameters' device, the norm before clipping.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if limit > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm

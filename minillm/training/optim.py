@@ -1,0 +1,98 @@
+"""The optimiser: AdamW or SGD, which parameters decay, and its state by parameter name.
+
+The decay rule, nanoGPT's: parameters with two axes or more (weights of linear layers, embeddings) decay; those with
+fewer (biases, norms' gains) do not. Another optimiser needs only param groups with a "peak_lr" each, which the
+trainer multiplies with the schedule's share, and state tensors per parameter.
+
+Read next: `gradient.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from minillm.errors import InputError
+from minillm.training.config import OptimConfig
+
+FUSED_DEVICES = ("cpu", "cuda", "mps")  # where PyTorch steps all parameters in one kernel
+
+
+def make_optimiser(model: nn.Module, config: OptimConfig) -> Optimizer:
+    """Return the optimiser of a model's trainable parameters, in at most two groups: with decay and without.
+
+    Args:
+        model: its parameters must be on their final device.
+        config: name and constants; for sgd the decay is the L2 term of PyTorch's SGD, for adamw it is decoupled.
+    Raises:
+        ValueError: if no parameter of the model is trainable.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError("the model has no trainable parameter; leave requires_grad on for at least one")
+    groups = [
+        {"params": params, "weight_decay": decay, "peak_lr": config.learning_rate}
+        for params, decay in (
+            ([p for p in trainable if p.ndim >= 2], config.weight_decay),
+            ([p for p in trainable if p.ndim < 2], 0.0),
+        )
+        if params
+    ]
+    fused = all(p.device.type in FUSED_DEVICES for p in trainable)
+    if config.name == "sgd":
+        return SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=fused)
+    betas = (config.beta1, config.beta2)
+    return AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=fused)
+
+
+def set_learning_rate(optimiser: Optimizer, share: float) -> None:
+    """Set each group's learning rate to `share` of its own peak."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak_lr"] * share
+
+
+def optimiser_tensors(optimiser: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Return the optimiser's state as "slot.parameter name" -> tensor, such as "exp_avg.blocks.0.attention.q.weight".
+
+    A parameter's number in the optimiser changes with the order of groups; its name does not.
+    """
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{slot}.{names[parameter]}": value
+        for parameter, slots in optimiser.state.items()
+        for slot, value in slots.items()
+        if isinstance(value, Tensor)  # SGD without momentum keeps a None
+    }
+
+
+def put_optimiser_tensors(
+    optimiser: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], *, source: object
+) -> None:
+    """Give an optimiser the state that `optimiser_tensors` took from another one.
+
+    Args:
+        optimiser: a new one, of the same kind.
+        model: the model that it steps.
+        tensors: "slot.parameter name" -> tensor.
+        source: where they came from, for the error's text.
+    Raises:
+        InputError: a name or shape that the model does not have; the optimiser is then unchanged.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    state: dict[nn.Parameter, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        slot, _, name = key.partition(".")
+        parameter = parameters.get(name)
+        if parameter is None or (slot != "step" and value.shape != parameter.shape):
+            asked = "no such parameter" if parameter is None else str(tuple(parameter.shape))
+            raise InputError(
+                f"{source} is of another run: {key} {tuple(value.shape)} in the file, {asked} in the model; "
+                f"resume with the configuration that it was trained with"
+            )
+        # fused kernels want the step count beside the parameter, the others want it on the CPU
+        on_host = slot == "step" and not optimiser.defaults.get("fused")
+        state.setdefault(parameter, {})[slot] = value.clone() if on_host else value.to(parameter.device, copy=True)
+    for parameter, slots in state.items():
+        optimiser.state[parameter] = slots

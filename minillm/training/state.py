@@ -1,0 +1,69 @@
+"""Where a run stands, beside its tensors: what a checkpoint keeps in state.json, and what a run reports at its end.
+
+Read next: `trainer.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minillm.errors import InputError
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """The counters of a run; the data position is among them, since a batch is a pure function of the step.
+
+    step: optimiser steps done, empty ones included.
+    tokens: seen until then; padding is not counted.
+    empty_steps: steps whose batch had no target.
+    train_loss: mean over the targets of the last batch whose loss was read, in nats; None: none yet.
+    valid_loss: of the last evaluation; best_valid_loss: the lowest of all.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    empty_steps: int = 0
+    train_loss: float | None = None
+    valid_loss: float | None = None
+    best_valid_loss: float | None = None
+
+    def table(self) -> dict[str, Any]:
+        """Return the counters as JSON can hold them; `from_table` turns them back into equal ones."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], *, source: object) -> RunState:
+        """Return the state in a table; other keys in it are left to their owners.
+
+        Raises:
+            InputError: a counter is missing or not a number; the text names `source`.
+        """
+        for field in dataclasses.fields(cls):
+            value = table.get(field.name, "nothing")
+            whole = field.name in ("step", "tokens", "empty_steps")
+            if not (type(value) is int or (not whole and (value is None or type(value) is float))):
+                raise InputError(f"{source} is damaged: {field.name} is {value!r}; use another checkpoint")
+        return cls(**{field.name: table[field.name] for field in dataclasses.fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """How a call of `Trainer.fit` ended.
+
+    steps, tokens: of the whole run, earlier sessions included; padding is not counted.
+    seconds: of this call, all included. tokens_per_second: of this call's training, evaluation and saving left out.
+    train_loss: of the last step whose loss was read; valid_loss: of the last evaluation; nats per target, None: none.
+    stopped_early: by Ctrl-C.
+    """
+
+    steps: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    train_loss: float | None
+    valid_loss: float | None
+    stopped_early: bool

@@ -1,0 +1,312 @@
+"""THE loop, for pretraining and fine-tuning alike: it knows no task, only a model, an objective and batches.
+
+    batch of this step -> objective.prepare -> gradient (k micro-batches) -> hooks -> clip -> optimiser -> hooks
+                       -> now and then: evaluate, log, save
+
+All that is random comes from `Batch.seed` and the loader, which are pure functions of the step: two runs from one seed
+agree bit for bit on one machine, and so does one that was stopped and resumed. Evaluating, logging and saving change
+nothing of what is learnt.
+
+Read next: `schedule.py`, `optim.py`, `records.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from minillm.checkpoint.native import put_tensors, tensors_of
+from minillm.checkpoint.run_folder import RunFolder
+from minillm.data.batch import Batch
+from minillm.errors import InputError
+from minillm.training.config import OptimConfig, TrainConfig
+from minillm.training.failures import memory_explained, not_finite
+from minillm.training.gradient import Objective, add_gradient, clip_gradients, targets_in, tokens_in
+from minillm.training.host_memory import keep_freed_memory
+from minillm.training.interrupt import Interrupt
+from minillm.training.optim import make_optimiser, optimiser_tensors, put_optimiser_tensors, set_learning_rate
+from minillm.training.precision import make_scaler
+from minillm.training.progress import Progress
+from minillm.training.records import Records
+from minillm.training.schedule import learning_rate_share
+from minillm.training.state import RunState, Summary
+from minillm.training.throughput import Stopwatch, Yardstick, yardstick
+
+
+class Batches(Protocol):
+    """Where batches come from: a pure function of the step."""
+
+    def batch(self, step: int) -> Batch: ...
+
+
+class Trainer:
+    """Trains a model on batches towards an objective, and keeps what comes of it in a run folder.
+
+    after_backward: called with the trainer once per step, when the whole batch's gradient is there, before clipping.
+    after_step: called with the trainer once per step, when the weights are new. A step without targets calls neither.
+    state: where the run stands; an `after_step` hook finds the running step counted.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        loader: Batches,
+        *,
+        train: TrainConfig,
+        optim: OptimConfig,
+        folder: RunFolder,
+        evaluate: Callable[[Any], Mapping[str, float]],
+        device: torch.device,
+        compute_dtype: torch.dtype,
+        flops_per_token: float | None = None,
+        progress: Progress | None = None,
+        resume_command: str | None = None,
+    ) -> None:
+        """Put the model on its device and make the optimiser. Nothing is read or written before `resume` or `fit`.
+
+        Args:
+            model: float32; has `config`, a dataclass that goes into each checkpoint, and `compute_in(dtype)`.
+            evaluate: model -> figures; "loss", in nats per target, decides which checkpoint is the best. It is called
+                in evaluation mode without gradients.
+            flops_per_token: of forward and backward, for MFU; None: it is not shown.
+            progress: None: say nothing.
+            resume_command: what to tell who pressed Ctrl-C; None: `minillm pretrain --resume` with the folder.
+        """
+        if train.threads is not None:
+            torch.set_num_threads(train.threads)
+        if device.type == "cpu":
+            keep_freed_memory()
+        self.model: Any = model.to(device)
+        self.model.compute_in(compute_dtype)
+        if train.compile:
+            self.model.compile()  # in place: names of parameters stay
+        self.objective, self.loader, self.evaluate = objective, loader, evaluate
+        self.train, self.optim, self.folder = train, optim, folder
+        self.device, self.compute_dtype = device, compute_dtype
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimiser = make_optimiser(self.model, optim)
+        self.scaler = make_scaler(device, compute_dtype)
+        self.progress = progress or Progress(quiet=True)
+        self.flops_per_token = flops_per_token
+        self.resume_command = resume_command or f"minillm pretrain --resume {folder}"
+        self.after_backward: list[Callable[[Trainer], None]] = []
+        self.after_step: list[Callable[[Trainer], None]] = []
+        self.state = RunState()
+        self._unread: list[tuple[int, Tensor]] = []  # (step, its figures still on the device)
+        self._saved_step = -1
+        self._yardstick: Yardstick | None = None
+
+    def fit(self) -> Summary:
+        """Train until `train.max_steps` or Ctrl-C, and save.
+
+        Raises:
+            InputError: the loss is no longer finite, memory or disk is full; the text says what of the run is safe.
+        """
+        was_training, tokens_before = self.model.training, self.state.tokens
+        self.model.train()
+        try:
+            with Interrupt() as interrupt, Records(self.folder, step=self.state.step) as records:
+                self._announce()
+                stopwatch = Stopwatch()
+                while self.state.step < self.train.max_steps and not interrupt.asked:
+                    with memory_explained(self.train, self.device):
+                        figures = self._take_step()
+                        stopwatch.tokens = self.state.tokens - tokens_before
+                        self._follow_up(figures, records, stopwatch)
+                    self.progress.step(self.state.step)
+                stopped_early = self.state.step < self.train.max_steps
+                if stopped_early and self._saved_step != self.state.step:
+                    self._save(records, best=False)
+        finally:
+            self.progress.stop()
+            self.model.train(was_training)
+        if self.state.empty_steps:
+            self.progress.note(f"{self.state.empty_steps:,} steps had no targets and changed nothing")
+        if stopped_early:
+            self.progress.note(f"stopped after step {self.state.step:,}, saved; go on with: {self.resume_command}")
+        return Summary(
+            steps=self.state.step,
+            tokens=self.state.tokens,
+            seconds=stopwatch.seconds,
+            tokens_per_second=stopwatch.tokens_per_second,
+            train_loss=self.state.train_loss,
+            valid_loss=self.state.valid_loss,
+            stopped_early=stopped_early,
+        )
+
+    def _announce(self) -> None:
+        """Say what a reader of the log could stumble over, and begin the live line."""
+        if self.flops_per_token is not None:
+            self._yardstick = yardstick(self.device, self.compute_dtype)
+            self.progress.note(f"MFU is the share of {self._yardstick.name}")
+        if self.state.step >= self.train.max_steps:
+            self.progress.note(f"all {self.state.step:,} steps are done already; raise train.max_steps to go on")
+        elif self.optim.warmup_steps >= self.train.max_steps and self.optim.schedule != "constant":
+            self.progress.note("the run ends inside its warm-up: optim.warmup_steps is not below train.max_steps")
+        self.progress.start(self.state.step, self.train.max_steps)
+
+    def _take_step(self) -> Tensor | None:
+        """Take one optimiser step.
+
+        Returns:
+            (3,) float32 on the device: mean loss, gradient norm before clipping, excess of counted targets (see
+            `add_gradient`). None where the batch has no target: then nothing but the step count changes.
+        """
+        batch = self.objective.prepare(self.loader.batch(self.state.step))
+        self.state.tokens += tokens_in(batch)
+        count = targets_in(batch)
+        if count == 0:
+            self._skip_step()
+            return None
+        parts = self.train.micro_batches
+        loss, excess = add_gradient(
+            self.model, self.objective, batch, count=count, micro_batches=parts, device=self.device, scaler=self.scaler
+        )
+        norm = self._update_weights()
+        self.state.step += 1
+        for hook in self.after_step:
+            hook(self)
+        figures = torch.stack([loss, norm, excess]).float()
+        self._unread.append((self.state.step, figures))
+        return figures
+
+    def _update_weights(self) -> Tensor:
+        """Turn the gradient that is there into new weights; return its norm before clipping."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimiser)
+        for hook in self.after_backward:
+            hook(self)
+        norm = clip_gradients(self.parameters, self.train.grad_clip)
+        set_learning_rate(self.optimiser, learning_rate_share(self.state.step, self.optim, self.train.max_steps))
+        if self.scaler is None:
+            self.optimiser.step()
+        else:  # leaves the weights alone where the gradient overflowed, and adapts the scale
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        return norm
+
+    def _skip_step(self) -> None:
+        """Count a step without targets; the schedule goes on, weights and optimiser stay."""
+        self.state.empty_steps += 1
+        self.state.step += 1
+        if self.state.empty_steps == 1:
+            self.progress.note(f"step {self.state.step:,}: the batch has no targets, so nothing was learnt from it")
+
+    def _follow_up(self, figures: Tensor | None, records: Records, stopwatch: Stopwatch) -> None:
+        """Evaluate, log and save where the step just taken is one for it. None of it changes what is learnt."""
+        train, step = self.train, self.state.step
+        last = step == train.max_steps
+        evaluating = last or is_due(step, train.eval_every)
+        logging = evaluating or step == 1 or is_due(step, train.log_every)
+        saving = last or is_due(step, train.checkpoint_every)
+        if not (logging or saving):
+            return
+        self._read()  # waits for the device, so the clock is right after it
+        best = False
+        if evaluating:
+            with stopwatch.paused():
+                best = self._evaluate()
+        if logging:
+            self._log(figures, self.state.valid_loss if evaluating else None, records, stopwatch)
+        if saving or best:
+            with stopwatch.paused():
+                self._save(records, best=best)
+
+    def _read(self) -> None:
+        """Fetch the figures of all steps since the last call, and stop the run where one is not a finite number."""
+        if not self._unread:
+            return
+        values = torch.stack([figures for _, figures in self._unread]).tolist()
+        for (step, _), (loss, norm, excess) in zip(self._unread, values, strict=True):
+            if excess != 0:
+                raise ValueError(
+                    f"step {step}: the objective counted {excess:+g} targets beside those in batch.targets"
+                )
+            if not math.isfinite(loss):
+                raise not_finite("the loss", step, self.folder.safe())
+            if self.scaler is None and not math.isfinite(norm):  # the scaler's overflows are its daily work
+                raise not_finite("the gradient", step, self.folder.safe())
+            self.state.train_loss = loss
+        self._unread.clear()
+
+    def _evaluate(self) -> bool:
+        """Evaluate the weights as they are; return whether they are the best so far."""
+        self.model.eval()
+        try:
+            with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                self.state.valid_loss = float(self.evaluate(self.model)["loss"])
+        finally:
+            self.model.train()
+        if not math.isfinite(self.state.valid_loss):
+            raise not_finite("the validation loss", self.state.step, self.folder.safe())
+        best = self.state.best_valid_loss is None or self.state.valid_loss < self.state.best_valid_loss
+        if best:
+            self.state.best_valid_loss = self.state.valid_loss
+        return best
+
+    def _log(self, figures: Tensor | None, valid_loss: float | None, records: Records, stopwatch: Stopwatch) -> None:
+        """Write the rows of the step just taken and renew the live line."""
+        loss, norm, _ = (None, None, None) if figures is None else figures.tolist()
+        learning_rate = self.optim.learning_rate * learning_rate_share(
+            self.state.step - 1, self.optim, self.train.max_steps
+        )
+        records.metrics(
+            step=self.state.step,
+            tokens=self.state.tokens,
+            loss=loss,
+            learning_rate=learning_rate,
+            grad_norm=norm,
+            valid_loss=valid_loss,
+        )
+        rate, mfu = stopwatch.lap(), None
+        if self._yardstick is not None and self.flops_per_token is not None:
+            mfu = rate * self.flops_per_token / self._yardstick.flops_per_second
+        records.timing(step=self.state.step, seconds=stopwatch.seconds, tokens_per_second=rate, mfu=mfu)
+        self.progress.values(loss=loss, valid_loss=self.state.valid_loss, tokens_per_second=rate)
+
+    def _save(self, records: Records, *, best: bool) -> None:
+        """Write a checkpoint of this moment, from which `resume` goes on as if nothing had happened."""
+        self._read()  # weights that are not numbers must never become the newest checkpoint
+        records.sync()
+        scaler = None if self.scaler is None else self.scaler.state_dict()
+        state = self.state.table() | {"optimiser": self.optim.name, "scaler": scaler}
+        tensors, slots = tensors_of(self.model), optimiser_tensors(self.optimiser, self.model)
+        config: Any = self.model.config
+        self.folder.save(self.state.step, tensors, config, slots, state, best, keep=self.train.keep_checkpoints)
+        self._saved_step = self.state.step
+
+    def resume(self, which: Literal["latest", "best"] | int = "latest") -> int:
+        """Take over weights, optimiser and counters of a checkpoint in the run folder; `fit` then goes on from there.
+
+        Returns:
+            the number of optimiser steps that it has behind it.
+        Raises:
+            InputError: there is no checkpoint, it is damaged, or its model or optimiser is another one.
+        """
+        checkpoint = self.folder.load(which)
+        folder, state = checkpoint.folder, checkpoint.state
+        checkpoint.check_model(self.model.config)
+        if state.get("optimiser") != self.optim.name:
+            raise InputError(
+                f"{folder / 'state.json'} is of another run: it was saved with {state.get('optimiser')}, optim.name is "
+                f"{self.optim.name}; resume with the optimiser that it was trained with"
+            )
+        put_tensors(self.model, checkpoint.model_tensors(), source=folder / "model.safetensors")
+        slots = checkpoint.optimiser_tensors()
+        put_optimiser_tensors(self.optimiser, self.model, slots, source=folder / "optimiser.safetensors")
+        self.state = RunState.from_table(state, source=folder / "state.json")
+        if self.scaler is not None and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        self._saved_step = self.state.step
+        return self.state.step
+
+
+def is_due(step: int, every: int) -> bool:
+    """Return whether something that happens every so many steps, or never (0), happens after `step` steps."""
+    return every > 0 and step % every == 0

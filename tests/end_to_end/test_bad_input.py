@@ -1,0 +1,197 @@
+"""Wrong input: one clear line on standard error, exit status 2, and nothing lost or half-written."""
+
+import json
+import shutil
+
+import pytest
+from small_runs import in_a_process, options
+
+
+def one_line(outcome):
+    """Return the only line of an error, after checking that it is one and that the status is 2."""
+    status, out, err = outcome
+    assert status == 2, f"exit status {status}: {err}"
+    assert out == ""
+    line = err.strip()
+    assert line.startswith("minillm: ") and "\n" not in line, err
+    assert "Traceback" not in line
+    return line
+
+
+def train(minillm, source, out, *words, **settings):
+    """Begin a small run on `source`."""
+    return minillm(
+        "pretrain",
+        "--preset",
+        "tiny-decoder",
+        "--data.input",
+        source,
+        "--out",
+        out,
+        "--quiet",
+        *options(**settings),
+        *words,
+    )
+
+
+def test_empty_file(minillm, tmp_path):
+    """An empty text is named, and no run folder stays."""
+    (tmp_path / "empty.txt").write_text("")
+    line = one_line(train(minillm, tmp_path / "empty.txt", tmp_path / "run"))
+    assert "empty.txt" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_is_not_text(minillm, tmp_path):
+    """Bytes that are not UTF-8 are named, with the file."""
+    (tmp_path / "picture.txt").write_bytes(b"good so far \xff\xfe\x00\x81" * 50)
+    line = one_line(train(minillm, tmp_path / "picture.txt", tmp_path / "run"))
+    assert "picture.txt" in line and "UTF-8" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_file(minillm, tmp_path):
+    """A path that is not there is named."""
+    line = one_line(train(minillm, tmp_path / "nowhere.txt", tmp_path / "run"))
+    assert "nowhere.txt" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_corpus_names_the_nearest(minillm, tmp_path):
+    """A mistyped name of an embedded corpus brings the right one."""
+    assert "stdlib-docs" in one_line(train(minillm, "stdlib-doc", tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "words, hint",
+    [
+        pytest.param(("--train.max_step", "5"), "train.max_steps", id="option"),
+        pytest.param(("--model.widht", "5"), "model.width", id="typo"),
+        pytest.param(("--train.max_steps", "many"), "train.max_steps takes int, got 'many'", id="type"),
+        pytest.param(("--model.norm", "batch_norm"), "one of layer_norm, rms_norm", id="choice"),
+        pytest.param(("--model.num_heads", "3"), "must divide", id="cross-check"),
+        pytest.param(("--model.position", "rotary", "--model.head_width", "7"), "even head width", id="rotary"),
+        pytest.param(("--train.micro_batch_size", "3"), "try 2", id="a batch that does not fit"),
+        pytest.param(("--objective.name", "masked_lm"), "causal_lm", id="objective of the other kind"),
+        pytest.param(("--model.vocab_size", "7"), "vocab", id="fewer ids than tokens"),
+    ],
+)
+def test_wrong_settings(minillm, tmp_path, text, words, hint):
+    """The setting, what came and what to do are in the line; no run folder stays."""
+    assert hint in one_line(train(minillm, text, tmp_path / "run", *words))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_key_in_a_file(minillm, tmp_path, text):
+    """A key of a configuration file that is not known brings the nearest one and the file's name."""
+    (tmp_path / "run.toml").write_text("[train]\nmax_step = 5\n")
+    line = one_line(minillm("pretrain", tmp_path / "run.toml", "--data.input", text, "--out", tmp_path / "run"))
+    assert "train.max_steps" in line and "run.toml" in line
+
+
+@pytest.mark.parametrize(
+    "words, hint",
+    [
+        pytest.param(("pretrian",), "pretrain", id="command"),
+        pytest.param(("pretrain",), "--preset", id="nothing to train"),
+        pytest.param(("pretrain", "--preset", "tiny-decodr"), "tiny-decoder", id="preset"),
+        pytest.param(("pretrain", "nowhere.toml"), "nowhere.toml", id="configuration file"),
+        pytest.param(("pretrain", "--resume", "nowhere"), "nowhere", id="resume"),
+        pytest.param(("generate", "nowhere", "--prompt", "a"), "nowhere", id="run"),
+        pytest.param(("generate", "nowhere", "--promt", "a"), "--prompt", id="option of generate"),
+        pytest.param(("fill", "nowhere"), "--text", id="missing option"),
+        pytest.param(("tokenizer", "trian"), "train", id="tokenizer's command"),
+        pytest.param(("data", "shwo"), "show", id="data's command"),
+        pytest.param(("kernels", "--device", "abacus"), "abacus", id="device"),
+    ],
+)
+def test_wrong_words(minillm, words, hint):
+    """The nearest right word, or what is missing, is in the line."""
+    assert hint in one_line(minillm(*words))
+
+
+def test_prompt_longer_than_the_context(minillm, runs):
+    """The prompt's length and the model's context are both named."""
+    line = one_line(minillm("generate", runs / "decoder", "--prompt", "the cat sat on the mat " * 20))
+    assert "context is 16" in line
+
+
+def test_generate_with_an_encoder_and_fill_with_a_decoder(minillm, runs):
+    """Each command says which one fits the model at hand."""
+    assert "fill" in one_line(minillm("generate", runs / "encoder", "--prompt", "the"))
+    assert "generate" in one_line(minillm("fill", runs / "decoder", "--text", "the [MASK]"))
+
+
+def test_fill_without_a_mask(minillm, runs):
+    """A text without [MASK] has nothing to fill."""
+    assert "[MASK]" in one_line(minillm("fill", runs / "encoder", "--text", "the cat"))
+
+
+@pytest.mark.parametrize("option", ["--top-k=0", "--top-p=1.5", "--temperature=-1", "--min-p=2", "--max-tokens=0"])
+def test_sampling_out_of_range(minillm, runs, option):
+    """A sampling setting outside of its range is named."""
+    name = option.partition("=")[0].lstrip("-").replace("-", "_")
+    assert name in one_line(minillm("generate", runs / "decoder", "--prompt", "the", option)).replace("-", "_")
+
+
+def test_missing_tokenizer(minillm, runs, tmp_path):
+    """A run folder without its tokenizer says so."""
+    shutil.copytree(runs / "decoder", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/tokenizer")
+    assert "tokenizer" in one_line(minillm("generate", tmp_path / "run", "--prompt", "the"))
+
+
+def test_checkpoint_of_another_architecture(minillm, runs, tmp_path):
+    """Weights that do not fit config.json are refused by name."""
+    shutil.copytree(runs / "decoder", tmp_path / "run")
+    for path in tmp_path.glob("run/checkpoints/step-*/config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"width": 32}))
+    line = one_line(minillm("generate", tmp_path / "run", "--prompt", "the"))
+    assert "model.safetensors" in line
+
+
+def test_a_damaged_checkpoint(minillm, runs, tmp_path):
+    """A truncated weights file is refused by name."""
+    shutil.copytree(runs / "decoder", tmp_path / "run")
+    for path in tmp_path.glob("run/checkpoints/step-*/model.safetensors"):
+        path.write_bytes(path.read_bytes()[:-100])
+    assert "model.safetensors" in one_line(minillm("generate", tmp_path / "run", "--prompt", "the"))
+
+
+def test_a_run_that_is_there_already_is_not_touched(minillm, runs, text):
+    """--out on a finished run needs --overwrite or --resume; its checkpoints stay as they are."""
+    before = {p: p.read_bytes() for p in (runs / "decoder").rglob("*") if p.is_file()}
+    assert "--resume" in one_line(train(minillm, text, runs / "decoder"))
+    assert {p: p.read_bytes() for p in (runs / "decoder").rglob("*") if p.is_file()} == before
+
+
+def test_out_in_a_folder_with_other_things(minillm, text, tmp_path):
+    """A folder that holds something else is not written into."""
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters/mine.txt").write_text("dear")
+    assert "not empty" in one_line(train(minillm, text, tmp_path / "letters"))
+    assert [p.name for p in (tmp_path / "letters").iterdir()] == ["mine.txt"]
+
+
+def test_resume_refuses_another_model(minillm, runs):
+    """The architecture of a run cannot change on resume."""
+    line = one_line(minillm("pretrain", "--resume", runs / "decoder", "--model.width", "32"))
+    assert "model.width" in line
+
+
+def test_full_disk(tmp_path, text):
+    """A write that fails for want of room: one line, status 2, and what was saved before still loads."""
+    words = ["--preset", "tiny-decoder", "--data.input", text, "--out", tmp_path / "run", "--quiet", *options()]
+    done = in_a_process(
+        "-c",
+        "import resource, sys\n"
+        "from minillm.cli import main\n"
+        "import signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "sys.exit(main(['pretrain', *sys.argv[1:]]))",
+        *words,
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("minillm: "), done.stderr
+    assert not list(tmp_path.glob("run/checkpoints/step-*"))

@@ -1,0 +1,102 @@
+"""Files and folders appear whole or not at all, whatever call fails."""
+
+import errno
+import os
+
+import pytest
+from safetensors import SafetensorError
+
+from minillm.checkpoint import files
+from minillm.errors import InputError
+
+
+def refuse(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("at", ["fsync", "replace", "open"])
+def test_a_file_that_cannot_be_written_keeps_its_old_content(tmp_path, monkeypatch, at):
+    path = tmp_path / "file.txt"
+    files.write_text(path, "old")
+    monkeypatch.setattr(os, at, refuse)  # open: the folder's, for its own flush
+    words = "cannot write .*file.txt: No space left on device; free some space; all is safe$"
+    with pytest.raises(InputError, match=words):
+        files.write_text(path, "new", safe="all is safe")
+    monkeypatch.undo()
+    assert path.read_text() == ("new" if at == "open" else "old") and names(tmp_path) == ["file.txt"]
+
+
+def test_text_is_utf8_with_line_ends_as_they_are(tmp_path):
+    files.write_text(tmp_path / "file", "ä\r\nb\n")
+    assert (tmp_path / "file").read_bytes() == b"\xc3\xa4\r\nb\n"
+
+
+def test_a_new_folder_appears_with_its_files_and_takes_the_place_of_an_old_one(tmp_path):
+    for content in ("one", "two"):
+        with files.new_folder(tmp_path / "folder") as draft:
+            (draft / f"{content}.txt").write_text(content)
+            assert not (tmp_path / "folder" / f"{content}.txt").exists()
+        assert names(tmp_path) == ["folder"] and names(tmp_path / "folder") == [f"{content}.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_new_folder_whose_filling_breaks_off_is_gone(tmp_path, error):
+    with files.new_folder(tmp_path / "folder") as draft:
+        (draft / "old").touch()
+    with pytest.raises(error), files.new_folder(tmp_path / "folder") as draft:
+        (draft / "new").touch()
+        raise error
+    assert names(tmp_path) == ["folder"] and names(tmp_path / "folder") == ["old"]
+
+
+@pytest.mark.parametrize("at", ["fsync", "replace", "mkdir"])
+def test_a_new_folder_that_cannot_be_written_is_gone(tmp_path, monkeypatch, at):
+    with pytest.raises(InputError, match="cannot write .*folder: No space left on device"):
+        if at == "mkdir":
+            monkeypatch.setattr(os, at, refuse)
+        with files.new_folder(tmp_path / "folder") as draft:
+            (draft / "file").touch()
+            monkeypatch.setattr(os, at, refuse)
+    monkeypatch.undo()
+    assert names(tmp_path) == []
+
+
+def test_leftovers_of_a_crash_are_removed_and_nothing_else(tmp_path):
+    for name in (".writing-step-000004", ".removing-step-000002", "step-000001", ".hidden"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / ".writing-latest").touch()
+    files.remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".hidden", "step-000001"]
+
+
+def test_a_folder_is_removed_also_where_an_earlier_removal_broke_off(tmp_path):
+    for name in ("step", ".removing-step"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    files.remove_folder(tmp_path / "step")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (OSError(errno.EACCES, "Permission denied"), "Permission denied; make it writable or choose another folder"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (OSError("bare"), "bare"),
+        (SafetensorError("I/O error: blah (os error 28)"), "No space left on device; free some space"),
+        (SafetensorError("header too large"), "header too large"),
+    ],
+    ids=["access", "io", "bare", "safetensors-full", "safetensors"],
+)
+def test_reasons(error, words):
+    assert files.reason(error) == words
+
+
+def test_other_errors_pass(tmp_path):
+    with pytest.raises(KeyError), files.explained(tmp_path):
+        raise KeyError

@@ -1,0 +1,207 @@
+"""A run that stopped and was resumed is, bit for bit, the run that never stopped."""
+
+import shutil
+
+import pytest
+import torch
+
+from minillm.checkpoint.native import read_tensors
+from minillm.errors import InputError
+from minillm.training.config import OptimConfig
+
+FILES = ("model.safetensors", "optimiser.safetensors", "state.json", "config.json")
+SGD, ADAMW = (
+    OptimConfig(name="sgd", learning_rate=0.05, warmup_steps=2),
+    OptimConfig(learning_rate=0.02, warmup_steps=2),
+)
+
+
+def final_bytes(trainer) -> list[bytes]:
+    """Return all that a run leaves but its clock readings."""
+    return [
+        trainer.folder.metrics_path.read_bytes(),
+        *((trainer.folder.folder_of(12) / file).read_bytes() for file in FILES),
+        (trainer.folder.checkpoints / "best").read_bytes(),
+        (trainer.folder.checkpoints / "latest").read_bytes(),
+    ]
+
+
+class Killed(BaseException):
+    """Stands for a process that is gone at once: nothing handles it."""
+
+
+def kill_at(step):
+    def hook(trainer):
+        if trainer.state.step == step:
+            raise Killed
+
+    return hook
+
+
+@pytest.mark.parametrize("optim", [ADAMW, SGD], ids=["adamw", "sgd"])
+@pytest.mark.parametrize("killed, resumed", [(5, 4), (7, 4), (9, 8), (12, 8)])
+@pytest.mark.parametrize("log_every", [1, 3])
+def test_resumed_equals_never_stopped(make_trainer, optim, killed, resumed, log_every):
+    through, first = (make_trainer(n, optim=optim, log_every=log_every, micro_batch_size=2) for n in ("a", "b"))
+    through.fit()
+    first.after_step.append(kill_at(killed))
+    with pytest.raises(Killed):
+        first.fit()
+    second = make_trainer("b", optim=optim, log_every=log_every, micro_batch_size=2)
+    assert second.resume() == resumed
+    second.fit()
+    assert second.loader.asked == list(range(resumed, 12))
+    assert final_bytes(second) == final_bytes(through)
+
+
+def test_resuming_at_every_step_in_turn(make_trainer):
+    through = make_trainer("a", checkpoint_every=1)
+    through.fit()
+    for step in range(1, 12):
+        trainer = make_trainer("b", checkpoint_every=1)
+        assert step == 1 or trainer.resume() == step - 1
+        trainer.after_step.append(kill_at(step + 1))
+        with pytest.raises(Killed):
+            trainer.fit()
+    trainer = make_trainer("b", checkpoint_every=1)
+    trainer.resume()
+    trainer.fit()
+    assert final_bytes(trainer) == final_bytes(through)
+
+
+def test_half_a_row_and_rows_after_the_checkpoint_go(make_trainer):
+    through, first = make_trainer("a"), make_trainer("b")
+    through.fit()
+    first.after_step.append(kill_at(7))
+    with pytest.raises(Killed):
+        first.fit()
+    with first.folder.metrics_path.open("a") as file:
+        file.write("7,1")
+    second = make_trainer("b")
+    second.resume()
+    second.fit()
+    assert final_bytes(second) == final_bytes(through)
+
+
+def test_seconds_go_on_where_they_stopped(make_trainer):
+    first = make_trainer(max_steps=4)
+    first.fit()
+    text = first.folder.timing_path.read_text().splitlines()
+    text[-1] = "4,1000.0,5.0,"
+    first.folder.timing_path.write_text("\n".join(text) + "\n")
+    second = make_trainer()
+    second.resume()
+    second.fit()
+    seconds = [float(line.split(",")[1]) for line in second.folder.timing_path.read_text().splitlines()[1:]]
+    assert seconds[3] == 1000.0 and 1000.0 <= seconds[4] <= seconds[-1] < 1100.0
+
+
+def test_a_finished_run_goes_on_when_it_gets_more_steps(make_trainer):
+    constant = OptimConfig(schedule="constant", warmup_steps=0)
+    through, short = make_trainer("a", optim=constant), make_trainer("b", optim=constant, max_steps=8)
+    through.fit()
+    short.fit()
+    longer = make_trainer("b", optim=constant)
+    assert longer.resume() == 8
+    longer.fit()
+    assert final_bytes(longer) == final_bytes(through)
+
+
+def test_going_back_to_an_earlier_checkpoint_drops_the_course_that_was_left(make_trainer):
+    through, first = make_trainer("a"), make_trainer("b", keep_checkpoints=3)
+    through.fit()
+    first.fit()
+    assert first.folder.steps() == [4, 8, 12]
+    back = make_trainer("b", max_steps=6)
+    assert back.resume(4) == 4
+    back.fit()
+    assert back.folder.load().step == 6 and back.folder.steps()[-1] == 6
+    on = make_trainer("b")
+    on.resume()
+    assert on.state.step == 6
+    again = make_trainer("a")
+    assert again.resume("best") == again.folder.load("best").step
+
+
+def test_resume_restores_what_the_summary_says(make_trainer):
+    first = make_trainer(max_steps=4)
+    told = first.fit()
+    second = make_trainer(max_steps=4)
+    second.resume()
+    summary = second.fit()
+    assert (summary.train_loss, summary.valid_loss, summary.tokens) == (told.train_loss, told.valid_loss, told.tokens)
+
+
+def test_a_model_of_another_architecture_is_refused_by_its_settings(parts, make_trainer):
+    make_trainer(max_steps=1).fit()
+    other = make_trainer(config=parts.Config(dropout=0.5))  # all shapes are the same
+    before = [p.clone() for p in other.model.parameters()]
+    with pytest.raises(
+        InputError, match=r"another architecture: model.dropout is 0.25 in it, 0.5 was asked for"
+    ) as error:
+        other.resume()
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(a, b) for a, b in zip(before, other.model.parameters(), strict=True))
+
+
+def test_another_optimiser_is_refused(make_trainer):
+    make_trainer(max_steps=1).fit()
+    with pytest.raises(InputError, match="saved with adamw, optim.name is sgd; resume with the optimiser"):
+        make_trainer(optim=SGD).resume()
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["cut", "empty", "noise", "missing"])
+def test_a_damaged_checkpoint_is_one_clear_line(make_trainer, file, damage):
+    trainer = make_trainer(max_steps=1)
+    trainer.fit()
+    path = trainer.folder.folder_of(1) / file
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": content[:-9], "empty": b"", "noise": b"\xff" + content[1:]}[damage])
+    with pytest.raises(InputError) as error:
+        make_trainer(max_steps=1).resume()
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert "checkpoint" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": "3"}, {"tokens": None}, {"train_loss": "low"}], ids=["text", "none", "loss"]
+)
+def test_a_counter_that_is_no_number_is_one_clear_line(make_trainer, change):
+    import json
+
+    trainer = make_trainer(max_steps=1)
+    trainer.fit()
+    path = trainer.folder.folder_of(1) / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=f"state.json is damaged: {next(iter(change))} is "):
+        make_trainer(max_steps=1).resume()
+
+
+def test_a_folder_without_checkpoints_says_so(make_trainer):
+    with pytest.raises(InputError, match="has no checkpoint yet"):
+        make_trainer().resume()
+
+
+def test_checkpoint_holds_each_tensor_once_in_float32(make_trainer):
+    trainer = make_trainer(max_steps=1, compute_dtype=torch.bfloat16)
+    trainer.fit()
+    tensors = read_tensors(trainer.folder.folder_of(1) / "model.safetensors")
+    assert set(tensors) == {"embedding.weight", "norm.weight", "norm.bias", "up.weight", "up.bias", "scale"}
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+
+
+def test_run_folder_may_be_moved(make_trainer, tmp_path):
+    through, first = make_trainer("a"), make_trainer("b", max_steps=12)
+    through.fit()
+    first.after_step.append(kill_at(6))
+    with pytest.raises(Killed):
+        first.fit()
+    shutil.move(tmp_path / "b", tmp_path / "elsewhere")
+    second = make_trainer("elsewhere")
+    second.resume()
+    second.fit()
+    assert final_bytes(second) == final_bytes(through)
