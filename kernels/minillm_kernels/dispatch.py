@@ -65,19 +65,29 @@ def decide(op: str, device: torch.device | str) -> Decision:
     return _decide(op, torch.device(device).type)
 
 
-def choose(op: str, tensor: torch.Tensor) -> Backend:
-    """Return the backend for `op` on the device of `tensor`; called by every public op, also in traced code."""
-    return _decide(op, tensor.device.type).backend
+def choose(op: str, tensor: torch.Tensor, obstacle: str = "") -> Backend:
+    """Return the backend for `op` on the device of `tensor`; called by every public op, also in traced code.
+
+    Args:
+        op: its name in `OPS`.
+        tensor: the op's first argument; no kernel takes float64.
+        obstacle: why the op's kernel cannot serve this call, in words; empty: it can.
+    Raises:
+        ValueError: `fused` was asked for, and the op's kernel cannot run on this device or serve this call.
+    """
+    if tensor.dtype == torch.float64:
+        obstacle = "float64 has no kernel"
+    return _decide(op, tensor.device.type, obstacle).backend
 
 
-def _decide(op: str, kind: str) -> Decision:
+def _decide(op: str, kind: str, obstacle: str = "") -> Decision:
     if _asked == "reference":
         return Decision(op, "reference", "asked for")
     if _asked == "torch":
         return Decision(op, "torch", "asked for")
     if op not in FUSED_OPS:
         return Decision(op, "torch", "no Triton kernel yet")
-    obstacle = _obstacle(kind)
+    obstacle = _obstacle(kind) or obstacle
     if _asked == "fused":
         if obstacle:
             raise ValueError(f"backend 'fused' was asked for, but {op} on {kind}: {obstacle}; ask for 'torch'")

@@ -1,8 +1,11 @@
 """The proof ladder's rungs that every op shares, as fixtures: each returns a function.
 
     gradcheck                  rung 2: the closed-form backward passes torch.autograd.gradcheck in float64
-    compare                    rung 3: the `torch` backend is as close to the float64 truth as the reference is
+    compare                    rung 3: a backend is as close to the float64 truth as the reference is
     outputs_and_gradients      what both are made of
+
+With a GPU all of it runs there, the kernels compiled; without one the kernels run in Triton's interpreter, which gets
+bfloat16 wrong: tests of kernels leave it out there.
 
 An op is called with tensors by name, so that one dict says which input a failing gradient belongs to.
 """
@@ -15,10 +18,12 @@ from typing import Any
 import minillm_kernels as mk
 import pytest
 import torch
+from minillm_kernels import dispatch
 from torch import Tensor
 
 Op = Callable[..., Any]
 Tensors = dict[str, Tensor]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _call(op: Op, tensors: Tensors, **options: Any) -> tuple[Tensor, ...]:
@@ -37,7 +42,7 @@ def _outputs_and_gradients(op: Op, tensors: Tensors, **options: Any) -> Tensors:
     }
     outputs = _call(op, leaves, **options)
     generator = torch.Generator().manual_seed(1)
-    upstream = [torch.randn(y.shape, generator=generator).bfloat16().to(y.dtype) for y in outputs]
+    upstream = [torch.randn(y.shape, generator=generator).bfloat16().to(y.device, y.dtype) for y in outputs]
     torch.autograd.backward(outputs, upstream)
     found = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
     return found | {f"d{name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
@@ -53,30 +58,37 @@ def _gradcheck(op: Op, tensors: Tensors, **options: Any) -> None:
 
 
 def _compare(
-    op: Op, tensors: Tensors, dtype: torch.dtype, cast: Iterable[str], *, terms: float = 0.0, **options: Any
+    op: Op,
+    tensors: Tensors,
+    dtype: torch.dtype,
+    cast: Iterable[str],
+    *,
+    terms: float = 0.0,
+    name: dispatch.Backend = "torch",
+    **options: Any,
 ) -> None:
-    """Assert rung 3 with the inputs named in `cast` in `dtype` and the others as they are.
+    """Assert rung 3 for backend `name` with the inputs named in `cast` in `dtype` and the others as they are.
 
     Allowed is twice the reference's distance in the same dtype, plus 4 eps of the largest number: two or three
     roundings to `dtype` that the reference, which works in float32, does not have. `terms` is the size of numbers that
     cancel on the way to an answer near 0: their rounding stays.
     """
-    low = {name: t.to(dtype) if name in cast else t for name, t in tensors.items()}
-    wide = {name: t.double() if t.is_floating_point() else t for name, t in low.items()}
+    low = {key: t.to(DEVICE, dtype) if key in cast else t.to(DEVICE) for key, t in tensors.items()}
+    wide = {key: t.double() if t.is_floating_point() else t for key, t in low.items()}
     with mk.backend("reference"):
         truth = _outputs_and_gradients(op, wide, **options)
         plain = _outputs_and_gradients(op, low, **options)
-    with mk.backend("torch"):
+    with mk.backend(name):
         ours = _outputs_and_gradients(op, low, **options)
     assert ours.keys() == truth.keys() == plain.keys()
-    for name, t in truth.items():
-        o, p = ours[name], plain[name]
-        assert o.dtype == p.dtype and o.shape == t.shape, f"{name}: {o.dtype} {tuple(o.shape)}"
+    for key, t in truth.items():
+        o, p = ours[key], plain[key]
+        assert o.dtype == p.dtype and o.shape == t.shape, f"{key}: {o.dtype} {tuple(o.shape)}"
         if not t.numel():
             continue
         allowed = 2 * (p.double() - t).abs().max() + 4 * torch.finfo(dtype).eps * max(float(t.abs().max()), terms)
         error = (o.double() - t).abs().max()
-        assert error <= allowed, f"{name}: {error:.1e} > {allowed:.1e}"
+        assert error <= allowed, f"{key}: {error:.1e} > {allowed:.1e}"
 
 
 @pytest.fixture

@@ -1,0 +1,39 @@
+"""One way in which a kernel is compiled: what the compile report needs to build it without a GPU.
+
+Every op with a kernel has a function `variants()` in its `fused.py` that yields all that its launchers can ask for: each
+entry of the table of launch configurations, with each dtype and each switch that changes the code.
+
+Read next: `dispatch.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One specialisation of one Triton kernel.
+
+    op: as in `dispatch.OPS`. name: tells it from the op's others, such as "forward f16 D=64 causal".
+    kernel: the function under `triton.jit`.
+    signature: parameter -> "*fp16", "*fp32", "*i64", "fp32", "i32", ..., or "constexpr".
+    constants: the value of each constexpr parameter.
+    aligned: parameters that are divisible by 16: pointers, and strides where the compiler may count on it.
+    num_warps, num_stages: of the launch.
+    targets: the devices for which the table of configurations names it: "sm_80", "sm_90", "sm_100", "gfx942".
+    matrix_unit: whether its products belong on tensor cores.
+    """
+
+    op: str
+    name: str
+    kernel: Any
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    aligned: frozenset[str] = frozenset()
+    num_warps: int = 4
+    num_stages: int = 2
+    targets: tuple[str, ...] = ("sm_80", "sm_90", "sm_100", "gfx942")
+    matrix_unit: bool = False
