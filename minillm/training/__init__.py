@@ -2,7 +2,8 @@
 
     config.py       the sections [train] and [optim]
     schedule.py     the learning rate as a function of the step
-    optim.py        AdamW and SGD, decay groups, optimiser state by parameter name
+    muon.py         Muon: matrices move by orthogonal steps
+    optim.py        AdamW, Muon and SGD, decay groups, optimiser state by parameter name
     precision.py    device and compute dtype, and why
     gradient.py     the gradient of one batch in k micro-batches
     trainer.py      THE loop

@@ -65,8 +65,13 @@ class TrainConfig:
 class OptimConfig:
     """The optimiser and its learning rate over time; `schedule.py` has the curves, `optim.py` the decay rule."""
 
-    name: Literal["adamw", "sgd"] = setting("adamw", "adamw, or sgd with momentum")
-    learning_rate: float = setting(1e-3, "peak learning rate")
+    name: Literal["adamw", "muon", "sgd"] = setting(
+        "adamw", "adamw; muon for the matrices of linear layers with adamw for all else; or sgd with momentum"
+    )
+    learning_rate: float = setting(1e-3, "peak learning rate; muon: of the matrices, some 0.02")
+    adamw_learning_rate: float | None = setting(
+        None, "muon: peak learning rate of all that it leaves to adamw; none: learning_rate"
+    )
     min_learning_rate_ratio: float = setting(
         0.1, "learning rate at the end as a share of the peak (cosine, linear, wsd), in [0, 1]"
     )
@@ -74,16 +79,20 @@ class OptimConfig:
     schedule: Schedule = setting("cosine", "after the warm-up: cosine, linear, wsd, inverse_sqrt or constant")
     decay_fraction: float = setting(0.2, "wsd: share of max_steps, at the end, over which the rate falls, in [0, 1]")
     decay_shape: Literal["sqrt", "linear"] = setting("sqrt", "wsd: the rate falls as 1 - sqrt(x) or as 1 - x")
-    weight_decay: float = setting(0.1, "decoupled decay (adamw) or L2 term (sgd) of parameters with two axes or more")
+    weight_decay: float = setting(
+        0.1, "decoupled decay (adamw, muon) or L2 term (sgd) of parameters with two axes or more"
+    )
     beta1: float = setting(0.9, "adamw: decay of the gradient's running mean")
     beta2: float = setting(0.99, "adamw: decay of the squared gradient's running mean")
     eps: float = setting(1e-8, "adamw: added to the root of the squared gradient's mean")
-    momentum: float = setting(0.9, "sgd: momentum; 0: none")
+    momentum: float = setting(0.9, "sgd and muon: momentum; 0: none")
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "eps"):
-            if not 0.0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"optim.{name} must be above 0, got {getattr(self, name)}")
+        for name in ("learning_rate", "adamw_learning_rate", "eps"):
+            if (value := getattr(self, name)) is not None and not 0.0 < value < float("inf"):
+                raise ValueError(f"optim.{name} must be above 0, got {value}")
+        if self.adamw_learning_rate is not None and self.name != "muon":
+            raise ValueError(f"optim.adamw_learning_rate goes with muon, and optim.name is {self.name}; leave it out")
         for name in ("min_learning_rate_ratio", "decay_fraction"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"optim.{name} must be in [0, 1], got {getattr(self, name)}")

@@ -1,7 +1,8 @@
-"""The optimiser: AdamW or SGD, which parameters decay, and its state by parameter name.
+"""The optimiser: AdamW, Muon or SGD, which parameters decay, and its state by parameter name.
 
 The decay rule, nanoGPT's: parameters with two axes or more (weights of linear layers, embeddings) decay; those with
-fewer (biases, norms' gains) do not. Another optimiser needs only param groups with a "peak_lr" each, which the
+fewer (biases, norms' gains) do not. Muon takes the weights of linear layers; embeddings and the output weight, whose
+rows are looked up one by one, stay with AdamW. Another optimiser needs only param groups with a "peak_lr" each, which the
 trainer multiplies with the schedule's share, and state tensors per parameter.
 
 Read next: `gradient.py`.
@@ -10,41 +11,58 @@ Read next: `gradient.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from minillm.errors import InputError
 from minillm.training.config import OptimConfig
+from minillm.training.muon import Muon
+from minillm.training.precision import choose_compute_dtype
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")  # where PyTorch steps all parameters in one kernel
 
 
 def make_optimiser(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """Return the optimiser of a model's trainable parameters, in at most two groups: with decay and without.
+    """Return the optimiser of a model's trainable parameters: groups with decay and without, Muon's matrices apart.
 
     Args:
         model: its parameters must be on their final device.
-        config: name and constants; for sgd the decay is the L2 term of PyTorch's SGD, for adamw it is decoupled.
+        config: name and constants; for sgd the decay is the L2 term of PyTorch's SGD, else it is decoupled.
     Raises:
         ValueError: if no parameter of the model is trainable.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("the model has no trainable parameter; leave requires_grad on for at least one")
+    matrices = set(linear_weights(model)) if config.name == "muon" else set()
+    rate = config.adamw_learning_rate or config.learning_rate
     groups = [
-        {"params": params, "weight_decay": decay, "peak_lr": config.learning_rate}
-        for params, decay in (
-            ([p for p in trainable if p.ndim >= 2], config.weight_decay),
-            ([p for p in trainable if p.ndim < 2], 0.0),
+        {"params": params, "weight_decay": decay, "peak_lr": peak_lr}
+        for params, decay, peak_lr in (
+            ([p for p in trainable if p in matrices], config.weight_decay, config.learning_rate),
+            ([p for p in trainable if p.ndim >= 2 and p not in matrices], config.weight_decay, rate),
+            ([p for p in trainable if p.ndim < 2], 0.0, rate),
         )
         if params
     ]
     fused = all(p.device.type in FUSED_DEVICES for p in trainable)
     if config.name == "sgd":
         return SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=fused)
-    betas = (config.beta1, config.beta2)
-    return AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=fused)
+    options: dict[str, Any] = {"lr": rate, "betas": (config.beta1, config.beta2), "eps": config.eps, "fused": fused}
+    if config.name == "adamw":
+        return AdamW(groups, **options)
+    for group in groups:
+        if group["params"][0] in matrices:
+            group |= {"matrices": True, "momentum": config.momentum}
+    product_dtype = choose_compute_dtype("auto", trainable[0].device).dtype
+    return Muon(groups, product_dtype=product_dtype, **options)
+
+
+def linear_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Return the weights of all linear layers, in the order of the modules."""
+    return [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
 
 
 def set_learning_rate(optimiser: Optimizer, share: float) -> None:

@@ -14,7 +14,7 @@ x the share of the way from W to M, the share of the peak is
 All are continuous at their breakpoints; r itself belongs to s = M, one past the last step. A run with M <= W ends
 inside its warm-up.
 
-Read next: `optim.py`.
+Read next: `muon.py`.
 """
 
 from __future__ import annotations
