@@ -8,9 +8,9 @@ For a matrix W (rows, columns) with gradient G, momentum mu, learning rate eta a
     W <- (1 - eta lambda) W - eta sqrt(max(1, rows / columns)) O               (4)
 
 (3) acts on the singular values alone: p(s) = a s + b s^3 + c s^5 with (a, b, c) = (3.4445, -4.7750, 2.0315) brings each
-s in (0.003, 1] to about 1 in five steps, between 0.68 and 1.21, which is near enough. It is cheap in bfloat16, because an
-error in O is an error of the step and not of the weights. The factor in (4) gives updates of all shapes the same size
-per row.
+s in (0.003, 1] to about 1 in five steps, between 0.68 and 1.21, which is near enough. It may be computed in bfloat16,
+because an error in O is an error of the step and not of the weights. The factor in (4) gives updates of all shapes the
+same size per row.
 
 Matrices of one shape are stacked and orthogonalised together: a small model has dozens of products that are too small
 to fill a device one by one.
@@ -103,7 +103,7 @@ def orthogonalised(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         matrices: each (rows, columns).
         dtype: of the products.
     Returns:
-        (n, rows, columns) in `dtype`; the singular values of each are between 0.68 and 1.21, but smaller where they were
+        (n, rows, columns) in `dtype`; the singular values of each are between 0.68 and 1.21, or less where they were
         below 0.003 of the norm.
 
     >>> orthogonalised([torch.eye(3) * 7], torch.float32)[0].diagonal().round(decimals=1)

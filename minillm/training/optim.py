@@ -2,8 +2,8 @@
 
 The decay rule, nanoGPT's: parameters with two axes or more (weights of linear layers, embeddings) decay; those with
 fewer (biases, norms' gains) do not. Muon takes the weights of linear layers; embeddings and the output weight, whose
-rows are looked up one by one, stay with AdamW. Another optimiser needs only param groups with a "peak_lr" each, which the
-trainer multiplies with the schedule's share, and state tensors per parameter.
+rows are looked up one by one, stay with AdamW. Another optimiser needs only param groups with a "peak_lr" each, which
+the trainer multiplies with the schedule's share, and state tensors per parameter.
 
 Read next: `gradient.py`.
 """
