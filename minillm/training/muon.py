@@ -74,19 +74,18 @@ class Muon(AdamW):
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
         """Move the matrices of a group, all of one shape at a time."""
-        alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
-                alike[parameter.shape].append(parameter)
-        for (rows, columns), parameters in alike.items():
-            gradients = [parameter.grad for parameter in parameters]
-            momenta = [self._momentum(parameter) for parameter in parameters]
-            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])  # (1)
-            ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])  # (2)
-            directions = orthogonalised(ahead, self.product_dtype)  # (n, rows, columns)
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                momentum = self._momentum(parameter).lerp_(parameter.grad, 1 - group["momentum"])  # (1)
+                ahead = parameter.grad.lerp(momentum, group["momentum"])  # (2)
+                alike[parameter.shape].append((parameter, ahead))
+        for (rows, columns), pairs in alike.items():
+            directions = orthogonalised([ahead for _, ahead in pairs], self.product_dtype)  # (n, rows, columns)
             step = group["lr"] * max(1.0, rows / columns) ** 0.5
-            torch._foreach_add_(parameters, directions.to(parameters[0].dtype).unbind(), alpha=-step)  # (4)
+            for (parameter, _), direction in zip(pairs, directions, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(direction.to(parameter.dtype), alpha=-step)  # (4)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         """Return M of a matrix, zeros at first."""

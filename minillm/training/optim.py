@@ -60,7 +60,7 @@ def make_optimiser(model: nn.Module, config: OptimConfig) -> Optimizer:
     return Muon(groups, product_dtype=product_dtype, **options)
 
 
-def linear_weights(model: nn.Module) -> list[nn.Parameter]:
+def linear_weights(model: nn.Module) -> list[Tensor]:
     """Return the weights of all linear layers, in the order of the modules."""
     return [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
 

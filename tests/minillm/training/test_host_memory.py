@@ -26,6 +26,8 @@ def faults(keep: bool) -> int:
 
 def test_on_glibc_no_page_is_paid_for_twice_and_elsewhere_nothing_is_done(monkeypatch):
     if platform.libc_ver()[0] == "glibc":
-        assert faults(keep=True) < 100  # without it 8 times the 10,240 pages of a buffer, or its 20 huge pages
+        # Without it 8 times the 10,240 pages of a buffer, or its 20 huge pages. Three tries: a system short of memory
+        # may take pages away in between.
+        assert min(faults(keep=True) for _ in range(3)) < 100
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert host_memory.keep_freed_memory() is False
