@@ -5,7 +5,8 @@
 
 Tests, character tables (encodings), demos and installed packages are left out. A paragraph of documentation that stands
 in several files, such as a licence, is kept where it comes first, so it cannot be learnt in one split and asked in the
-other; labels of a few words, such as "Usage:", may come again. The text differs between minor versions of Python; figures are stated with theirs.
+other; labels of a few words, such as "Usage:", may come again. The text differs between minor versions of Python;
+figures are stated with theirs.
 
 Read next: `corpora.py`.
 """
