@@ -74,6 +74,10 @@ class Corpus:
         for source in self._sources_of(split):
             yield from _marked(source.parts())
 
+    def texts(self, split: Split) -> Iterator[str]:
+        """Yield the text of a split in parts of about a million characters, for those who need no bounds."""
+        return (text for text, _ in self.parts(split))
+
     def whole_parts(self) -> Iterator[tuple[str, bool]]:
         """Yield the parts of all documents, no split made."""
         for source in self._sources:
