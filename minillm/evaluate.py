@@ -82,6 +82,7 @@ def evaluate(
     *,
     num_bytes: int | None = None,
     max_batches: int | None = None,
+    rows: int | None = None,
 ) -> Evaluation:
     """Return the figures of a model over batches: sums over all targets, divided once.
 
@@ -91,6 +92,8 @@ def evaluate(
         batches: held-out text once, such as `loader.eval_batches(rows)`.
         num_bytes: of the text behind all batches, for bits per byte.
         max_batches: stop after as many, for a cheap look during training; then there are no bits per byte.
+        rows: sequences that the model takes at once; None: a batch. The objective always prepares a whole batch, so
+            that which tokens are masked does not depend on how much fits on a device.
     Raises:
         InputError: no targets.
         ValueError: an objective that sets no targets, or both `num_bytes` and `max_batches`.
@@ -103,14 +106,13 @@ def evaluate(
     device = model.output_weight.device
     with inference(model):
         for batch in itertools.islice(batches, max_batches):
-            prepared = objective.prepare(batch).to(device)
+            prepared = objective.prepare(batch)
             if prepared.targets is None:
                 raise ValueError("the objective prepared a batch without targets; a causal one needs a shifted loader")
-            hidden = model(prepared.tokens, **prepared.model_inputs())  # (B, T, C)
-            chosen = prepared.targets != -100  # (B, T)
-            for loss, hits in _by_parts(model, hidden[chosen], prepared.targets[chosen]):
-                total, right = total + loss, right + hits
-            count += int(chosen.sum())
+            size = len(prepared.tokens) if rows is None else rows
+            for first in range(0, len(prepared.tokens), size):
+                part_loss, part_right, part_count = _sums(model, prepared.rows(first, first + size).to(device))
+                total, right, count = total + part_loss, right + part_right, count + part_count
     if not count:
         raise InputError("no targets to evaluate on; the held-out text is too short, hold out more of it")
     causal = model.config.kind == "decoder"
@@ -122,6 +124,15 @@ def evaluate(
         masked_accuracy=None if causal else right / count,
         targets=count,
     )
+
+
+def _sums(model: Decoder | Encoder, batch: Batch) -> tuple[float, int, int]:
+    """Return the summed loss in nats, the number of right guesses and the number of targets of a prepared batch."""
+    assert batch.targets is not None
+    hidden = model(batch.tokens, **batch.model_inputs())  # (B, T, C)
+    chosen = batch.targets != -100  # (B, T)
+    parts = list(_by_parts(model, hidden[chosen], batch.targets[chosen]))
+    return sum(loss for loss, _ in parts), sum(hits for _, hits in parts), int(chosen.sum())
 
 
 def _by_parts(model: Decoder | Encoder, hidden: Tensor, targets: Tensor) -> Iterator[tuple[float, int]]:

@@ -24,7 +24,8 @@ from minillm.pretrain_config import PretrainConfig
 from minillm.tokenizer.base import Tokenizer
 from minillm.training.progress import Progress
 
-EVAL_ROWS = 512  # held-out sequences looked at during training; the figures at the end are on all of them
+EVAL_BATCH = 64  # held-out sequences whose masks are drawn together: a number of its own, so that figures compare
+EVAL_GLANCE = 8  # such batches looked at during training; the figures at the end are on all of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +48,13 @@ class Material:
 
     def evaluate(self, model: Encoder | Decoder) -> Evaluation:
         """Return the figures of a model on all held-out text."""
-        return evaluate(model, self.objective, self.held_out.eval_batches(self.rows), num_bytes=self.valid.num_bytes)
+        batches = self.held_out.eval_batches(EVAL_BATCH)
+        return evaluate(model, self.objective, batches, num_bytes=self.valid.num_bytes, rows=self.rows)
 
     def glance(self, model: Encoder | Decoder) -> Mapping[str, float]:
         """Return the loss on the first held-out sequences, for a look during training."""
-        batches = max(1, EVAL_ROWS // self.rows)
-        looked = evaluate(model, self.objective, self.held_out.eval_batches(self.rows), max_batches=batches)
+        batches = self.held_out.eval_batches(EVAL_BATCH)
+        looked = evaluate(model, self.objective, batches, max_batches=EVAL_GLANCE, rows=self.rows)
         return {"loss": looked.loss}
 
     def anchors(self, cache: Path | None = None) -> list[Anchor]:
@@ -62,7 +64,7 @@ class Material:
         return masked_anchors(
             self.train.tokens,
             self.train.bounds,
-            self.held_out.eval_batches(self.rows),
+            self.held_out.eval_batches(EVAL_BATCH),
             self.objective,
             vocab_size=self.tokenizer.vocab_size,
         )

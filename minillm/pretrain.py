@@ -161,7 +161,7 @@ def _beginning(config: PretrainConfig, init: Path | None, progress: Progress) ->
         return load_tokenizer(other.tokenizer_path), other.load("latest").model_tensors()
     corpus = open_corpus(config.data.input, valid_fraction=config.data.valid_fraction)
     progress.note(f"training a {config.tokenizer.kind} tokenizer on {corpus.name}")
-    tokenizer = train_tokenizer(config.tokenizer, corpus.documents("train"))
+    tokenizer = train_tokenizer(config.tokenizer, corpus.texts("train"))
     if tokenizer.notice:
         progress.note(tokenizer.notice)
     return tokenizer, None

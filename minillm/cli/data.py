@@ -80,7 +80,7 @@ def prepare(argv: Sequence[str]) -> None:
         inside = RunFolder(arguments.tokenizer).tokenizer_path
         tokenizer = load_tokenizer(inside if inside.is_dir() else arguments.tokenizer)
     else:
-        tokenizer = train_tokenizer(config, corpus.documents("train"))
+        tokenizer = train_tokenizer(config, corpus.texts("train"))
         tokenizer.save(arguments.out / "tokenizer")
     specials, progress = tokenizer.specials, Progress(quiet=arguments.json)
     around = (specials.cls, specials.sep) if arguments.encoder else (specials.bos, specials.eos)

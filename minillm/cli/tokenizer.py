@@ -49,12 +49,11 @@ def train(argv: Sequence[str]) -> None:
     if arguments.out.is_file():
         raise InputError(f"--out {arguments.out} is a file; name a folder")
     corpus = open_corpus(arguments.input, valid_fraction=DataConfig().valid_fraction)
-    tokenizer = train_tokenizer(config, corpus.documents("train"))
+    tokenizer = train_tokenizer(config, corpus.texts("train"))
     arguments.out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(arguments.out)
-    held_out = list(corpus.documents("valid"))
-    num_tokens = sum(len(ids) for ids in tokenizer.encode_batch(held_out))
-    bytes_per_token = sum(len(text.encode()) for text in held_out) / max(num_tokens, 1)
+    num_tokens = sum(len(tokenizer.encode(text)) for text in corpus.texts("valid"))
+    bytes_per_token = corpus.num_bytes("valid") / max(num_tokens, 1)
     if arguments.json:
         print_json(
             {

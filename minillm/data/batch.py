@@ -56,16 +56,19 @@ class Batch:
         rows = B // parts
         return [
             dataclasses.replace(
-                self,
-                seed=None if self.seed is None else self.seed + part,
-                **{
-                    f.name: value[part * rows : (part + 1) * rows]
-                    for f in dataclasses.fields(self)
-                    if isinstance(value := getattr(self, f.name), Tensor)
-                },
+                self.rows(part * rows, (part + 1) * rows), seed=None if self.seed is None else self.seed + part
             )
             for part in range(parts)
         ]
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Return the sequences start .. stop - 1 of the batch, as many of them as there are; the seed stays."""
+        cut = {
+            f.name: value[start:stop]
+            for f in dataclasses.fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return dataclasses.replace(self, **cut)
 
     def model_inputs(self) -> dict[str, Tensor | int | None]:
         """Return what the model takes beside `tokens`, by the names of its arguments."""

@@ -46,7 +46,7 @@ class Corpus:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the names and texts of all sources and the split, as hexadecimal digits."""
+        """SHA-256 over the names and texts of all sources and the share held out, as hexadecimal digits."""
         return self._facts[0]
 
     def num_bytes(self, split: Split) -> int:
@@ -73,6 +73,10 @@ class Corpus:
             return
         for source in self._sources_of(split):
             yield from _marked(source.parts())
+
+    def texts(self, split: Split) -> Iterator[str]:
+        """Yield the text of a split in parts of about a million characters, for those who need no bounds."""
+        return (text for text, _ in self.parts(split))
 
     def whole_parts(self) -> Iterator[tuple[str, bool]]:
         """Yield the parts of all documents, no split made."""
@@ -109,13 +113,14 @@ class Corpus:
         sizes: dict[str, int] = {}
         characters = 0
         for source in self._sources:
-            digest.update(f"{source.name}\n".encode())
+            text = hashlib.sha256()  # of its own, so that no text can pass for another file's name
             sizes[source.name] = 0
             for part in source.parts():
                 data = part.encode()
-                digest.update(data)
+                text.update(data)
                 sizes[source.name] += len(data)
                 characters += len(part)
+            digest.update(f"{text.hexdigest()} {source.name}\0".encode())
         if not characters:
             raise InputError(f"{self.name} is empty; give a text of some thousand words at least")
         if len(self._sources) == 1:
@@ -177,7 +182,7 @@ def open_corpus(name: str, *, valid_fraction: float = 0.1) -> Corpus:
 
     Args:
         name: stdlib-docs, stdlib-code, a .txt or .md file, or a folder in which such files are looked for, its
-            sub-folders included and hidden ones left out.
+            sub-folders included, hidden and empty ones left out.
         valid_fraction: share that is held out, in (0, 1).
     Raises:
         InputError: there is nothing of that name (the nearest embedded one is named), or no such file in the folder.
@@ -194,9 +199,10 @@ def open_corpus(name: str, *, valid_fraction: float = 0.1) -> Corpus:
             (file.relative_to(path).as_posix(), file)
             for file in path.rglob("*")
             if file.suffix.lower() in SUFFIXES and file.is_file() and not _hidden(file.relative_to(path))
+            if file.stat().st_size  # an empty file is no document
         )
         if not found:
-            raise InputError(f"the folder {name} holds no .txt or .md file")
+            raise InputError(f"the folder {name} holds no .txt or .md file with text in it")
         return Corpus(name, [Source(key, lambda file=file: read_parts(file)) for key, file in found], valid_fraction)
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:

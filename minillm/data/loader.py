@@ -10,7 +10,8 @@ positions count from where the document, or the window, begins, and no target is
 padded: one document a row, cut to T tokens and filled up on the chosen side.
 
 In training every epoch begins its windows at another offset, so that a token does not always stand at the same place.
-Evaluation takes every window once, in order, without overlap, the short last one included.
+Evaluation takes all text once, in order, without overlap: the short last window is included, and a document that is
+longer than T takes several padded rows.
 
 Read next: `../objectives/causal_lm.py`.
 """
@@ -92,20 +93,32 @@ class Loader:
         return self._rows(starts, stops, mix(self.seed, BATCH, step, self.rank))
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Yield every window once, `batch_size` rows at a time; the last batch may have fewer."""
-        windows = self._count_windows(whole=False)
-        for first in range(0, windows, batch_size):
-            starts, stops = self._spans(np.arange(first, min(first + batch_size, windows)), phase=0)
-            yield self._rows(starts, stops, mix(self.seed, EVALUATION, first))
+        """Yield all text once, `batch_size` rows at a time; the last batch may have fewer.
 
-    def _count_windows(self, whole: bool = True) -> int:
-        """Return the number of windows of an epoch; `whole`: of those that are full at every phase, one at least."""
+        With `shift` every token that has one before it, in its document where these are kept apart, is a target once.
+        """
+        starts, stops = self._spans_once()
+        for first in range(0, len(starts), batch_size):
+            last = first + batch_size
+            yield self._rows(starts[first:last], stops[first:last], mix(self.seed, EVALUATION, first))
+
+    def _count_windows(self) -> int:
+        """Return the number of windows of an epoch: of those that are full at every phase, one at least."""
         if self.layout == "padded":
             return len(self.store.bounds) - 1
         places = len(self.store.tokens) - self.shift  # the last token has no next one
-        if whole:
-            return max(1, (places - self.context + 1) // self.context)
-        return -(-places // self.context)
+        return max(1, (places - self.context + 1) // self.context)
+
+    def _spans_once(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (start, stop) of spans of T tokens at most that cover the token file once."""
+        if self.layout == "packed":
+            edges = np.arange(0, len(self.store.tokens) - self.shift, self.context)
+            return edges, np.minimum(edges + self.context, len(self.store.tokens) - self.shift)
+        bounds = self.store.bounds
+        rows = -(-(np.diff(bounds) - self.shift) // self.context)  # (documents,) that each of them takes
+        number = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)  # of a row within its document
+        starts = np.repeat(bounds[:-1], rows) + number * self.context
+        return starts, np.minimum(starts + self.context, np.repeat(bounds[1:], rows))
 
     def _phase(self, epoch: int) -> int:
         """Return the offset of an epoch's windows, in [0, T) and such that all of them are full."""

@@ -3,7 +3,7 @@
     FOLDER/train.tokens       token ids end to end, little-endian uint16, or uint32 above 65,536 tokens
     FOLDER/train.bounds.npy   int64 (documents + 1,): document d is tokens[bounds[d] : bounds[d + 1]]
     FOLDER/valid.*            the same for held-out text
-    FOLDER/meta.json          what they were made from; written last, so that without it nothing is there
+    FOLDER/meta.json          what they were made from; takes its name last, so that without it nothing is there
 
 Read next: `sampler.py`.
 """
@@ -57,7 +57,7 @@ class TokenStore:
             bounds = np.load(folder / f"{split}.bounds.npy", allow_pickle=False)
             if len(tokens) != facts["tokens"] or len(bounds) != facts["documents"] + 1 or bounds[-1] != len(tokens):
                 raise ValueError(f"{split} does not have the {facts['tokens']} tokens that {META} says")
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
             raise InputError(f"the token shards in {folder} are not whole ({error}); remove the folder") from error
         return cls(tokens=tokens, bounds=bounds, num_bytes=facts["bytes"])
 
@@ -85,7 +85,9 @@ def prepare(
         whether anything had to be done: shards of the same text, tokenizer, prefix and suffix are kept.
     Raises:
         InputError: there is no text.
-        OSError: they cannot be written; what is half-written is never read.
+        OSError: they cannot be written; shards that were there before are then still there, and nothing half-written.
+
+    A run that reads other shards in this folder keeps the ones that it has open.
 
     Cost: about a second for 3 MB with sentencepiece; memory for some ten million characters, however long the text is.
     """
@@ -100,32 +102,41 @@ def prepare(
     if _have(folder, wanted, splits):
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / META).unlink(missing_ok=True)
     total = sum(corpus.num_bytes(split) for split in splits)
     facts: dict[str, Any] = {}
+    drafts: dict[Path, Path] = {}  # written under a name of its own -> the name that it gets at the end
     done = 0
-    for split in splits:
-        bounds, at = array("q", [0]), 0
-        with (folder / f"{split}.tokens").open("wb") as stream:
-            for texts, ends in _batches(corpus.parts(split)):
-                opened = at == bounds[-1]
-                for ids, last in zip(tokenizer.encode_batch(texts), ends, strict=True):
-                    ids = [*(prefix if opened else ()), *ids, *(suffix if last else ())]
-                    stream.write(np.asarray(ids, dtype=wanted["dtype"]).tobytes())
-                    at += len(ids)
-                    opened = last
-                    if last:
-                        bounds.append(at)
-                done += sum(len(text.encode()) for text in texts)
-                if on_progress is not None:
-                    on_progress(done, total)
-            stream.flush()
-            os.fsync(stream.fileno())
-        np.save(folder / f"{split}.bounds.npy", np.frombuffer(bounds, dtype=np.int64))
-        facts[split] = {"tokens": at, "documents": len(bounds) - 1, "bytes": corpus.num_bytes(split)}
-    draft = folder / f".{META}"
-    draft.write_text(json.dumps(wanted | facts, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, folder / META)
+    try:
+        for split in splits:
+            bounds, at = array("q", [0]), 0
+            tokens_draft, bounds_draft = folder / f".{split}.tokens", folder / f".{split}.bounds.npy"
+            drafts |= {tokens_draft: folder / f"{split}.tokens", bounds_draft: folder / f"{split}.bounds.npy"}
+            with tokens_draft.open("wb") as stream:
+                for texts, ends in _batches(corpus.parts(split)):
+                    opened = at == bounds[-1]
+                    for ids, last in zip(tokenizer.encode_batch(texts), ends, strict=True):
+                        ids = [*(prefix if opened else ()), *ids, *(suffix if last else ())]
+                        stream.write(np.asarray(ids, dtype=wanted["dtype"]).tobytes())
+                        at += len(ids)
+                        opened = last
+                        if last:
+                            bounds.append(at)
+                    done += sum(len(text.encode()) for text in texts)
+                    if on_progress is not None:
+                        on_progress(done, total)
+                stream.flush()
+                os.fsync(stream.fileno())
+            np.save(bounds_draft, np.frombuffer(bounds, dtype=np.int64))
+            facts[split] = {"tokens": at, "documents": len(bounds) - 1, "bytes": corpus.num_bytes(split)}
+        meta_draft = folder / f".{META}"
+        drafts[meta_draft] = folder / META
+        meta_draft.write_text(json.dumps(wanted | facts, indent=1) + "\n", encoding="utf-8")
+        (folder / META).unlink(missing_ok=True)  # from here on to the last renaming nothing is there
+        for draft, path in drafts.items():
+            os.replace(draft, path)
+    finally:
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
     return True
 
 

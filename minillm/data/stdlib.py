@@ -5,7 +5,8 @@
 
 Tests, character tables (encodings), demos and installed packages are left out. A paragraph of documentation that stands
 in several files, such as a licence, is kept where it comes first, so it cannot be learnt in one split and asked in the
-other. The text differs between minor versions of Python; figures are stated with theirs.
+other; labels of a few words, such as "Usage:", may come again. The text differs between minor versions of Python;
+figures are stated with theirs.
 
 Read next: `corpora.py`.
 """
@@ -24,7 +25,8 @@ from pathlib import Path
 LEFT_OUT = {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "lib2to3", "turtledemo"}
 LEFT_OUT |= {"__pycache__", "ensurepip", "pydoc_data", "_bundled"}
 WORD = re.compile(r"[A-Za-z]{2,}")
-PROSE_WORDS = 5  # a comment of fewer words is a label, a switched-off line or a rule
+BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")  # what stands between two paragraphs
+PROSE_WORDS = 5  # a comment or paragraph of fewer words is a label, a switched-off line or a rule
 
 
 @cache
@@ -54,11 +56,22 @@ def docs() -> dict[str, str]:
     found: dict[str, str] = {}
     for name, text in {**_topics(), **code()}.items():
         blocks = [text] if name.startswith("reference/") else _blocks(text)
-        fresh = [block for block in blocks if block not in seen]
-        seen.update(fresh)
+        fresh = [block for block in (_fresh(block, seen) for block in blocks) if block]
         if fresh:
             found[name] = "\n\n".join(fresh) + "\n"
     return found
+
+
+def _fresh(block: str, seen: set[str]) -> str:
+    """Return a block without the paragraphs that were seen, empty where all of them were, and remember the others.
+
+    The same words in other lines are the same paragraph. A label stays where something that is new follows or precedes.
+    """
+    paragraphs = [(paragraph, " ".join(paragraph.split())) for paragraph in BLANK_LINES.split(block)]
+    new = {words for _, words in paragraphs if words not in seen}
+    seen |= new
+    kept = [paragraph for paragraph, words in paragraphs if words in new or len(WORD.findall(words)) < PROSE_WORDS]
+    return "\n\n".join(kept).strip("\n") if new else ""
 
 
 def _topics() -> dict[str, str]:
@@ -94,7 +107,7 @@ def _comments(source: str, inside: set[int]) -> Iterator[tuple[int, str]]:
     """Yield (line, text) of each run of comment lines that reads as prose."""
     block: list[str] = []
     first = 0
-    for number, line in enumerate([*source.splitlines(), ""], start=1):
+    for number, line in enumerate([*source.split("\n"), ""], start=1):
         stripped = line.strip()
         if stripped.startswith("#") and number not in inside and not stripped.startswith("#!"):
             if not block:

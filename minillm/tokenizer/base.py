@@ -77,7 +77,8 @@ class Tokenizer(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of tokens; control symbols are left out, bytes that are no UTF-8 become U+FFFD.
 
-        For every text without unknown characters decode(encode(text)) == text.
+        For every text without unknown characters decode(encode(text)) == text, but that the sentencepiece kinds give
+        back U+2581 as a space.
         """
 
     @abstractmethod

@@ -1,0 +1,63 @@
+"""The batch: every field is split, cut and moved alike."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from minillm.data.batch import Batch
+
+
+def full(B=6, T=4):
+    """A batch with all fields, all rows distinct."""
+    grids = {
+        name: torch.arange(B * T).view(B, T) for name in ("tokens", "segments", "positions", "targets", "token_types")
+    }
+    return Batch(**grids, starts=torch.arange(B), lengths=torch.arange(B), seed=100)
+
+
+TENSORS = [f.name for f in dataclasses.fields(Batch) if f.name != "seed"]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+def test_micro_batches_are_the_rows_in_order(parts):
+    """Put together again they are the batch, in every field; each has a seed of its own."""
+    split = full().split(parts)
+    for name in TENSORS:
+        assert torch.equal(torch.cat([getattr(part, name) for part in split]), getattr(full(), name)), name
+    assert [part.seed for part in split] == list(range(100, 100 + parts))
+
+
+@pytest.mark.parametrize("parts", [0, 4, 5, 7])
+def test_unequal_micro_batches_are_refused(parts):
+    """The text says how many rows there are."""
+    with pytest.raises(ValueError, match="6 rows"):
+        full().split(parts)
+
+
+def test_rows():
+    """A slice of every field, short at the end; the seed stays."""
+    cut = full().rows(4, 9)
+    for name in TENSORS:
+        assert torch.equal(getattr(cut, name), getattr(full(), name)[4:]), name
+    assert cut.seed == 100
+
+
+def test_absent_fields_stay_absent():
+    """Splitting and moving make nothing up."""
+    bare = Batch(tokens=torch.zeros(2, 3, dtype=torch.int64))
+    for batch in (*bare.split(2), bare.rows(0, 1), bare.to("cpu")):
+        assert [name for name in TENSORS if getattr(batch, name) is not None] == ["tokens"]
+        assert batch.seed is None
+
+
+def test_to_moves_every_tensor():
+    """All tensors are on the device, the seed is what it was."""
+    moved = full().to("meta")
+    assert all(getattr(moved, name).device.type == "meta" for name in TENSORS)
+    assert moved.seed == 100
+
+
+def test_model_inputs_are_all_that_a_model_takes():
+    """All fields but tokens and targets, by their names."""
+    assert full().model_inputs().keys() == {*TENSORS, "seed"} - {"tokens", "targets"}
