@@ -96,11 +96,12 @@ def pretrain(
     progress = progress or Progress(quiet=True)
     folder = RunFolder(out)
     with _cleaned_up(folder):
-        folder.create(overwrite)
+        folder.check_free(overwrite)
         tokenizer, weights = _beginning(config, init, progress)
         if init is not None:
             config = dataclasses.replace(config, model=_model_config(init))
         config = dataclasses.replace(config, model=_with_vocabulary(config, tokenizer))
+        folder.create(overwrite)  # not before all of that is known to do: a run that stands here is removed
         tokenizer.save(folder.tokenizer_path)
         write_toml(config, folder.config_path)
         material = gather(config, folder, tokenizer, progress=progress)
@@ -155,11 +156,16 @@ def _cleaned_up(folder: RunFolder) -> Iterator[None]:
 
 
 def _beginning(config: PretrainConfig, init: Path | None, progress: Progress) -> tuple[Tokenizer, dict | None]:
-    """Return the tokenizer of a new run, and the weights to begin with (None: drawn at random)."""
+    """Return the tokenizer of a new run, and the weights to begin with (None: drawn at random).
+
+    Raises:
+        InputError: text that does not do, or a run to begin with that does not.
+    """
+    corpus = open_corpus(config.data.input, valid_fraction=config.data.valid_fraction)
+    corpus.num_bytes("valid")  # reads all of it, also where no tokenizer has to
     if init is not None:
         other = RunFolder(init)
         return load_tokenizer(other.tokenizer_path), other.load("latest").model_tensors()
-    corpus = open_corpus(config.data.input, valid_fraction=config.data.valid_fraction)
     progress.note(f"training a {config.tokenizer.kind} tokenizer on {corpus.name}")
     tokenizer = train_tokenizer(config.tokenizer, corpus.texts("train"))
     if tokenizer.notice:

@@ -93,15 +93,8 @@ class RunFolder:
         names = (STEP_NAME.fullmatch(path.name) for path in self.checkpoints.iterdir())
         return sorted(int(name[1]) for name in names if name)
 
-    def create(self, overwrite: bool = False) -> None:
-        """Make the folder for a new run.
-
-        Args:
-            overwrite: remove the checkpoints and CSVs of a run that stands here, and nothing else.
-        Raises:
-            InputError: a run with a checkpoint is here already, the folder holds other things, or it cannot be made.
-                A run that never reached its first checkpoint has nothing to lose and is started again in place.
-        """
+    def check_free(self, overwrite: bool = False) -> None:
+        """Raise InputError where `create` would; touches nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file, not a folder for a run; choose another --out")
         with files.explained(self.path):
@@ -112,12 +105,24 @@ class RunFolder:
                     f"{self.path} already holds a run, saved at step {self.steps()[-1]}; "
                     f"choose another --out or use --resume {self.path}"
                 )
+
+    def create(self, overwrite: bool = False) -> None:
+        """Make the folder for a new run.
+
+        Args:
+            overwrite: remove the checkpoints, the CSVs and the text's digest of a run that stands here, no more.
+        Raises:
+            InputError: a run with a checkpoint is here already, the folder holds other things, or it cannot be made.
+                A run that never reached its first checkpoint has nothing to lose and is started again in place.
+        """
+        self.check_free(overwrite)
+        with files.explained(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             for marker in ("latest", "best"):  # first: a marker must not outlive its checkpoint
                 (self.checkpoints / marker).unlink(missing_ok=True)
             for step in self.steps():
                 files.remove_folder(self.folder_of(step))
-            for path in (self.metrics_path, self.timing_path):
+            for path in (self.metrics_path, self.timing_path, self.corpus_path):
                 path.unlink(missing_ok=True)
 
     def check(self) -> None:

@@ -24,6 +24,7 @@ COMMANDS = {  # name -> what it does, in the order in which a newcomer meets the
 }
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+NO_ROOM = (*FULL_DISK, errno.EFBIG)  # what a write can fail with that does not know its file's name
 
 
 def usage() -> str:
@@ -74,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        if error.filename is None and error.errno not in FULL_DISK:
+        if error.filename is None and error.errno not in NO_ROOM:
             raise
         reason = "the disk is full; free some space and run again" if error.errno in FULL_DISK else error.strerror
         print(f"minillm: {error.filename or 'writing'}: {reason}", file=sys.stderr)

@@ -165,6 +165,29 @@ def test_a_run_that_is_there_already_is_not_touched(minillm, runs, text):
     assert {p: p.read_bytes() for p in (runs / "decoder").rglob("*") if p.is_file()} == before
 
 
+def test_overwrite_removes_nothing_before_the_new_text_is_known_to_do(minillm, runs, text, tmp_path):
+    """--overwrite with an empty text, or a setting that does not do: the run that was there stays, and still loads."""
+    shutil.copytree(runs / "decoder", tmp_path / "run")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "picture.txt").write_bytes(b"good so far \xff\xfe" * 50)
+    assert "empty" in one_line(train(minillm, tmp_path / "empty.txt", tmp_path / "run", "--overwrite"))
+    assert "UTF-8" in one_line(
+        train(minillm, tmp_path / "picture.txt", tmp_path / "run", "--overwrite", tokenizer__kind="byte")
+    )
+    assert "nowhere" in one_line(train(minillm, text, tmp_path / "run", "--overwrite", "--init", tmp_path / "nowhere"))
+    assert "vocab_size" in one_line(train(minillm, text, tmp_path / "run", "--overwrite", model__vocab_size=9))
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_overwrite_takes_another_text(minillm, runs, text, tmp_path):
+    """The digest of the old text does not stand in the way of a new run in its place."""
+    shutil.copytree(runs / "decoder", tmp_path / "run")
+    (tmp_path / "other.txt").write_text(text.read_text().replace("cat", "fox"))
+    status, _, err = train(minillm, tmp_path / "other.txt", tmp_path / "run", "--overwrite")
+    assert status == 0, err
+
+
 def test_out_in_a_folder_with_other_things(minillm, text, tmp_path):
     """A folder that holds something else is not written into."""
     (tmp_path / "letters").mkdir()
@@ -195,3 +218,113 @@ def test_full_disk(tmp_path, text):
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("minillm: "), done.stderr
     assert not list(tmp_path.glob("run/checkpoints/step-*"))
+
+
+def test_full_disk_while_shards_are_prepared(tmp_path, text):
+    """`data prepare` without room: one line, status 2, and neither shards nor drafts of them."""
+    (tmp_path / "long.txt").write_text(text.read_text() * 4)
+    done = in_a_process(
+        "-c",
+        "import resource, signal, sys\n"
+        "from minillm.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "sys.exit(main(['data', 'prepare', *sys.argv[1:]]))",
+        *("--data.input", tmp_path / "long.txt", "--out", tmp_path / "shards", "--kind", "byte", "--json"),
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("minillm: "), done.stderr
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["tokenizer"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("pretrain", "--preset", "tiny-decoder"), id="pretrain"),
+        pytest.param(("data", "prepare"), id="data prepare"),
+        pytest.param(("tokenizer", "train"), id="tokenizer train"),
+    ],
+)
+def test_out_is_a_file(minillm, text, tmp_path, words):
+    """--out names a file: it is named in turn, and stays what it was."""
+    (tmp_path / "notes").write_text("mine")
+    line = one_line(minillm(*words, "--data.input", text, "--out", tmp_path / "notes"))
+    assert "notes" in line and "file" in line
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "content, hint",
+    [(b"The cat\nA \xff dog\n", "not UTF-8 text: byte 10"), (b"\n\n", "no prompt"), (None, "prompts.txt")],
+    ids=["not UTF-8", "empty", "missing"],
+)
+def test_prompts_file(minillm, runs, tmp_path, content, hint):
+    """A file of prompts that cannot be read, or holds none, is named."""
+    if content is not None:
+        (tmp_path / "prompts.txt").write_bytes(content)
+    line = one_line(minillm("generate", runs / "decoder", "--prompts", tmp_path / "prompts.txt"))
+    assert hint in line and "prompts.txt" in line
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        pytest.param("decoder", ("evaluate",), id="evaluate"),
+        pytest.param("encoder", ("fill", "--text", "the [MASK]"), id="fill"),
+        pytest.param("decoder", ("tokenizer", "encode", "--text", "the"), id="tokenizer encode"),
+    ],
+)
+@pytest.mark.parametrize("how", ["folder", "model file"])
+def test_missing_tokenizer_of_other_commands(minillm, runs, tmp_path, kind, words, how):
+    """A run without its tokenizer, or with half of it, says so to each command that needs one."""
+    shutil.copytree(runs / kind, tmp_path / "run")
+    if how == "folder":
+        shutil.rmtree(tmp_path / "run/tokenizer")
+    else:
+        (tmp_path / "run/tokenizer/tokenizer.model").unlink()
+    verbs, options = [w for w in words[:2] if not w.startswith("-")], [*words]
+    command = [*verbs, tmp_path / "run", *options[len(verbs) :]]
+    assert "tokenizer" in one_line(minillm(*command))
+
+
+@pytest.mark.parametrize("damage", ["missing", "unknown key", "no TOML"])
+def test_run_folder_without_its_configuration(minillm, runs, tmp_path, damage):
+    """evaluate and --resume need config.toml and name it; generate works without one that is only missing."""
+    shutil.copytree(runs / "decoder", tmp_path / "run")
+    config = tmp_path / "run/config.toml"
+    if damage == "missing":
+        config.unlink()
+        assert minillm("generate", tmp_path / "run", "--prompt", "The", "--max-tokens", 2)[0] == 0
+    else:
+        config.write_text("[train]\nmax_step = 3\n" if damage == "unknown key" else "train = [")
+        assert "config.toml" in one_line(minillm("generate", tmp_path / "run", "--prompt", "The"))
+    assert "config.toml" in one_line(minillm("evaluate", tmp_path / "run"))
+    assert "config.toml" in one_line(minillm("pretrain", "--resume", tmp_path / "run", "--quiet"))
+
+
+def test_text_that_changed_under_a_run(minillm, tmp_path, text):
+    """evaluate and --resume on another text than the run was begun with: its digest differs, nothing is done."""
+    (tmp_path / "mine.txt").write_text(text.read_text())
+    assert train(minillm, tmp_path / "mine.txt", tmp_path / "run")[0] == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    (tmp_path / "mine.txt").write_text(text.read_text() + "One more line.")
+    assert "digest differs" in one_line(minillm("evaluate", tmp_path / "run"))
+    assert "digest differs" in one_line(
+        minillm("pretrain", "--resume", tmp_path / "run", "--train.max_steps", 9, "--quiet")
+    )
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "words, hint", [(("--checkpoint", "7"), "no checkpoint of step 7"), (("--checkpoint", "newest"), "latest, best")]
+)
+def test_checkpoint_that_is_not_there(minillm, runs, words, hint):
+    """A step without a checkpoint, or a word that is none, brings those that there are."""
+    assert hint in one_line(minillm("generate", runs / "decoder", "--prompt", "The", *words))
+
+
+@pytest.mark.parametrize("words", [("--tokens", "1 cat"), ("--tokens", "99999")])
+def test_tokens_that_are_none(minillm, runs, words):
+    """decode names the range of ids and what came."""
+    line = one_line(minillm("tokenizer", "decode", runs / "decoder", *words))
+    assert "0 to 299" in line and words[1].split()[-1] in line

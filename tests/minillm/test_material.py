@@ -1,0 +1,117 @@
+"""What a run learns from: control symbols round documents, the objective that fits, and text that may not change."""
+
+import dataclasses
+
+import pytest
+
+from minillm.checkpoint.run_folder import RunFolder
+from minillm.data.corpora import open_corpus
+from minillm.errors import InputError
+from minillm.loading import load
+from minillm.material import EVAL_BATCH, gather, make_objective
+from minillm.objectives.causal_lm import CausalLM
+from minillm.objectives.masked_lm import MaskedLM
+from minillm.tokenizer.base import Specials
+from minillm.tokenizer.byte import ByteTokenizer
+
+BYTES = ByteTokenizer()
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A folder of two texts, one of which is held out."""
+    (tmp_path / "text").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"text/{name}.txt").write_text(f"Text {name} is so short.")
+    return {"input": str(tmp_path / "text")}
+
+
+@pytest.mark.parametrize("kind, before, after", [("decoder", 1, 2), ("encoder", 5, 6)])
+def test_documents_stand_between_control_symbols(tiny_config, tmp_path, text, kind, before, after):
+    """bos and eos for a decoder, cls and sep for an encoder; the shards lie in the run folder."""
+    material = gather(tiny_config(kind, data=text), RunFolder(tmp_path / "run"), BYTES)
+    (held_out,) = material.corpus.documents("valid")
+    assert material.valid.tokens.tolist() == [before, *BYTES.encode(held_out), after]
+    assert material.valid.num_bytes == len(held_out)
+    assert (tmp_path / "run/tokens/meta.json").is_file()
+
+
+def test_a_folder_for_shards(tiny_config, tmp_path, text):
+    """data.cache takes them in place of the run folder."""
+    gather(tiny_config(data=text | {"cache": str(tmp_path / "cache")}), RunFolder(tmp_path / "run"), BYTES)
+    assert (tmp_path / "cache/meta.json").is_file() and not (tmp_path / "run").exists()
+
+
+def test_loader_follows_the_settings(tiny_config, tmp_path, text):
+    """Layout, side, context, batch size and seed arrive; only a decoder's targets are shifted."""
+    config = tiny_config(
+        data=text | {"layout": "padded", "padding_side": "left", "document_mask": False}, train={"seed": 7}
+    )
+    loader = gather(config, RunFolder(tmp_path / "run"), BYTES).loader
+    assert (loader.layout, loader.padding_side, loader.document_mask) == ("padded", "left", False)
+    assert (loader.context, loader.batch_size, loader.seed, loader.shift, loader.pad) == (16, 4, 7, True, 3)
+    assert not gather(tiny_config("encoder", data=text), RunFolder(tmp_path / "run"), BYTES).loader.shift
+
+
+def test_another_text_is_held_out_whole(tiny_config, tmp_path, text):
+    """`evaluate --data.input`: training text as before, all of the other one asked for."""
+    (tmp_path / "other.txt").write_text("Quite another text.")
+    config, folder = tiny_config(data=text), RunFolder(tmp_path / "run")
+    material = gather(config, folder, BYTES, held_out=(str(tmp_path / "other.txt"), tmp_path / "there"))
+    assert BYTES.decode(material.valid.tokens.tolist()) == "Quite another text." and material.valid.num_bytes == 19
+    assert material.train.tokens.tolist() == gather(config, folder, BYTES).train.tokens.tolist()
+    assert material.corpus.name == "other.txt"
+
+
+def test_text_that_is_not_what_it_was(tiny_config, tmp_path, text):
+    """The digest that the run keeps decides."""
+    config, folder = tiny_config(data=text), RunFolder(tmp_path / "run")
+    folder.create()
+    folder.corpus_path.write_text(f'{{"digest": "{open_corpus(text["input"]).digest}"}}')
+    gather(config, folder, BYTES)
+    (tmp_path / "text/c.txt").write_text("A third text.")
+    with pytest.raises(InputError, match="its digest differs"):
+        gather(config, folder, BYTES)
+
+
+def test_objectives(tiny_config):
+    """A decoder's and an encoder's; whole-word masking gets the tokenizer's word classes."""
+    assert isinstance(make_objective(tiny_config(), BYTES), CausalLM)
+    masked = make_objective(tiny_config("encoder"), BYTES)
+    assert isinstance(masked, MaskedLM) and masked.begins_inside is None and masked.mask_token == 4
+    whole_word = make_objective(tiny_config("encoder", objective={"masking": "whole_word"}), BYTES)
+    assert isinstance(whole_word, MaskedLM) and whole_word.begins_inside is not None
+    assert whole_word.begins_inside.tolist() == BYTES.word_classes()[0].tolist()
+
+
+def test_masked_lm_needs_a_mask(tiny_config):
+    """A tokenizer without a mask symbol is the user's to replace."""
+    bare = ByteTokenizer()
+    bare.specials = dataclasses.replace(Specials(), unk=0)
+    with pytest.raises(InputError, match="mask symbol"):
+        make_objective(tiny_config("encoder"), bare)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_figures_do_not_depend_on_the_micro_batch(tiny_runs, kind):
+    """One sequence at a time or all at once: the same targets and figures, of the model and of the anchors."""
+    loaded = load(tiny_runs[kind])
+    found = []
+    for rows in (1, 4, None):
+        config = dataclasses.replace(
+            loaded.config, train=dataclasses.replace(loaded.config.train, micro_batch_size=rows, batch_size=4)
+        )
+        material = gather(config, RunFolder(tiny_runs[kind]), loaded.require_tokenizer())
+        figures = material.evaluate(loaded.model)
+        found.append((figures.targets, figures.loss, material.glance(loaded.model)["loss"], material.anchors()))
+    for targets, loss, glance, anchors in found[1:]:
+        assert targets == found[0][0] and anchors == found[0][3]
+        assert (loss, glance) == pytest.approx(found[0][1:3], rel=1e-6)
+
+
+def test_a_glance_is_the_beginning(tiny_runs):
+    """A short held-out text is seen whole in training, and so has the loss of the evaluation."""
+    loaded = load(tiny_runs["decoder"])
+    material = gather(loaded.config, RunFolder(tiny_runs["decoder"]), loaded.require_tokenizer())
+    assert len(material.valid.tokens) < EVAL_BATCH * 16
+    assert material.glance(loaded.model)["loss"] == pytest.approx(material.evaluate(loaded.model).loss)

@@ -1,0 +1,116 @@
+"""A run from its beginning to its figures, and what stays when it cannot begin."""
+
+import dataclasses
+import json
+import platform
+
+import pytest
+import torch
+
+from minillm import pretrain as module
+from minillm.checkpoint.native import read_tensors
+from minillm.checkpoint.run_folder import RunFolder
+from minillm.config import build, read_toml
+from minillm.data.corpora import open_corpus
+from minillm.errors import InputError
+from minillm.pretrain import pretrain, resume
+from minillm.pretrain_config import PretrainConfig
+from minillm.training.progress import Progress
+
+
+def test_result(tiny_config, tmp_path):
+    """The figures of the contract, those of the held-out text in bits per byte, and a table that names anchors."""
+    result = pretrain(tiny_config(), tmp_path / "run")
+    figures = result.json()
+    assert figures["run"] == str(tmp_path / "run") and figures["steps"] == 4
+    assert figures["valid_loss"] == result.evaluation.loss and figures["bits_per_byte"] > 0
+    assert figures["masked_accuracy"] is None
+    assert any("xz primed" in line for line in result.table) and "beats" in result.table[-1]
+
+
+def test_corpus_card(tiny_runs):
+    """The run keeps its text's name, digest and sizes, and the Python whose library it may be."""
+    card = json.loads((tiny_runs["decoder"] / "corpus.json").read_text())
+    corpus = open_corpus(read_toml(tiny_runs["decoder"] / "config.toml")["data"]["input"])
+    assert card["digest"] == corpus.digest and card["name"] == corpus.name
+    assert card["bytes"] == {split: corpus.num_bytes(split) for split in ("train", "valid")}
+    assert card["python"] == platform.python_version()
+
+
+def test_configuration_is_kept_whole(tiny_runs, tiny_config):
+    """config.toml rebuilds the settings; the vocabulary's size is the tokenizer's."""
+    kept = build(PretrainConfig, read_toml(tiny_runs["encoder"] / "config.toml"), source="the run")
+    asked = tiny_config("encoder")
+    assert kept == dataclasses.replace(asked, model=dataclasses.replace(asked.model, vocab_size=320))
+
+
+def test_a_larger_vocabulary_is_allowed(tiny_config, tmp_path):
+    """Room for tokens to come, or a multiple that is fast: the model has more rows than the tokenizer tokens."""
+    pretrain(tiny_config(model={"vocab_size": 384}, train={"max_steps": 1}), tmp_path / "run")
+    tensors = read_tensors(tmp_path / "run/checkpoints/step-000001/model.safetensors")
+    assert 384 in {tensor.shape[0] for tensor in tensors.values()}
+
+
+def test_what_cannot_begin_leaves_no_folder(tiny_config, tmp_path, monkeypatch):
+    """An error at any point before the first checkpoint: what this call made is gone again."""
+
+    def fail(*_, **__):
+        raise InputError("no weights today")
+
+    monkeypatch.setattr(module, "build_model", fail)
+    with pytest.raises(InputError, match="no weights today"):
+        pretrain(tiny_config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()  # an empty folder of the user's own stays
+    with pytest.raises(InputError):
+        pretrain(tiny_config(), tmp_path / "run")
+    assert (tmp_path / "run").exists()
+
+
+def test_an_interrupted_beginning_can_be_begun_again(tiny_config, tmp_path):
+    """A folder without a checkpoint has nothing to lose: no --overwrite is needed, nor the same text."""
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.corpus_path.write_text('{"digest": "of some other text"}')
+    assert pretrain(tiny_config(train={"max_steps": 1}), tmp_path / "run").summary.steps == 1
+
+
+def test_init_takes_architecture_weights_and_tokenizer(tiny_config, tiny_runs, tmp_path):
+    """[model] of the new settings gives way to the other run's; weights begin where it ended."""
+    config = tiny_config(
+        model={"width": 64}, train={"max_steps": 1}, optim={"learning_rate": 1e-30, "weight_decay": 0.0}
+    )
+    pretrain(config, tmp_path / "run", init=tiny_runs["decoder"])
+    old = read_tensors(tiny_runs["decoder"] / "checkpoints/step-000004/model.safetensors")
+    new = read_tensors(tmp_path / "run/checkpoints/step-000001/model.safetensors")
+    assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
+    for name in ("tokenizer.toml", "tokenizer.model"):
+        assert (tmp_path / "run/tokenizer" / name).read_bytes() == (
+            tiny_runs["decoder"] / "tokenizer" / name
+        ).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["model.width", "optim.learning_rate", "data.input", "train.seed", "objective.z_loss"])
+def test_resume_keeps_the_past(tiny_runs, name):
+    """A setting that would make the run another one is refused, with those that may change and the way round."""
+    section, key = name.split(".")
+    with pytest.raises(InputError, match=rf"{name} cannot change.*train.max_steps.*--init"):
+        resume(tiny_runs["decoder"], {section: {key: 1}})
+
+
+def test_resume_of_a_finished_run_changes_no_weight(tiny_config, tmp_path):
+    """No steps left: the same weights, and the figures once more."""
+    first = pretrain(tiny_config(), tmp_path / "run")
+    weights = (tmp_path / "run/checkpoints/step-000004/model.safetensors").read_bytes()
+    again = resume(tmp_path / "run", {})
+    assert again.evaluation == first.evaluation and again.table == first.table
+    assert (tmp_path / "run/checkpoints/step-000004/model.safetensors").read_bytes() == weights
+
+
+def test_what_is_said(tiny_config, tmp_path, capsys):
+    """Notes go to standard error: the tokenizer, the model's size, and the table; standard output stays clean."""
+    pretrain(tiny_config(train={"max_steps": 1}), tmp_path / "run", progress=Progress())
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for words in ("training a bpe tokenizer on letters.txt", "decoder of", "parameters on cpu", "this model"):
+        assert words in captured.err
