@@ -29,7 +29,7 @@ from minillm.evaluate import Evaluation, compare
 from minillm.material import Material, gather
 from minillm.model.count import count_parameters, flops_per_token
 from minillm.model.transformer import build_model
-from minillm.pretrain_config import PretrainConfig
+from minillm.pretrain_config import PretrainConfig, rehearsal
 from minillm.tokenizer.base import Tokenizer, load_tokenizer
 from minillm.tokenizer.training import train_tokenizer
 from minillm.training.plots import draw_plots
@@ -85,7 +85,8 @@ def pretrain(
     """Train a model from its beginning, and leave a run folder.
 
     Args:
-        config: all settings; a vocabulary size of 0 becomes the tokenizer's.
+        config: all settings; a vocabulary size of 0 becomes the tokenizer's. QUICK=1 in the environment cuts the steps,
+            here and in `resume`; see `rehearsal`.
         out: the run folder.
         init: a run whose weights and tokenizer this one begins with; its architecture takes the place of [model].
         overwrite: replace the run that stands in `out`.
@@ -94,6 +95,7 @@ def pretrain(
         InputError: a setting, a text or a folder that does not do; nothing half-written stays behind.
     """
     progress = progress or Progress(quiet=True)
+    config = rehearsal(config, progress.note)
     folder = RunFolder(out)
     with _cleaned_up(folder):
         folder.check_free(overwrite)
@@ -124,7 +126,7 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
     """
     progress = progress or Progress(quiet=True)
     folder = RunFolder(run)
-    folder.load()  # says what is missing before anything else happens
+    done = folder.load().step  # says what is missing before anything else happens
     table = read_toml(folder.config_path)
     for section, settings in overrides.items():
         for key, value in settings.items():
@@ -136,6 +138,7 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
                 )
             override(table, name, value)
     config: PretrainConfig = build(PretrainConfig, table, source=str(folder.config_path))
+    config = rehearsal(config, progress.note, done=done)
     material = gather(config, folder, load_tokenizer(folder.tokenizer_path), progress=progress)
     trainer = _trainer(config, folder, material, progress)
     trainer.resume()

@@ -63,15 +63,16 @@ def preset_table(name: str) -> dict[str, Any]:
     return read_toml(PRESETS / f"{name}.toml")
 
 
-def rehearsal(config: PretrainConfig, say: Callable[[str], object]) -> PretrainConfig:
-    """Return the configuration, cut to 20 steps where QUICK=1 stands in the environment.
+def rehearsal(config: PretrainConfig, say: Callable[[str], object], *, done: int = 0) -> PretrainConfig:
+    """Return the configuration, cut to 20 more steps where QUICK=1 stands in the environment.
 
     Args:
-        config: of a run that is about to begin.
+        config: of a run that is about to begin or to go on.
         say: called with one line when something was cut.
+        done: steps that the run has behind it.
     """
-    steps = config.train.max_steps
-    if os.environ.get("QUICK") != "1" or steps <= QUICK_STEPS:
+    steps, last = config.train.max_steps, done + QUICK_STEPS
+    if os.environ.get("QUICK") != "1" or steps <= last:
         return config
-    say(f"QUICK=1: a rehearsal of {QUICK_STEPS} steps in place of {steps:,}")
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=QUICK_STEPS))
+    say(f"QUICK=1: a rehearsal that ends after {last} steps in place of {steps:,}")
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=last))

@@ -18,7 +18,7 @@ from minillm.errors import InputError
 from minillm.fill import fill
 from minillm.generate import GenerateConfig, generate
 from minillm.pretrain import Result, pretrain
-from minillm.pretrain_config import PretrainConfig, preset_table, rehearsal
+from minillm.pretrain_config import PretrainConfig, preset_table
 from minillm.training.progress import Progress, clock
 
 OUT = Path("runs/quickstart")
@@ -53,7 +53,7 @@ def main() -> None:
 def train(kind: str, progress: Progress) -> Result:
     """Pretrain the tiny preset of a kind on stdlib-docs; an earlier quickstart is replaced."""
     table = preset_table(f"tiny-{kind}") | {"data": {"input": "stdlib-docs"}}
-    config = rehearsal(build(PretrainConfig, table, source=f"preset tiny-{kind}"), progress.note)
+    config: PretrainConfig = build(PretrainConfig, table, source=f"preset tiny-{kind}")
     result = pretrain(config, OUT / kind, overwrite=True, progress=progress)
     if result.summary.stopped_early:
         raise InputError("quickstart was interrupted; run it again, it begins anew")

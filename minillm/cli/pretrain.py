@@ -13,7 +13,7 @@ from typing import Any
 from minillm.cli.arguments import Parser, add_settings, override_settings, print_json, say
 from minillm.config import build, read_toml
 from minillm.errors import InputError
-from minillm.pretrain_config import PretrainConfig, preset_names, preset_table, rehearsal
+from minillm.pretrain_config import PretrainConfig, preset_names, preset_table
 
 
 def main(argv: Sequence[str]) -> None:
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser(
         prog="minillm pretrain",
         description="Train an encoder or decoder on text. Settings come from a file or a preset, then from options.",
-        epilog="QUICK=1 in the environment ends every run after 20 steps: a rehearsal.",
+        epilog="QUICK=1 in the environment ends every run after 20 more steps: a rehearsal.",
     )
     parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="a file with the settings")
     parser.add_argument("--preset", metavar="NAME", help=f"in place of a file: {', '.join(preset_names())}")
@@ -45,7 +45,6 @@ def main(argv: Sequence[str]) -> None:
         result = pretrain.resume(arguments.resume, overrides, progress=progress)
     else:
         config, stem = _config(arguments)
-        config = rehearsal(config, progress.note)
         result = pretrain.pretrain(
             config,
             arguments.out or Path("runs") / stem,

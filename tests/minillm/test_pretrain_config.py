@@ -46,15 +46,22 @@ def test_sections_that_do_not_fit(section, settings, hint):
 
 
 @pytest.mark.parametrize(
-    "quick, steps, expected", [("1", 1000, QUICK_STEPS), ("1", 7, 7), ("0", 1000, 1000), ("", 50, 50)]
+    "quick, done, steps, expected",
+    [
+        ("1", 0, 1000, QUICK_STEPS),
+        ("1", 40, 1000, 40 + QUICK_STEPS),
+        ("1", 0, 7, 7),
+        ("0", 0, 1000, 1000),
+        ("", 0, 50, 50),
+    ],
 )
-def test_rehearsal(monkeypatch, quick, steps, expected):
-    """QUICK=1 cuts long runs, says so in one line, and changes nothing else."""
+def test_rehearsal(monkeypatch, quick, done, steps, expected):
+    """QUICK=1 cuts what a run still has before it, says so in one line, and changes nothing else."""
     monkeypatch.setenv("QUICK", quick)
     table = preset_table("tiny-decoder")
     table["train"]["max_steps"] = steps
     config, said = build(PretrainConfig, table, source="a test"), []
-    cut = rehearsal(config, said.append)
+    cut = rehearsal(config, said.append, done=done)
     assert cut.train.max_steps == expected and len(said) == (expected != steps)
     table["train"]["max_steps"] = expected
     assert cut == build(PretrainConfig, table, source="a test")
