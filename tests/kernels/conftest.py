@@ -3,6 +3,7 @@
     gradcheck                  rung 2: the closed-form backward passes torch.autograd.gradcheck in float64
     compare                    rung 3: a backend is as close to the float64 truth as the reference is
     outputs_and_gradients      what both are made of
+    poisoned                   torch.empty gives NaN
 
 With a GPU all of it runs there, the kernels compiled; without one the kernels run in Triton's interpreter, which gets
 bfloat16 wrong: tests of kernels leave it out there.
@@ -12,7 +13,7 @@ An op is called with tensors by name, so that one dict says which input a failin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import minillm_kernels as mk
@@ -104,3 +105,11 @@ def gradcheck() -> Callable[..., None]:
 @pytest.fixture
 def compare() -> Callable[..., None]:
     return _compare
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fill what torch.empty returns with NaN: a kernel that leaves out an element of its output fails."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
