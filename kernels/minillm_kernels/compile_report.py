@@ -113,8 +113,11 @@ def _attributes(variant: Variant) -> dict[tuple[int, ...], list[list[Any]]]:
     paths = []
     for name in variant.aligned:
         index = variant.kernel.arg_names.index(name)
-        kind = variant.signature[name]
-        paths += [(index, i) for i in range(len(kind))] if isinstance(kind, tuple) else [(index,)]
+        kinds = variant.signature[name]
+        if isinstance(kinds, tuple):
+            paths += [(index, i) for i, kind in enumerate(kinds) if kind != "constexpr"]
+        else:
+            paths.append((index,))
     return {path: [["tt.divisibility", 16]] for path in sorted(paths)}
 
 
@@ -127,7 +130,7 @@ def _resources(kernel: Any, backend: str, log: str) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        command = [knobs.nvidia.nvdisasm.path, "-c", file.name]
+        command = [knobs.nvidia.nvdisasm.path, "-c", "-ndf", file.name]
         sass = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return machine_code.ptxas_resources(log) | machine_code.sass_instructions(sass)
 
@@ -173,6 +176,25 @@ def listed(pool: ProcessPoolExecutor, ops: Iterable[str]) -> dict[tuple[str, str
 def rows(pool: ProcessPoolExecutor, jobs: Sequence[tuple[str, str, str]]) -> list[Row]:
     """Compile jobs (op, variant, target) and return their rows in the same order."""
     return list(pool.map(_build_named, jobs))
+
+
+def complaint(row: Row, matrix_unit: bool, spill_limit: int = 0) -> str:
+    """Return in words what must not be true of a kernel in use; nothing where all is well.
+
+    Args:
+        matrix_unit: whether the variant's products belong on the matrix unit.
+        spill_limit: bytes a lane that it may store.
+    """
+    faults = []
+    if row["spill_stores"] > spill_limit:
+        faults.append(f"spills {row['spill_stores']} bytes a lane, at most {spill_limit} may be")
+    if matrix_unit and not row["matrix"]:
+        faults.append("does not use the matrix unit")
+    if not row["resident_warps"]:
+        faults.append(
+            f"fits on no multiprocessor ({row['shared']} bytes of shared memory, {row['registers']} registers)"
+        )
+    return f"{row['op']}, {row['variant']}, {row['target']}: {'; '.join(faults)}" if faults else ""
 
 
 def merged(record: dict[str, Any], new: list[Row], ops: Iterable[str], targets: Iterable[str]) -> list[Row]:
@@ -261,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     start = time.perf_counter()
     with compilers() as pool:
-        version = pool.submit(_triton_version).result()
+        version = pool.submit(triton_version).result()
         jobs = [
             (op, name, target)
             for (op, name), (named, _) in listed(pool, asked.ops).items()
@@ -280,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(found)} kernels in {took:.0f} s: {asked.out}/COMPILE_REPORT.md", file=sys.stderr)
 
 
-def _triton_version() -> str:
+def triton_version() -> str:
     import triton
 
     return triton.__version__

@@ -32,13 +32,16 @@ from torch import Tensor
 
 from minillm_kernels import dispatch
 from minillm_kernels.cross_entropy import reference
+from minillm_kernels.cross_entropy.targets import check_targets
 from minillm_kernels.variant import Variant
 
 
 @triton.jit
 def capped(x, softcap, HAS_SOFTCAP: tl.constexpr):
-    """Return l by (1). tanh |y| = (1 - e) / (1 + e) with e = exp(-2 |y|) <= 1 never overflows, and is off by at most
-    an eps of 1, so l by an eps of the cap."""
+    """Return l by (1).
+
+    tanh |y| = (1 - e) / (1 + e) with e = exp(-2 |y|) <= 1 never overflows, and is off by an eps of 1, so l by one of c.
+    """
     if HAS_SOFTCAP:
         e = tl.exp(-2.0 / softcap * tl.abs(x))
         size = softcap * (1.0 - e) / (1.0 + e)
@@ -51,7 +54,7 @@ def _add_tile(m, s, total, x, mask_v, softcap, HAS_SOFTCAP: tl.constexpr, HAS_SM
     """Return m, s and the sum of l with one more tile x (BLOCK_R, BLOCK_V)."""
     l = capped(x, softcap, HAS_SOFTCAP)  # noqa: E741
     if HAS_SMOOTHING:
-        total += tl.where(mask_v, l, 0.0)
+        total += l  # what no mask lets through was loaded as 0, which (1) leaves as it is
     l = tl.where(mask_v, l, -float("inf"))  # noqa: E741
     m_new = tl.maximum(m, tl.max(l, axis=1))  # (10), (BLOCK_R,)
     finite = tl.where(m_new == -float("inf"), 0.0, m_new)  # no logit yet that is not -inf: -inf - -inf would be NaN
@@ -78,13 +81,13 @@ def lse_and_sum(
     offs_v = tl.arange(0, BLOCK_V)[None, :]  # (1, BLOCK_V)
     num_full = num_cols // BLOCK_V * BLOCK_V
     for start in range(0, num_full, BLOCK_V):  # whole tiles without a mask along V, which would keep loads narrow
-        x = tl.load(row_ptr + (start + offs_v).to(tl.int64) * x_col_stride, mask=kept[:, None], other=0.0).to(
-            tl.float32
-        )
+        tile = row_ptr + (start + offs_v).to(tl.int64) * x_col_stride
+        x = tl.load(tile, mask=kept[:, None], other=0.0).to(tl.float32)
         m, s, total = _add_tile(m, s, total, x, kept[:, None], softcap, HAS_SOFTCAP, HAS_SMOOTHING)
     if num_full < num_cols:
         mask = kept[:, None] & (num_full + offs_v < num_cols)
-        x = tl.load(row_ptr + (num_full + offs_v).to(tl.int64) * x_col_stride, mask=mask, other=0.0).to(tl.float32)
+        tile = row_ptr + (num_full + offs_v).to(tl.int64) * x_col_stride
+        x = tl.load(tile, mask=mask, other=0.0).to(tl.float32)
         m, s, total = _add_tile(m, s, total, x, mask, softcap, HAS_SOFTCAP, HAS_SMOOTHING)
     s_row = tl.where(kept, tl.sum(s, axis=1), 1.0)  # log(0) where nothing was read
     return tl.where(kept, m + tl.log(s_row), 0.0), tl.sum(total, axis=1)
@@ -201,17 +204,27 @@ def _cross_entropy_backward_kernel(
         tl.store(dx_tile, tl.where(kept, dx, 0.0), mask=mask_r[:, None] & mask_v)
 
 
-# Largest V -> BLOCK_R, BLOCK_V, num_warps: 16 elements a lane, several rows a program where rows are short.
-LAUNCHES = ((128, (16, 128, 4)), (1024, (2, 1024, 4)), (2**31, (1, 4096, 8)))
+# Largest V -> BLOCK_R, BLOCK_V, num_warps; several rows a program where rows are short. 16 numbers a lane keep enough
+# bytes on their way, and 8 do where each has 4 bytes; with a cap more than 8 do not fit into the registers.
+LAUNCHES = {
+    16: ((128, (16, 128, 4)), (1024, (2, 1024, 4)), (2**31, (1, 4096, 8))),
+    8: ((128, (8, 128, 4)), (1024, (1, 1024, 4)), (2**31, (1, 2048, 8))),
+}
 
 
-def launch_for(num_cols: int) -> tuple[int, int, int]:
-    """Return BLOCK_R, BLOCK_V and num_warps for rows of V logits.
+def launches(itemsize: int, has_softcap: bool) -> tuple[tuple[int, tuple[int, int, int]], ...]:
+    """Return the part of LAUNCHES for logits of that many bytes."""
+    return LAUNCHES[8 if itemsize == 4 or has_softcap else 16]
 
-    >>> launch_for(65), launch_for(50257)
-    ((16, 128, 4), (1, 4096, 8))
+
+def launch_for(x: Tensor, softcap: float | None) -> tuple[int, int, int]:
+    """Return BLOCK_R, BLOCK_V and num_warps for logits (R, V).
+
+    >>> launch_for(torch.empty(0, 65), None), launch_for(torch.empty(0, 50257).half(), None)
+    ((8, 128, 4), (1, 4096, 8))
     """
-    return next(launch for largest, launch in LAUNCHES if num_cols <= largest)
+    table = launches(x.dtype.itemsize, softcap is not None)
+    return next(launch for largest, launch in table if x.shape[1] <= largest)
 
 
 def forward(x: Tensor, targets: Tensor, options: reference.Options) -> tuple[Tensor, Tensor]:
@@ -222,7 +235,7 @@ def forward(x: Tensor, targets: Tensor, options: reference.Options) -> tuple[Ten
     lse = torch.empty_like(losses)
     if not R:
         return losses, lse
-    BLOCK_R, BLOCK_V, num_warps = launch_for(V)
+    BLOCK_R, BLOCK_V, num_warps = launch_for(x, softcap)
     with torch.cuda.device_of(x):
         launch: Any = _cross_entropy_forward_kernel[(triton.cdiv(R, BLOCK_R),)]
         launch(
@@ -253,7 +266,7 @@ def backward(g: Tensor, x: Tensor, targets: Tensor, lse: Tensor, options: refere
     dx = x.new_empty(R, V)
     if not R or not V:
         return dx
-    BLOCK_R, BLOCK_V, num_warps = launch_for(V)
+    BLOCK_R, BLOCK_V, num_warps = launch_for(x, softcap)
     with torch.cuda.device_of(x):
         launch: Any = _cross_entropy_backward_kernel[(triton.cdiv(R, BLOCK_R), triton.cdiv(V, BLOCK_V))]
         launch(
@@ -282,6 +295,8 @@ def _forward(
     x: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """Return losses and lse in the shape of targets, of logits (..., V)."""
+    if x.is_cuda:
+        check_targets(targets, x.shape[-1], ignore_index)  # the public function cannot look under torch.compile
     options = (ignore_index, label_smoothing, z_loss, softcap)
     if not dispatch.launches(x):
         return reference.cross_entropy_forward(x.float(), targets, options)
@@ -340,7 +355,12 @@ def cross_entropy(
     return _forward(logits, targets, ignore_index, label_smoothing, z_loss, softcap)[0]
 
 
-DTYPES = {"f32": "*fp32", "f16": "*fp16", "bf16": "*bf16"}
+def specialisations() -> Iterator[tuple[str, str, bool, tuple[int, int, int]]]:
+    """Yield dtype's name, Triton's type of a pointer, whether there is a cap, and a launch: all of `launch_for`."""
+    dtypes = (("f32", "*fp32", 4), ("f16", "*fp16", 2), ("bf16", "*bf16", 2))
+    for (short, pointer, itemsize), softcap in product(dtypes, (False, True)):
+        for _, launch in launches(itemsize, softcap):
+            yield short, pointer, softcap, launch
 
 
 def variants() -> Iterator[Variant]:
@@ -349,7 +369,7 @@ def variants() -> Iterator[Variant]:
     scalars |= dict.fromkeys(("smoothing", "z_loss", "softcap"), "fp32")
     scalars |= {"x_col_stride": "constexpr"}  # as Triton takes every 1
     pointers = {"targets_ptr": "*i64", "losses_ptr": "*fp32", "lse_ptr": "*fp32", "g_ptr": "*fp32"}
-    for (short, dtype), (_, launch), softcap in product(DTYPES.items(), LAUNCHES, (False, True)):
+    for short, dtype, softcap, launch in specialisations():
         BLOCK_R, BLOCK_V, num_warps = launch
         types = scalars | pointers | {"x_ptr": dtype, "dx_ptr": dtype}
         constants = {"HAS_SOFTCAP": softcap, "BLOCK_R": BLOCK_R, "BLOCK_V": BLOCK_V, "x_col_stride": 1}

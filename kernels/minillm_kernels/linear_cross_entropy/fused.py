@@ -94,7 +94,7 @@ def losses_and_dlogits(
     R, V = logits.shape
     losses = logits.new_empty(R, dtype=torch.float32)
     g = torch.ones_like(losses) if g is None else g.contiguous()
-    BLOCK_R, BLOCK_V, num_warps = cross_entropy.launch_for(V)
+    BLOCK_R, BLOCK_V, num_warps = cross_entropy.launch_for(logits, softcap)
     with torch.cuda.device_of(logits):
         launch: Any = _losses_and_dlogits_kernel[(triton.cdiv(R, BLOCK_R),)]
         launch(
@@ -123,9 +123,7 @@ def variants() -> Iterator[Variant]:
     scalars |= dict.fromkeys(("smoothing", "z_loss", "softcap"), "fp32")
     pointers = {"targets_ptr": "*i64", "g_ptr": "*fp32", "losses_ptr": "*fp32"}
     kernel: Any = _losses_and_dlogits_kernel
-    for (short, dtype), (_, launch), softcap, smoothing in product(
-        cross_entropy.DTYPES.items(), cross_entropy.LAUNCHES, (False, True), (False, True)
-    ):
+    for (short, dtype, softcap, launch), smoothing in product(cross_entropy.specialisations(), (False, True)):
         BLOCK_R, BLOCK_V, num_warps = launch
         types = scalars | pointers | {"x_ptr": dtype}
         yield Variant(
