@@ -20,7 +20,7 @@ class Variant:
     op: as in `dispatch.OPS`. name: tells it from the op's others, such as "forward f16 D=64 causal".
     kernel: the function under `triton.jit`.
     signature: parameter -> "*fp16", "*fp32", "*i64", "fp32", "i32", ..., or "constexpr"; a tuple of these for a tuple.
-    constants: the value of each constexpr parameter.
+    constants: the value of each constexpr parameter; Triton makes one of every number that is 1, such as a stride.
     aligned: parameters that are divisible by 16: pointers, and strides where the compiler may count on it; of a tuple
         all elements are.
     num_warps, num_stages: of the launch.

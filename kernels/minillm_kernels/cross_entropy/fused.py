@@ -364,36 +364,43 @@ def specialisations() -> Iterator[tuple[str, str, bool, tuple[int, int, int]]]:
 
 
 def variants() -> Iterator[Variant]:
-    """Yield every way in which the launchers above compile the kernels, for contiguous rows of V = 16 n logits."""
+    """Yield the ways in which the launchers above compile the kernels.
+
+    That is every option with contiguous rows of V = 16 n logits; and for long rows without options also odd V, whose
+    rows start anywhere (GPT-2's 50257), and strided logits.
+    """
     scalars = dict.fromkeys(("x_row_stride", "num_rows", "num_cols", "ignore_index"), "i32")
     scalars |= dict.fromkeys(("smoothing", "z_loss", "softcap"), "fp32")
-    scalars |= {"x_col_stride": "constexpr"}  # as Triton takes every 1
     pointers = {"targets_ptr": "*i64", "losses_ptr": "*fp32", "lse_ptr": "*fp32", "g_ptr": "*fp32"}
     for short, dtype, softcap, launch in specialisations():
         BLOCK_R, BLOCK_V, num_warps = launch
         types = scalars | pointers | {"x_ptr": dtype, "dx_ptr": dtype}
-        constants = {"HAS_SOFTCAP": softcap, "BLOCK_R": BLOCK_R, "BLOCK_V": BLOCK_V, "x_col_stride": 1}
+        constants = {"HAS_SOFTCAP": softcap, "BLOCK_R": BLOCK_R, "BLOCK_V": BLOCK_V}
         suffix = f"{short} {BLOCK_R}x{BLOCK_V}" + " softcap" * softcap
+        layouts = ("", " odd", " strided") if BLOCK_R == 1 and BLOCK_V > 1024 and not softcap else ("",)
         for smoothing in (False, True):
-            yield _variant(
-                f"forward {suffix}" + " smoothing" * smoothing,
-                _cross_entropy_forward_kernel,
-                types,
-                constants | {"HAS_SMOOTHING": smoothing},
-                num_warps,
-            )
-        yield _variant(f"backward {suffix}", _cross_entropy_backward_kernel, types, constants, num_warps)
+            name, switches = f"forward {suffix}" + " smoothing" * smoothing, constants | {"HAS_SMOOTHING": smoothing}
+            for layout in layouts if not smoothing else ("",):
+                yield _variant(name, layout, _cross_entropy_forward_kernel, types, switches, num_warps)
+        for layout in layouts:
+            yield _variant(f"backward {suffix}", layout, _cross_entropy_backward_kernel, types, constants, num_warps)
 
 
-def _variant(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], num_warps: int) -> Variant:
+def _variant(
+    name: str, layout: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], num_warps: int
+) -> Variant:
+    if layout == " strided":
+        types = types | {"x_col_stride": "i32"}
+    else:
+        constants = constants | {"x_col_stride": 1}  # as Triton takes every 1
     signature = {parameter: types.get(parameter, "constexpr") for parameter in kernel.arg_names}
-    aligned = {name for name, kind in signature.items() if kind[0] == "*"} | {"x_row_stride", "num_cols"}
+    aligned = {parameter for parameter, kind in signature.items() if kind[0] == "*"}
     return Variant(
         op="cross_entropy",
-        name=name,
+        name=name + layout,
         kernel=kernel,
         signature=signature,
         constants=constants,
-        aligned=frozenset(aligned),
+        aligned=frozenset(aligned if layout else aligned | {"x_row_stride", "num_cols"}),
         num_warps=num_warps,
     )
