@@ -13,7 +13,7 @@ An op is called with tensors by name, so that one dict says which input a failin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import minillm_kernels as mk
@@ -108,8 +108,18 @@ def compare() -> Callable[..., None]:
 
 
 @pytest.fixture
-def poisoned() -> Iterator[None]:
-    """Fill what torch.empty returns with NaN: a kernel that leaves out an element of its output fails."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+def poisoned(monkeypatch) -> None:
+    """Fill what torch.empty and its kin return with NaN: a kernel that leaves out an element of its output fails.
+
+    torch.use_deterministic_algorithms would do that too, but forbids operators that the reference needs on a GPU.
+    """
+
+    def filled(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def make_and_fill(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return make_and_fill
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, filled(getattr(owner, name)))

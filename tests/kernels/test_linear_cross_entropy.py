@@ -149,6 +149,36 @@ def test_capturing_takes_all_rows_with_the_same_result(outputs_and_gradients, mo
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="there torch has the products themselves")
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("name, dtype", [("fused", torch.float16), ("torch", torch.bfloat16)])
+def test_products_into_float32_as_a_gpu_has_them(compare, monkeypatch, name, dtype, reduction):
+    """On a CPU torch has no out_dtype: the calls that a GPU gets, answered by float32 products."""
+    mm, addmm = torch.mm, torch.addmm
+    seen = []
+
+    def wide_mm(a, b, *, out_dtype=None, out=None):
+        if out_dtype is None:
+            return mm(a, b, out=out)
+        seen.append("mm")
+        assert a.dtype == b.dtype == dtype and out_dtype == torch.float32
+        return mm(a.float(), b.float())
+
+    def wide_addmm(total, a, b, *, out_dtype=None, out=None):
+        if out_dtype is None:
+            return addmm(total, a, b, out=out)
+        seen.append("addmm")
+        assert a.dtype == b.dtype == dtype and out_dtype == total.dtype == torch.float32 and out is total
+        return total.add_(mm(a.float(), b.float()))
+
+    monkeypatch.setattr(chunks, "_has_wide_product", lambda kind, dtype: True)
+    monkeypatch.setattr(torch, "mm", wide_mm)
+    monkeypatch.setattr(torch, "addmm", wide_addmm)
+    made = {key: t.to(dtype).to(t.dtype) for key, t in tensors((9,), 5, 101).items()}
+    compare(mk.linear_cross_entropy, made, dtype, ("hidden",), reduction=reduction, memory_budget=1000, name=name)
+    assert {"addmm"} <= set(seen) <= {"mm", "addmm"}
+
+
 def test_kernel_gives_the_same_bits_twice(outputs_and_gradients):
     made = tensors((30,), 5, 1001)
     for reduction in REDUCTIONS:
