@@ -37,7 +37,7 @@ OPS = (  # in reading order; attention_weights goes by attention's decision
     "cross_entropy",
     "linear_cross_entropy",
 )
-FUSED_OPS: frozenset[str] = frozenset()  # ops that have a Triton kernel
+FUSED_OPS: frozenset[str] = frozenset({"cross_entropy", "linear_cross_entropy"})  # ops that have a Triton kernel
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # without importing it: that takes a second
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton too reads it once, when a kernel is defined
 
@@ -104,6 +104,14 @@ def _obstacle(kind: str) -> str:
     if kind != "cuda" and not INTERPRETED:
         return "Triton kernels run on a GPU, elsewhere only interpreted, with TRITON_INTERPRET=1 set at the start"
     return ""
+
+
+def launches(tensor: torch.Tensor) -> bool:
+    """Return whether an operator launches its kernel for a tensor: on a GPU, or interpreted.
+
+    Elsewhere it computes by its reference: torch.library's operators must work on every device.
+    """
+    return tensor.is_cuda or INTERPRETED
 
 
 @contextmanager

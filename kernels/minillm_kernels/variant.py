@@ -3,7 +3,7 @@
 Every op with a kernel has a function `variants()` in its `fused.py` that yields all that its launchers can ask for:
 each entry of the table of launch configurations, with each dtype and each switch that changes the code.
 
-Read next: `dispatch.py`.
+Read next: `compile_report.py`, which builds them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ class Variant:
 
     op: as in `dispatch.OPS`. name: tells it from the op's others, such as "forward f16 D=64 causal".
     kernel: the function under `triton.jit`.
-    signature: parameter -> "*fp16", "*fp32", "*i64", "fp32", "i32", ..., or "constexpr".
-    constants: the value of each constexpr parameter.
-    aligned: parameters that are divisible by 16: pointers, and strides where the compiler may count on it.
+    signature: parameter -> "*fp16", "*fp32", "*i64", "fp32", "i32", ..., or "constexpr"; a tuple of these for a tuple.
+    constants: the value of each constexpr parameter; Triton makes one of every number that is 1, such as a stride.
+    aligned: parameters that are divisible by 16: pointers, and strides where the compiler may count on it; of a tuple
+        all elements are.
     num_warps, num_stages: of the launch.
     targets: the devices for which the table of configurations names it: "sm_80", "sm_90", "sm_100", "gfx942".
     matrix_unit: whether its products belong on tensor cores.

@@ -3,6 +3,7 @@
     gradcheck                  rung 2: the closed-form backward passes torch.autograd.gradcheck in float64
     compare                    rung 3: a backend is as close to the float64 truth as the reference is
     outputs_and_gradients      what both are made of
+    poisoned                   torch.empty gives NaN
 
 With a GPU all of it runs there, the kernels compiled; without one the kernels run in Triton's interpreter, which gets
 bfloat16 wrong: tests of kernels leave it out there.
@@ -104,3 +105,21 @@ def gradcheck() -> Callable[..., None]:
 @pytest.fixture
 def compare() -> Callable[..., None]:
     return _compare
+
+
+@pytest.fixture
+def poisoned(monkeypatch) -> None:
+    """Fill what torch.empty and its kin return with NaN: a kernel that leaves out an element of its output fails.
+
+    torch.use_deterministic_algorithms would do that too, but forbids operators that the reference needs on a GPU.
+    """
+
+    def filled(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def make_and_fill(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return make_and_fill
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, filled(getattr(owner, name)))

@@ -5,6 +5,8 @@ from typing import Any
 import minillm_kernels as mk
 import pytest
 import torch
+from minillm_kernels import dispatch
+from minillm_kernels.cross_entropy import targets
 from torch.nn import functional
 
 SHAPES = [
@@ -14,7 +16,15 @@ SHAPES = [
     pytest.param((5,), id="one-row"),
     pytest.param((0, 3), id="no-row"),
 ]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+KERNEL_DTYPES = DTYPES if DEVICE == "cuda" else DTYPES[:2]  # Triton's interpreter gets bfloat16 wrong
+BACKENDS = ["torch", "reference", "fused"]
+NAME_AND_DTYPE = [
+    pytest.param(name, dtype, id=f"{name}-{dtype}")
+    for name, dtypes in (("torch", DTYPES), ("fused", KERNEL_DTYPES))
+    for dtype in dtypes
+]
 REDUCTIONS = ["sum", "mean", "none"]
 OPTIONS = [
     pytest.param({}, id="plain"),
@@ -27,11 +37,11 @@ OPTIONS = [
 
 
 def tensors(shape) -> dict[str, Any]:
-    """Return logits and targets of which every third is ignored (with one row alone: none)."""
+    """Return logits and targets on the device, of which every third is ignored (with one row alone: none)."""
     torch.manual_seed(0)
-    targets = torch.randint(shape[-1], shape[:-1])
-    targets.view(-1)[1::3] = -100
-    return {"logits": 3 * torch.randn(shape), "targets": targets}
+    marked = torch.randint(shape[-1], shape[:-1])
+    marked.view(-1)[1::3] = -100
+    return {"logits": 3 * torch.randn(shape).to(DEVICE), "targets": marked.to(DEVICE)}
 
 
 def truth(logits, targets, *, reduction, ignore_index=-100, label_smoothing=0.0, z_loss=0.0, softcap=None):
@@ -73,8 +83,9 @@ def test_forward_is_that_of_torch(shape, options, reduction, name):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_all_ignored_gives_zero_and_no_gradient(outputs_and_gradients, reduction):
-    made = {"logits": torch.randn(3, 5), "targets": torch.full((3,), -100)}
-    for name in ("torch", "reference"):
+    made = tensors((3, 5))
+    made["targets"][:] = -100
+    for name in BACKENDS:
         with mk.backend(name):
             found = outputs_and_gradients(mk.cross_entropy, made, reduction=reduction, z_loss=0.1)
         assert all((t == 0).all() for t in found.values())
@@ -87,38 +98,150 @@ def test_backward_is_the_derivative(gradcheck, options, reduction):
     gradcheck(mk.cross_entropy, made, reduction=reduction, **options)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name, dtype", NAME_AND_DTYPE)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_torch_is_as_close_to_truth_as_reference(compare, shape, options, dtype):
+def test_backend_is_as_close_to_truth_as_reference(compare, poisoned, shape, options, name, dtype):
     # terms: with one class the loss is the difference of two equal logits of size 3
     made = without_marks(tensors(shape), options)
-    compare(mk.cross_entropy, made, dtype, ("logits",), reduction="none", terms=3.0, **options)
+    compare(mk.cross_entropy, made, dtype, ("logits",), reduction="none", terms=3.0, name=name, **options)
+
+
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+@pytest.mark.parametrize("V", [1, 2, 17, 128, 129, 1000, 1024, 4096, 4097, 12_289])
+def test_kernel_takes_any_number_of_classes(compare, poisoned, V, dtype):
+    for options in ({}, {"label_smoothing": 0.2, "z_loss": 0.01, "softcap": 2.5}):
+        made = tensors((19, V) if V <= 128 else (3, V))
+        compare(mk.cross_entropy, made, dtype, ("logits",), reduction="mean", terms=3.0, name="fused", **options)
+
+
+def test_smoothing_of_nearly_nothing_is_plain(outputs_and_gradients):
+    """Without smoothing the kernel leaves out the sum of the logits: both ways must meet."""
+    made = tensors((3, 7, 101))
+    with mk.backend("fused"):
+        plain = outputs_and_gradients(mk.cross_entropy, made, label_smoothing=0.0)
+        nearly = outputs_and_gradients(mk.cross_entropy, made, label_smoothing=1e-9)
+    torch.testing.assert_close(nearly, plain)
+
+
+def test_a_shift_of_all_logits_changes_nothing(outputs_and_gradients):
+    made = tensors((5, 4099))
+    with mk.backend("fused"):
+        here = outputs_and_gradients(mk.cross_entropy, made, reduction="none", label_smoothing=0.1)
+        there = outputs_and_gradients(
+            mk.cross_entropy, made | {"logits": made["logits"] + 64}, reduction="none", label_smoothing=0.1
+        )
+    torch.testing.assert_close(there, here, atol=64 * 2**-22, rtol=0)  # 64 takes 6 of the logits' bits
+
+
+def test_kernel_gives_the_same_bits_twice(outputs_and_gradients):
+    made = tensors((5, 4099))
+    with mk.backend("fused"):
+        first, second = (outputs_and_gradients(mk.cross_entropy, made, z_loss=0.1) for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_backward_may_be_called_twice_and_leaves_the_logits_alone(name):
+    made = tensors((5, 101))
+    before = made["logits"].clone()
+    logits = made["logits"].requires_grad_()
+    with mk.backend(name):
+        loss = 3 * mk.cross_entropy(logits, made["targets"])
+    (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (second,) = torch.autograd.grad(loss, logits)
+    assert torch.equal(first, second)
+    assert torch.equal(logits, before)
+
+
+def test_masked_classes_have_probability_zero(outputs_and_gradients):
+    """Logits of -inf, also a whole tile of them at the start."""
+    made = tensors((3, 9000))
+    made["logits"][:, :5000] = -torch.inf
+    made["targets"][:] = 8000
+    expected = outputs_and_gradients(truth, made, reduction="none")
+    for name in BACKENDS:
+        with mk.backend(name):
+            found = outputs_and_gradients(mk.cross_entropy, made, reduction="none")
+        torch.testing.assert_close(found, expected)
+
+
+def test_target_that_nobody_looked_for_gives_nan():
+    """On a GPU a wrong target is not looked for: no address outside of its row is read, and the loss shows it."""
+    from minillm_kernels.cross_entropy import fused
+
+    for wrong in (-1, 5, 2**40):
+        logits = torch.zeros(2, 5, device=DEVICE, requires_grad=True)
+        losses = fused.cross_entropy(logits, torch.tensor([wrong, 1], device=DEVICE), -100, 0.0, 0.0, None)
+        (gradient,) = torch.autograd.grad(losses.sum(), logits)
+        assert losses.isnan().tolist() == [True, False]
+        assert gradient.isnan().all(1).tolist() == [True, False]
+
+
+def test_targets_are_looked_at_where_that_waits_for_nothing_and_in_checked_mode(monkeypatch):
+    assert [targets.looks_at(kind) for kind in ("cpu", "cuda", "meta")] == [True, False, False]
+    monkeypatch.setattr(targets, "CHECKED", True)
+    assert [targets.looks_at(kind) for kind in ("cpu", "cuda", "meta")] == [True, True, False]
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 11), (4, 0, 3), (5,)], ids=str)
+def test_operators_keep_the_rules_of_torch_library(shape):
+    from minillm_kernels.cross_entropy import fused
+
+    made = tensors(shape)
+    options = (-100, 0.1, 0.01, 2.5)
+    torch.library.opcheck(fused._forward, (made["logits"].requires_grad_(), made["targets"], *options))
+    losses = torch.randn(shape[:-1], device=DEVICE)
+    inputs = (losses, made["logits"].detach(), made["targets"], losses)
+    torch.library.opcheck(fused._backward, (*inputs, *options))
+
+
+def test_operators_work_where_no_kernel_can_run(outputs_and_gradients, monkeypatch):
+    """On a CPU without the interpreter they compute by the reference."""
+    from minillm_kernels.cross_entropy import fused
+
+    made = {key: tensor.cpu() for key, tensor in tensors((3, 7, 11)).items()}
+    options = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 2.5}
+    with mk.backend("reference"):
+        expected = outputs_and_gradients(mk.cross_entropy, made, reduction="none", **options)
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    found = outputs_and_gradients(fused.cross_entropy, made, ignore_index=-100, **options)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(
     "view", [pytest.param(lambda t: t.mT, id="transposed"), pytest.param(lambda t: t[::2, 1:8:3], id="sliced")]
 )
-def test_strided_input(compare, view):
+@pytest.mark.parametrize("name", ["torch", "fused"])
+def test_strided_input(compare, view, name):
     logits = view(torch.randn(9, 8, 10))
-    targets = torch.randint(logits.shape[-1], (*logits.shape[:-1], 2))[..., 0]
-    compare(mk.cross_entropy, {"logits": logits, "targets": targets}, torch.float32, ())
+    strided = torch.randint(logits.shape[-1], (*logits.shape[:-1], 2))[..., 0]
+    compare(mk.cross_entropy, {"logits": logits, "targets": strided}, torch.float32, (), name=name)
 
 
-@pytest.mark.parametrize("name", ["torch", "reference"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("view", [lambda t: t.T, lambda t: t[::2, ::3]], ids=["transposed", "sliced"])
+def test_kernel_reads_strided_rows_where_they_lie(compare, view):
+    logits = view(torch.randn(300, 330))
+    compare(
+        mk.cross_entropy, {"logits": logits, "targets": torch.arange(len(logits)) % 30}, torch.float32, (), name="fused"
+    )
+
+
+@pytest.mark.parametrize(
+    "name, dtype", [*NAME_AND_DTYPE, *(pytest.param("reference", dtype, id=f"reference-{dtype}") for dtype in DTYPES)]
+)
 def test_large_logits_are_finite(outputs_and_gradients, name, dtype):
     """exp(6e4) overflows in every dtype; the loss is the distance to the largest logit."""
-    logits = torch.tensor([[6e4, 0.0, -6e4], [0.0, 0.0, 6e4]], dtype=dtype)
+    logits = torch.tensor([[6e4, 0.0, -6e4], [0.0, 0.0, 6e4]], dtype=dtype, device=DEVICE)
     with mk.backend(name):
         found = outputs_and_gradients(
-            mk.cross_entropy, {"logits": logits, "targets": torch.tensor([0, 0])}, reduction="none"
+            mk.cross_entropy, {"logits": logits, "targets": torch.zeros_like(logits[:, 0]).long()}, reduction="none"
         )
-    torch.testing.assert_close(found["output 0"], torch.stack((torch.zeros(()), logits[1, 2].float())))
+    torch.testing.assert_close(found["output 0"], torch.stack((torch.zeros_like(logits[1, 2]), logits[1, 2])).float())
     assert found["dlogits"].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("name", BACKENDS)
 def test_mean_is_over_the_targets_that_count(name):
     made = tensors((3, 7, 101))
     kept = made["targets"] != -100
@@ -128,7 +251,7 @@ def test_mean_is_over_the_targets_that_count(name):
     torch.testing.assert_close(whole, alone)
 
 
-@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own tracing does that
 def test_compiles_as_one_graph(name):
     made = tensors((2, 3, 5))

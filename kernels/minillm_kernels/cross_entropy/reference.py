@@ -41,7 +41,8 @@ def cross_entropy_forward(x: Tensor, targets: Tensor, options: Options) -> tuple
     lse = (m + (l - m).exp().sum(-1, keepdim=True).log())[..., 0]  # (2), (...)
     kept = targets != ignore_index
     l_t = l.gather(-1, torch.where(kept, targets, 0)[..., None])[..., 0]
-    losses = lse - (1 - smoothing) * l_t - smoothing * l.mean(-1) + z_loss * lse.square()  # (5)
+    spread = smoothing * l.mean(-1) if smoothing > 0 else 0.0  # 0 * -inf, of a class that is masked out, is NaN
+    losses = lse - (1 - smoothing) * l_t - spread + z_loss * lse.square()  # (5)
     return torch.where(kept, losses, 0.0), lse
 
 

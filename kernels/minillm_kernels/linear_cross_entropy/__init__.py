@@ -1,6 +1,6 @@
 """linear_cross_entropy: the output layer and its loss in one, so that all the logits never exist at once.
 
-Read next: `reference.py`, then `composed.py`, which works chunk by chunk.
+Read next: `reference.py`, then `chunks.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 from minillm_kernels import checks, dispatch
 from minillm_kernels.cross_entropy import Reduction
 from minillm_kernels.cross_entropy.targets import check_options, check_targets
-from minillm_kernels.linear_cross_entropy import composed, reference
+from minillm_kernels.linear_cross_entropy import chunks, reference
 
 __all__ = ["linear_cross_entropy"]
 
@@ -42,12 +42,13 @@ def linear_cross_entropy(
         bias: (V,), added to the logits; None for none.
         ignore_index, label_smoothing, z_loss, softcap, reduction: as in `cross_entropy`.
         memory_budget: bytes for a chunk's logits and what is made of them, at least one row's;
-            None: `composed.DEFAULT_BUDGET`. The result depends on it only by rounding.
+            None: `chunks.DEFAULT_BUDGETS`. The result depends on it only by rounding.
     Returns:
         float32 (float64 for float64 `hidden`): () or the shape of `targets`, in nats.
     Raises:
-        ValueError: a shape, a device or an option; a target outside of [0, V), with its position (looked at on the CPU
-            only: elsewhere that would wait for the device).
+        ValueError: a shape, a device or an option; a target outside of [0, V), with its position. It is looked for on
+            the CPU; with MINILLM_CHECKED=1 in the environment everywhere, which waits for the device. A kernel that
+            was not told to look returns NaN for it.
         TypeError: a dtype.
 
     Cost: for N targets that are not ignored 2 * N * V * C operations forward and twice that for the gradients, which
@@ -81,8 +82,9 @@ def linear_cross_entropy(
         case "reference":
             losses = reference.linear_cross_entropy(rows, weight, bias, flat, options)
             result = losses.view(targets.shape) if reduction == "none" else losses.sum()
-        case _ if reduction == "none":
-            result = composed.losses(rows, weight, bias, flat, options, memory_budget).view(targets.shape)
-        case _:
-            result = composed.total(rows, weight, bias, flat, options, memory_budget)
+        case name if reduction == "none":
+            found = chunks.losses(rows, weight, bias, flat, options, memory_budget, name == "fused")
+            result = found.view(targets.shape)
+        case name:
+            result = chunks.total(rows, weight, bias, flat, options, memory_budget, name == "fused")
     return result / (targets != ignore_index).sum().clamp(min=1) if reduction == "mean" else result

@@ -10,9 +10,9 @@ Backward. Let dlogits be the gradient of (2), with rows of zeros at ignored targ
     dbias = sum over rows of dlogits             (5)
 
 Each row of dlogits needs only its own row of logits, and (4) and (5) are sums over rows: so chunks of rows can be done
-one after the other, and no more than one chunk's logits need exist. That is `composed.py`.
+one after the other, and no more than one chunk's logits need exist. That is `chunks.py`.
 
-Read next: `composed.py`.
+Read next: `chunks.py`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,364 @@
+"""linear_cross_entropy chunk by chunk, for `torch` and `fused`: rows of which the logits fit into a memory budget.
+
+The gradients of the total are computed beside it, while a chunk's logits are there, for an upstream gradient of 1; the
+backward pass only scales them. Losses per row have an upstream gradient per row, unknown until then: their backward
+pass computes the logits again. Each is a torch.library operator, because which rows are dropped depends on the targets'
+values: torch.compile takes an operator as it is, where it could not trace that.
+
+Read next: `composed.py` and `fused.py`, which do what is done with one chunk's logits.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from minillm_kernels import dispatch
+from minillm_kernels.cross_entropy.reference import Options
+from minillm_kernels.cross_entropy.targets import check_targets
+from minillm_kernels.linear_cross_entropy import composed
+from minillm_kernels.precision import working_dtype
+
+# A CPU's chunk stays in its cache. On a GPU every chunk reads and writes all of dW, 8 V C bytes beside 6 R V C
+# operations: with 3.35 TB/s and 650 TFLOP/s that is 259 / R of the products' time, 10 % at R = 2670 rows, which is
+# what 256 MiB hold of bfloat16 logits for V = 50257. Reckoned, not measured.
+DEFAULT_BUDGETS = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
+ROW_ALIGNMENT = (
+    16  # logits: rows of the fused backend's chunk start at multiples, for 16-byte loads and matrix products
+)
+HALF_SCALE = 1024.0  # of float16's dlogits: from 2^-34, so that they are not flushed to 0, to 64
+
+
+def total(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    options: Options,
+    memory_budget: int | None,
+    fused: bool = False,
+) -> Tensor:
+    """Return the sum () of the losses of hidden (N, C)."""
+    budget = _budget(hidden, memory_budget)
+    return _total(hidden, weight, bias, targets, *options, budget, fused, _wanted(hidden, weight, bias))[0]
+
+
+def losses(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    options: Options,
+    memory_budget: int | None,
+    fused: bool = False,
+) -> Tensor:
+    """Return the losses (N,) of hidden (N, C), 0 where ignored."""
+    return _losses(hidden, weight, bias, targets, *options, _budget(hidden, memory_budget), fused)
+
+
+def _budget(hidden: Tensor, memory_budget: int | None) -> int:
+    if memory_budget is None:
+        return DEFAULT_BUDGETS.get(hidden.device.type, DEFAULT_BUDGETS["cpu"])
+    return memory_budget
+
+
+def _wanted(*inputs: Tensor | None) -> list[bool]:
+    """Return which of hidden, weight and bias need a gradient."""
+    return [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in inputs]
+
+
+def rows_per_chunk(budget: int, num_classes: int, dtype: torch.dtype, softcap: float | None, fused: bool) -> int:
+    """Return how many rows' logits fit into the budget, with what `composed` makes of them; at least 1.
+
+    That is a float32 copy, and their slope under a cap. `fused` works in place.
+
+    >>> [rows_per_chunk(2**20, 1024, torch.bfloat16, None, fused) for fused in (False, True)]
+    [170, 512]
+    """
+    wide = working_dtype(dtype)
+    per_logit = wide.itemsize + (dtype.itemsize if dtype != wide else 0) + (wide.itemsize if softcap else 0)
+    return max(1, budget // (num_classes * (dtype.itemsize if fused else per_logit)))
+
+
+def walk(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    options: Options,
+    budget: int,
+    row_gradients: Tensor | None,
+    wanted: Sequence[bool],
+    fused: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Go through the rows that count, chunk by chunk.
+
+    On a GPU this waits for the device once, for the number of rows that count: it is a size of matrix products.
+    While a CUDA graph is captured it cannot wait, and takes all rows.
+
+    Args:
+        hidden, weight, bias, targets: (N, C), (V, C), (V,), (N,).
+        row_gradients: (N,) upstream gradients of the losses; None: ones.
+        wanted: which gradients: of hidden, weight, bias.
+        fused: whether a kernel does what is done with a chunk's logits.
+    Returns:
+        losses (N,), and the gradients in the order of `wanted`, an empty tensor for each that is not wanted.
+    """
+    N, V = hidden.shape[0], weight.shape[0]
+    check_targets(targets, V, options[0])  # the public function cannot look under torch.compile
+    losses = hidden.new_zeros(N, dtype=working_dtype(hidden.dtype))
+    dhidden, dweight, dbias = gradients = _empty_gradients(hidden, weight, wanted)
+    matrix = weight.to(hidden.dtype)  # (V, C)
+    g, scale = row_gradients, None
+    if fused and hidden.dtype == torch.float16:
+        g, scale = _scaled(torch.ones_like(losses) if g is None else g)
+
+    kept = targets != options[0]  # (N,)
+    all_rows = _cannot_wait(hidden)
+    if all_rows:
+        targets = torch.where(kept, targets, 0)
+        g = torch.where(kept, 1.0 if g is None else g, 0.0)
+        counting = None
+    else:
+        counting = kept.nonzero()[:, 0]
+    per_chunk = rows_per_chunk(budget, V, hidden.dtype, options[3], fused)
+    buffer = None
+    for rows in _chunks(N, counting, per_chunk):
+        x = hidden[rows]  # (R, C)
+        R = x.shape[0]
+        if buffer is None:  # the first chunk is the largest
+            buffer = hidden.new_empty(R, V + (-V % ROW_ALIGNMENT if fused else 0))
+        logits = buffer[:R, :V]
+        if bias is None:
+            torch.mm(x, matrix.T, out=logits)
+        else:
+            torch.addmm(bias.to(x.dtype), x, matrix.T, out=logits)
+        g_rows = None if g is None else g[rows]
+        losses[rows], dlogits = _step(fused, logits)(logits, targets[rows], g_rows, options, any(wanted))
+        if not any(wanted):
+            continue
+        if wanted[2]:
+            dbias += dlogits.sum(0, dtype=dbias.dtype)
+        if wanted[0]:
+            dhidden[rows] = _product(dlogits, matrix, dhidden.dtype)
+        if wanted[1]:
+            _add_product(dweight, dlogits.T, x)
+    if scale is not None:
+        for gradient in gradients:
+            gradient.div_(scale)
+    return torch.where(kept, losses, 0.0) if all_rows else losses, gradients
+
+
+def _cannot_wait(hidden: Tensor) -> bool:
+    return hidden.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _chunks(N: int, counting: Tensor | None, per_chunk: int) -> Iterator[Tensor | slice]:
+    """Yield the rows of each chunk, as nearly equal as can be; slices, which copy nothing, where all N rows count."""
+    count = N if counting is None else len(counting)
+    size = math.ceil(count / max(1, math.ceil(count / per_chunk)))
+    for start in range(0, count, max(1, size)):
+        end = min(start + size, count)
+        yield slice(start, end) if counting is None or count == N else counting[start:end]
+
+
+def _step(fused: bool, logits: Tensor) -> Any:
+    """Return the function that makes losses and their gradient of a chunk's logits."""
+    if fused and dispatch.launches(logits):
+        from minillm_kernels.linear_cross_entropy import fused as kernels
+
+        return kernels.losses_and_dlogits
+    return composed.losses_and_dlogits
+
+
+def _scaled(g: Tensor) -> tuple[Tensor, Tensor]:
+    """Return upstream gradients of which the largest is HALF_SCALE, and what they were multiplied by; no waiting."""
+    largest = g.abs().amax() if g.numel() else g.sum()
+    scale = HALF_SCALE / torch.where(largest > 0, largest, 1.0)
+    return g * scale, scale
+
+
+@cache
+def _has_wide_product(kind: str, dtype: torch.dtype) -> bool:
+    """Return whether torch multiplies this dtype into a float32 sum on a kind of device; tried once."""
+    if kind == "cpu":
+        return False
+    a, b = torch.zeros(16, 16, dtype=dtype, device=kind), torch.zeros(16, 16, dtype=torch.float32, device=kind)
+    try:
+        torch.addmm(b, a, a, out_dtype=torch.float32, out=b)
+        torch.mm(a, a, out_dtype=torch.float32)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a @ b in `dtype`."""
+    b = b.to(a.dtype)
+    if a.dtype == dtype:
+        return a @ b
+    if _has_wide_product(a.device.type, a.dtype):
+        return torch.mm(a, b, out_dtype=dtype)
+    return a.to(dtype) @ b.to(dtype)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a @ b to a total in the working dtype, in which it is summed up where the device can do that."""
+    b = b.to(a.dtype)
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif _has_wide_product(a.device.type, a.dtype):
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    elif a.dtype == torch.float16:
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))  # a scaled gradient's product may pass float16's end
+    else:
+        total.add_(a @ b)
+
+
+def _empty_gradients(hidden: Tensor, weight: Tensor, wanted: Sequence[bool]) -> list[Tensor]:
+    """Return zeros for the wanted gradients, sums over rows in the working dtype; empty tensors for the others."""
+    wide = working_dtype(hidden.dtype)
+    dtypes = (wide if hidden.dtype == torch.float16 else hidden.dtype, wide, wide)
+    shapes = (hidden.shape, weight.shape, weight.shape[:1])
+    return [
+        hidden.new_zeros(shape if want else (0,), dtype=dtype)
+        for shape, dtype, want in zip(shapes, dtypes, wanted, strict=True)
+    ]
+
+
+@torch.library.custom_op("minillm_kernels::linear_cross_entropy_total", mutates_args=())
+def _total(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    budget: int,
+    fused: bool,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the sum of the losses, and its gradients as `walk` does."""
+    options = (ignore_index, label_smoothing, z_loss, softcap)
+    losses, gradients = walk(hidden, weight, bias, targets, options, budget, None, wanted, fused)
+    return losses.sum(), *gradients  # pyright: ignore
+
+
+@_total.register_fake
+def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    wanted = rest[-1]
+    return hidden.new_empty((), dtype=working_dtype(hidden.dtype)), *_empty_gradients(hidden, weight, wanted)
+
+
+def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs[:3]]
+    ctx.wanted = inputs[-1]
+    ctx.set_materialize_grads(False)  # else zeros come for the kept gradients, another (V, C)
+
+
+def _scale_gradients(ctx: Any, upstream: Tensor | None, *of_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    if any(tensor is not None for tensor in of_gradients):  # they were kept as constants: the answer would be wrong
+        raise RuntimeError(
+            "linear_cross_entropy has no second derivative; use cross_entropy(hidden @ weight.T, targets)"
+        )
+    scaled = [
+        (gradient * upstream).to(dtype) if want and upstream is not None else None
+        for gradient, dtype, want in zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
+    ]
+    return (*scaled, *[None] * 8)
+
+
+_total.register_autograd(_scale_gradients, setup_context=_keep_gradients)
+
+
+@torch.library.custom_op("minillm_kernels::linear_cross_entropy_losses", mutates_args=())
+def _losses(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    budget: int,
+    fused: bool,
+) -> Tensor:
+    """Return the losses (N,)."""
+    options = (ignore_index, label_smoothing, z_loss, softcap)
+    return walk(hidden, weight, bias, targets, options, budget, None, (False, False, False), fused)[0]
+
+
+@_losses.register_fake
+def _(hidden: Tensor, *rest: Any) -> Tensor:
+    return hidden.new_empty(hidden.shape[0], dtype=working_dtype(hidden.dtype))
+
+
+@torch.library.custom_op("minillm_kernels::linear_cross_entropy_losses_backward", mutates_args=())
+def _losses_backward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    budget: int,
+    fused: bool,
+    row_gradients: Tensor,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients as `walk` does."""
+    options = (ignore_index, label_smoothing, z_loss, softcap)
+    return tuple(walk(hidden, weight, bias, targets, options, budget, row_gradients, wanted, fused)[1])  # pyright: ignore
+
+
+@_losses_backward.register_fake
+def _(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return tuple(_empty_gradients(hidden, weight, rest[-1]))
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.rest = inputs[4:]
+
+
+def _gradients_of_losses(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = list(ctx.needs_input_grad[:3])
+    inputs = ctx.saved_tensors
+    gradients = _losses_backward(*inputs, *ctx.rest, upstream, wanted)
+    return (
+        *[
+            gradient.to(tensor.dtype) if want else None
+            for gradient, tensor, want in zip(gradients, inputs, wanted, strict=False)
+        ],
+        *[None] * 7,
+    )
+
+
+_losses.register_autograd(_gradients_of_losses, setup_context=_keep_inputs)
+
+
+@register_flop_formula(torch.ops.minillm_kernels.linear_cross_entropy_total)
+def _total_flops(hidden: Any, weight: Any, *rest: Any, **kwargs: Any) -> int:
+    """Count the products of all N rows: which of them are ignored is not known without waiting for the device."""
+    wanted = rest[-1]
+    return 2 * hidden[0] * weight[0] * weight[1] * (1 + wanted[0] + wanted[1])
+
+
+@register_flop_formula(torch.ops.minillm_kernels.linear_cross_entropy_losses)
+def _losses_flops(hidden: Any, weight: Any, *rest: Any, **kwargs: Any) -> int:
+    return 2 * hidden[0] * weight[0] * weight[1]
+
+
+@register_flop_formula(torch.ops.minillm_kernels.linear_cross_entropy_losses_backward)
+def _losses_backward_flops(hidden: Any, weight: Any, *rest: Any, **kwargs: Any) -> int:
+    return _total_flops(hidden, weight, *rest)
