@@ -1,7 +1,7 @@
 """One way in which a kernel is compiled: what the compile report needs to build it without a GPU.
 
-Every op with a kernel has a function `variants()` in its `fused.py` that yields all that its launchers can ask for: each
-entry of the table of launch configurations, with each dtype and each switch that changes the code.
+Every op with a kernel has a function `variants()` in its `fused.py` that yields all that its launchers can ask for:
+each entry of the table of launch configurations, with each dtype and each switch that changes the code.
 
 Read next: `dispatch.py`.
 """
