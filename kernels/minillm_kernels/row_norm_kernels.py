@@ -93,7 +93,8 @@ def forward_kernel(
         mean = tl.sum(s, axis=1) / num_cols  # (2)
         tl.store(mean_ptr + offs_r, mean, mask=mask_r)
         s = tl.where(mask_c[None, :], s - mean[:, None], 0.0)  # padding adds nothing to the sum of squares
-    rstd = 1.0 / tl.sqrt(tl.sum(s * s, axis=1) / num_cols + eps)  # (3)
+    square = tl.sum(s * s, axis=1) / num_cols + eps
+    rstd = 1.0 / tl.sqrt(tl.where(mask_r, square, 1.0))  # (3); no division by 0 below the last row
     tl.store(rstd_ptr + offs_r, rstd, mask=mask_r)
     y = s * rstd[:, None] * tl.load(weight_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)[None, :]  # (4)
     if HAS_BIAS:

@@ -3,6 +3,7 @@
     gradcheck                  rung 2: the closed-form backward passes torch.autograd.gradcheck in float64
     compare                    rung 3: a backend is as close to the float64 truth as the reference is
     outputs_and_gradients      what both are made of
+    poisoned                   memory that a kernel was to write and did not is NaN
 
 With a GPU all of it runs there, the kernels compiled; without one the kernels run in Triton's interpreter, which gets
 bfloat16 wrong: tests of kernels leave it out there.
@@ -12,7 +13,7 @@ An op is called with tensors by name, so that one dict says which input a failin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import minillm_kernels as mk
@@ -89,6 +90,15 @@ def _compare(
         allowed = 2 * (p.double() - t).abs().max() + 4 * torch.finfo(dtype).eps * max(float(t.abs().max()), terms)
         error = (o.double() - t).abs().max()
         assert error <= allowed, f"{key}: {error:.1e} > {allowed:.1e}"
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fill what torch.empty returns with NaN; and refuse what is not deterministic."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture

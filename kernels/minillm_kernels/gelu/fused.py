@@ -46,8 +46,10 @@ def tanh_value(h):
 
 @triton.jit
 def tanh_gradient(h, dy):
-    sigma = elementwise.logistic((h + h * h * h * B) * TWO_A)
-    slope = sigma + h * sigma * (1 - sigma) * TWO_A * (1 + h * h * (3 * B))  # (7), (10)
+    z = (h + h * h * h * B) * TWO_A
+    e = tl.exp(-tl.abs(z))
+    bell = e / ((1 + e) * (1 + e))  # sigma(z) (1 - sigma(z)), without the digits that 1 - sigma loses
+    slope = elementwise.logistic(z) + h * bell * TWO_A * (1 + h * h * (3 * B))  # (7), (10)
     return dy * slope  # (8)
 
 
