@@ -1,9 +1,9 @@
 """Launchers and registration of the kernels that rms_norm and layer_norm share, and the table of launch configurations.
 
-A tile holds 4096 elements for 256 threads: 16 each, in a 16-bit dtype two 16-byte loads from every tensor. So a program
-owns 32 rows of width 128, 4 of 1024, and one of 4096; from there on threads grow with the row up to 512. A row
-too wide for its accumulators to stay in registers is walked in a loop, and the sums over rows get a kernel of their
-own.
+A tile of the forward pass holds 4096 elements for 256 threads: 16 each, in a 16-bit dtype two 16-byte loads from every
+tensor. So a program owns 32 rows of width 128, 4 of 1024, and one of 4096; from there on there are 512 threads. The
+backward pass takes half as many rows. A row too wide for its accumulators to stay in registers is walked in a loop, and
+the sums over rows get a kernel of their own.
 
 Read next: `rms_norm/fused.py`, then `layer_norm/fused.py`.
 """
@@ -32,34 +32,35 @@ from minillm_kernels.launching import (
 from minillm_kernels.philox import keep
 from minillm_kernels.variant import Variant
 
-TILE = 4096  # elements of a tile of whole rows
+FORWARD_TILE = 4096  # elements of a tile of whole rows: 16 a thread
+BACKWARD_TILE = 2048  # 8 a thread, beside which two accumulators and three inputs stay below 96 registers
 MAX_FORWARD = 16384  # columns; wider rows are walked in a loop
-MAX_BACKWARD = 8192  # the backward pass also has the accumulators of both sums in registers
-MAX_BACKWARD_DROPOUT = 4096  # and the random numbers' counters: 8192 columns spilled 48 bytes a thread on sm_90
-WIDE_BLOCK_C = 4096  # columns at a time of a row that is walked in a loop
+MAX_BACKWARD = 8192  # the backward pass also has the accumulators of its sums in registers
+MAX_BACKWARD_WITH_MORE = 4096  # a second accumulator or random numbers beside them: 8192 columns spill on sm_100
+WIDE_BLOCK_C = 2048  # columns at a time of a row that is walked in a loop: 8 a thread
 WIDE_THREADS = 256
 WEIGHT_TILE = {"BLOCK_R": 8, "BLOCK_C": 256}  # of the sums over wide rows
 WEIGHT_THREADS = 128
-THREADS_PER_SM = 512  # of the backward pass: at 128 registers all are resident, so that none waits for a turn
+THREADS_PER_SM = 768  # of the backward pass: at 80 registers all are resident, so that none waits for a turn
 
 Statistics = tuple[Tensor, Tensor, Tensor, Tensor]  # y, s, mean, rstd
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]  # dx, dresidual, dweight, dbias
 
 
-def tile(num_cols: int) -> tuple[int, int, int]:
+def tile(num_cols: int, elements: int) -> tuple[int, int, int]:
     """Return the rows and columns of a tile of whole rows, and the threads of its program.
 
-    >>> tile(768), tile(8192)
-    ((4, 1024, 256), (1, 8192, 512))
+    >>> tile(768, FORWARD_TILE), tile(768, BACKWARD_TILE), tile(8192, BACKWARD_TILE)
+    ((4, 1024, 256), (2, 1024, 256), (1, 8192, 512))
     """
     block_c = next_power_of_2(num_cols)
-    block_r = max(1, TILE // max(block_c, 64))  # at most 64 rows: narrower ones are rare
-    return block_r, block_c, 256 if block_c <= TILE else 512
+    block_r = max(1, elements // max(block_c, 64))  # at most 64 rows: narrower ones are rare
+    return block_r, block_c, 256 if block_c <= elements else 512
 
 
-def walks_backward(num_cols: int, has_dropout: bool) -> bool:
+def walks_backward(num_cols: int, has_bias: bool, has_dropout: bool) -> bool:
     """Say whether the backward pass of rows of this width walks them in a loop."""
-    return num_cols > (MAX_BACKWARD_DROPOUT if has_dropout else MAX_BACKWARD)
+    return num_cols > (MAX_BACKWARD_WITH_MORE if has_bias or has_dropout else MAX_BACKWARD)
 
 
 def forward(
@@ -101,7 +102,7 @@ def forward(
             threads=WIDE_THREADS,
         )
     else:
-        block_r, block_c, threads = tile(C)
+        block_r, block_c, threads = tile(C, FORWARD_TILE)
         launch(
             kernels.forward_kernel,
             (cdiv(R, block_r),),
@@ -141,8 +142,8 @@ def backward(
         return dx, dresidual, dweight.zero_(), dbias.zero_()
     dy_rows, s_rows, ds_rows = rows_of(dy), rows_of(s), None if ds is None else rows_of(ds)
     R, C = s_rows.shape
-    block_r, block_c, threads = tile(C)
-    walks = walks_backward(C, seed is not None)
+    block_r, block_c, threads = tile(C, BACKWARD_TILE)
+    walks = walks_backward(C, has_bias, seed is not None)
     if walks:
         block_r, col_tiles, threads = WEIGHT_TILE["BLOCK_R"], cdiv(C, WEIGHT_TILE["BLOCK_C"]), WEIGHT_THREADS
     else:
@@ -343,15 +344,15 @@ def variants(op: str, centre: bool) -> Iterator[Variant]:
                 each = width == 1024 and dtype == torch.bfloat16
                 for on in ((), *((name,) for name in forward_switches if each), forward_switches):
                     yield _forward_variant(op, centre, width, dtype, on, warp)
-                # without dropout twice as wide a row fits
-                others = (*((name,) for name in backward_switches if each), backward_switches[:2], backward_switches)
-                for on in ((), *others):
+                # with neither bias nor dropout twice as wide a row fits
+                others = (*((name,) for name in backward_switches if each), ("HAS_DS",), backward_switches)
+                for on in dict.fromkeys(((), *others)):
                     yield from _backward_variants(op, centre, width, dtype, on, warp)
 
 
 def _forward_variant(op: str, centre: bool, width: int, dtype: torch.dtype, on: tuple[str, ...], warp: int) -> Variant:
     wide = width > MAX_FORWARD
-    block_r, block_c, threads = tile(width)
+    block_r, block_c, threads = tile(width, FORWARD_TILE)
     types, none = _types(dtype), {}
     for switch, pointer in (("HAS_RESIDUAL", "residual_ptr"), ("HAS_BIAS", "bias_ptr"), ("HAS_DROPOUT", "seed_ptr")):
         if switch not in on:
@@ -372,14 +373,14 @@ def _forward_variant(op: str, centre: bool, width: int, dtype: torch.dtype, on: 
 def _backward_variants(
     op: str, centre: bool, width: int, dtype: torch.dtype, on: tuple[str, ...], warp: int
 ) -> Iterator[Variant]:
-    block_r, block_c, threads = tile(width)
+    block_r, block_c, threads = tile(width, BACKWARD_TILE)
     none = {
         pointer: None for switch, pointer in (("HAS_DS", "ds_ptr"), ("HAS_DROPOUT", "seed_ptr")) if switch not in on
     }
     switches = {"CENTRE": centre, "HAS_DS": "HAS_DS" in on, "HAS_DROPOUT": "HAS_DROPOUT" in on}
     bias = {"HAS_BIAS": True} if "HAS_BIAS" in on else {"HAS_BIAS": False, "dbias_ptr": None}
     name = f"{dtype} C={width} {' '.join(on) or 'plain'}"
-    if not walks_backward(width, "HAS_DROPOUT" in on):
+    if not walks_backward(width, "HAS_BIAS" in on, "HAS_DROPOUT" in on):
         constants = {**switches, **bias, **none, "BLOCK_R": block_r, "BLOCK_C": block_c}
         yield make_variant(
             op, f"backward {name}", kernels.backward_kernel, _types(dtype), constants, threads=threads, warp=warp

@@ -81,7 +81,12 @@ def test_kernel_is_as_close_to_truth_as_reference(compare, shape, extra, options
 @pytest.mark.usefixtures("poisoned")
 def test_kernel_for_wide_rows_is_as_close_to_truth(compare, monkeypatch, extra, options, dtype):
     """The loop over a row, at a width that the interpreter can afford: three steps, the last of them ragged."""
-    for name, width in (("MAX_FORWARD", 64), ("MAX_BACKWARD", 64), ("MAX_BACKWARD_DROPOUT", 64), ("WIDE_BLOCK_C", 64)):
+    for name, width in (
+        ("MAX_FORWARD", 64),
+        ("MAX_BACKWARD", 64),
+        ("MAX_BACKWARD_WITH_MORE", 64),
+        ("WIDE_BLOCK_C", 64),
+    ):
         monkeypatch.setattr(row_norm, name, width)
     compare(mk.layer_norm, tensors((9, 150), extra), dtype, ("x", "residual"), name="fused", **options)
 
