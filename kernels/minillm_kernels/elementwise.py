@@ -1,34 +1,22 @@
-r"""Kernels for every element-wise non-linearity: written once, with the function itself as a compile-time parameter.
+"""Launchers and registration of the element-wise kernels, whose equations (1) to (4) are in `elementwise_kernels.py`.
 
-Two skeletons, forward and backward each. f is the op's own, two functions under `triton.jit` in its `fused.py`:
-
-    unary:  h = x + bias,  y = f(h)                                                              (1)
-            dx = dh = dy * f'(h),   dbias = sum over rows of dh                                  (2)
-    gated:  y = f(gate) * up                                                                     (3)
-            dgate = dy * up * f'(gate),   dup = dy * f(gate)                                     (4)
-
-All is bound by memory, so each tensor is moved once: the backward pass recomputes h from x instead of keeping it, and
-sums dbias while dh is in registers. The sum has two stages: each program walks down its own row tiles with one
-accumulator and writes one row of partial sums, then a second pass adds those rows. No atomics: the same input gives the
-same bits.
-
-A tile is 2048 elements for 128 threads: 16 each, two 16-byte loads in a 16-bit dtype. What has no bias and no gaps is
-walked as one long row.
+A tile is 2048 elements for 128 threads: 16 each, two 16-byte loads in a 16-bit dtype; in the backward pass half of that.
+What has no bias and no gaps is walked as one long row.
 
 Read next: `relu/fused.py`, then `gelu/fused.py`; `row_norm.py` for kernels that need whole rows.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from minillm_kernels import elementwise_kernels as kernels
 from minillm_kernels.launching import (
     DTYPES,
     TRITON_TYPE,
@@ -42,10 +30,11 @@ from minillm_kernels.launching import (
 )
 from minillm_kernels.variant import Variant
 
-TILE = 2048  # elements
+FORWARD_TILE = 2048  # elements: 16 a thread
+BACKWARD_TILE = 1024  # 8 a thread: there are two or three inputs, and with a bias an accumulator
 MAX_BLOCK_C = 256  # with rows: 512 bytes of one row in a 16-bit dtype
 THREADS = 128
-PROGRAMS_PER_SM = 4  # of the backward pass with a bias: all resident at its 95 registers, so that none waits for a turn
+PROGRAMS_PER_SM = 8  # of the backward pass with a bias: all resident at 64 registers, so that none waits for a turn
 
 
 @dataclass(frozen=True)
@@ -60,142 +49,10 @@ class Function:
     gradient: Any
 
 
-@triton.jit
-def logistic(z):
-    """Return 1 / (1 + exp(-z)) without an overflow: the exponential is never above 1."""
-    e = tl.exp(-tl.abs(z))
-    return tl.where(z >= 0, 1.0, e) / (1 + e)
-
-
-@triton.jit
-def _row_tile(num_cols, BLOCK_C: tl.constexpr):
-    """Return which row tile this program begins with; the column tiles of one row tile are neighbours."""
-    return tl.program_id(0) // tl.cdiv(num_cols, BLOCK_C)
-
-
-@triton.jit
-def _columns(num_cols, BLOCK_C: tl.constexpr):
-    """Return the columns of this program, (BLOCK_C,) int64."""
-    return (tl.program_id(0) % tl.cdiv(num_cols, BLOCK_C)).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-
-
-@triton.jit
-def _unary_forward_kernel(
-    x_ptr,  # in   (R, C)
-    bias_ptr,  # in   (C,), with HAS_BIAS
-    y_ptr,  # out  (R, C), contiguous
-    x_row_stride,  # in elements
-    num_rows,  # R
-    num_cols,  # C
-    VALUE: tl.constexpr,  # f
-    HAS_BIAS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    offs_c = _columns(num_cols, BLOCK_C)
-    offs_r = _row_tile(num_cols, BLOCK_C).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    mask_c = offs_c < num_cols
-    mask = (offs_r < num_rows)[:, None] & mask_c[None, :]
-    h = tl.load(x_ptr + offs_r[:, None] * x_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        h += tl.load(bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)[None, :]
-    y = VALUE(h)  # (1)
-    tl.store(y_ptr + offs_r[:, None] * num_cols + offs_c[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _unary_backward_kernel(
-    dy_ptr,  # in   (R, C)
-    x_ptr,  # in   (R, C)
-    bias_ptr,  # in   (C,), with HAS_BIAS
-    dx_ptr,  # out  (R, C), contiguous
-    partial_ptr,  # out  (row_programs, C) float32, with HAS_BIAS: one row of the sum (2) per program
-    dy_row_stride,  # in elements
-    x_row_stride,  # in elements
-    num_rows,  # R
-    num_cols,  # C
-    row_programs,  # programs that share the row tiles of one column tile
-    GRADIENT: tl.constexpr,  # dy * f'(h)
-    HAS_BIAS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    row_program, offs_c = _row_tile(num_cols, BLOCK_C), _columns(num_cols, BLOCK_C)
-    mask_c = offs_c < num_cols
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
-        dbias = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # rows are added at the end: there they cross warps
-    for row_tile in range(row_program, tl.cdiv(num_rows, BLOCK_R), row_programs):
-        offs_r = tl.cast(row_tile, tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-        mask = (offs_r < num_rows)[:, None] & mask_c[None, :]
-        dy = tl.load(dy_ptr + offs_r[:, None] * dy_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
-        h = tl.load(x_ptr + offs_r[:, None] * x_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
-        if HAS_BIAS:
-            h += bias[None, :]
-        dh = GRADIENT(h, dy)  # (2); 0 outside of the tensor, where dy is
-        if HAS_BIAS:
-            dbias += dh
-        tl.store(dx_ptr + offs_r[:, None] * num_cols + offs_c[None, :], dh.to(dx_ptr.dtype.element_ty), mask=mask)
-    if HAS_BIAS:
-        partial = partial_ptr + tl.cast(row_program, tl.int64) * num_cols + offs_c
-        tl.store(partial, tl.sum(dbias, axis=0), mask=mask_c)
-
-
-@triton.jit
-def _gated_forward_kernel(
-    gate_ptr,  # in   (R, C)
-    up_ptr,  # in   (R, C)
-    y_ptr,  # out  (R, C), contiguous
-    gate_row_stride,  # in elements
-    up_row_stride,  # in elements
-    num_rows,  # R
-    num_cols,  # C
-    VALUE: tl.constexpr,  # f
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    offs_c = _columns(num_cols, BLOCK_C)
-    offs_r = _row_tile(num_cols, BLOCK_C).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    mask = (offs_r < num_rows)[:, None] & (offs_c < num_cols)[None, :]
-    gate = tl.load(gate_ptr + offs_r[:, None] * gate_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(up_ptr + offs_r[:, None] * up_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
-    y = VALUE(gate) * up  # (3)
-    tl.store(y_ptr + offs_r[:, None] * num_cols + offs_c[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _gated_backward_kernel(
-    dy_ptr,  # in   (R, C)
-    gate_ptr,  # in   (R, C)
-    up_ptr,  # in   (R, C)
-    dgate_ptr,  # out  (R, C), contiguous
-    dup_ptr,  # out  (R, C), contiguous
-    dy_row_stride,  # in elements
-    gate_row_stride,  # in elements
-    up_row_stride,  # in elements
-    num_rows,  # R
-    num_cols,  # C
-    VALUE: tl.constexpr,  # f
-    GRADIENT: tl.constexpr,  # dy * f'(gate)
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    offs_c = _columns(num_cols, BLOCK_C)
-    offs_r = _row_tile(num_cols, BLOCK_C).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    mask = (offs_r < num_rows)[:, None] & (offs_c < num_cols)[None, :]
-    dy = tl.load(dy_ptr + offs_r[:, None] * dy_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
-    gate = tl.load(gate_ptr + offs_r[:, None] * gate_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(up_ptr + offs_r[:, None] * up_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
-    offs = offs_r[:, None] * num_cols + offs_c[None, :]
-    tl.store(dgate_ptr + offs, GRADIENT(gate, dy * up).to(dgate_ptr.dtype.element_ty), mask=mask)  # (4)
-    tl.store(dup_ptr + offs, (dy * VALUE(gate)).to(dup_ptr.dtype.element_ty), mask=mask)  # (4)
-
-
-def _blocks(num_rows: int, num_cols: int) -> dict[str, int]:
-    """Return the tile of a tensor (R, C): 2048 elements, of as few rows as its width lets it."""
-    width = next_power_of_2(num_cols)
-    block_c = min(width, TILE if num_rows == 1 else MAX_BLOCK_C)
-    return {"BLOCK_R": 1 if num_rows == 1 else TILE // block_c, "BLOCK_C": block_c}
+def _blocks(num_rows: int, num_cols: int, elements: int) -> dict[str, int]:
+    """Return the tile of a tensor (R, C), of as few rows as its width lets it."""
+    block_c = min(next_power_of_2(num_cols), elements if num_rows == 1 else MAX_BLOCK_C)
+    return {"BLOCK_R": 1 if num_rows == 1 else elements // block_c, "BLOCK_C": block_c}
 
 
 def _flat(*tensors: Tensor) -> list[Tensor]:
@@ -211,10 +68,11 @@ def unary_forward(x: Tensor, bias: Tensor | None, function: Function) -> Tensor:
     if not x.numel():
         return y
     rows = rows_of(x) if bias is not None else _flat(x)[0]
-    (R, C), blocks = rows.shape, _blocks(*rows.shape)
+    R, C = rows.shape
+    blocks = _blocks(R, C, FORWARD_TILE)
     grid = (cdiv(R, blocks["BLOCK_R"]) * cdiv(C, blocks["BLOCK_C"]),)
     launch(
-        _unary_forward_kernel,
+        kernels.unary_forward_kernel,
         grid,
         rows,
         bias if bias is None else bias.contiguous(),
@@ -236,14 +94,15 @@ def unary_backward(dy: Tensor, x: Tensor, bias: Tensor | None, function: Functio
     if not x.numel():
         return dx, x.new_empty(0) if bias is None else torch.zeros_like(bias)
     dy_rows, x_rows = (rows_of(dy), rows_of(x)) if bias is not None else _flat(dy, x)
-    (R, C), blocks = x_rows.shape, _blocks(*x_rows.shape)
+    R, C = x_rows.shape
+    blocks = _blocks(R, C, BACKWARD_TILE)
     row_tiles, col_tiles = cdiv(R, blocks["BLOCK_R"]), cdiv(C, blocks["BLOCK_C"])
     row_programs, partial = row_tiles, None
     if bias is not None:
         row_programs = min(row_tiles, cdiv(PROGRAMS_PER_SM * num_sms(x.device), col_tiles))
         partial = torch.empty(row_programs, C, dtype=torch.float32, device=x.device)
     launch(
-        _unary_backward_kernel,
+        kernels.unary_backward_kernel,
         (row_programs * col_tiles,),
         dy_rows,
         x_rows,
@@ -271,10 +130,11 @@ def gated_forward(gate: Tensor, up: Tensor, function: Function) -> Tensor:
     if not gate.numel():
         return y
     gate_rows, up_rows = _flat(gate, up)
-    (R, C), blocks = gate_rows.shape, _blocks(*gate_rows.shape)
+    R, C = gate_rows.shape
+    blocks = _blocks(R, C, FORWARD_TILE)
     grid = (cdiv(R, blocks["BLOCK_R"]) * cdiv(C, blocks["BLOCK_C"]),)
     launch(
-        _gated_forward_kernel,
+        kernels.gated_forward_kernel,
         grid,
         gate_rows,
         up_rows,
@@ -297,10 +157,11 @@ def gated_backward(dy: Tensor, gate: Tensor, up: Tensor, function: Function) -> 
     if not gate.numel():
         return dgate, dup
     dy_rows, gate_rows, up_rows = _flat(dy, gate, up)
-    (R, C), blocks = gate_rows.shape, _blocks(*gate_rows.shape)
+    R, C = gate_rows.shape
+    blocks = _blocks(R, C, BACKWARD_TILE)
     grid = (cdiv(R, blocks["BLOCK_R"]) * cdiv(C, blocks["BLOCK_C"]),)
     launch(
-        _gated_backward_kernel,
+        kernels.gated_backward_kernel,
         grid,
         dy_rows,
         gate_rows,
@@ -410,41 +271,43 @@ def _gradients(function: Callable[..., Tensor], dy: Tensor, *inputs: Tensor) -> 
 
 def unary_variants(op: str, functions: Mapping[str, Function]) -> Iterator[Variant]:
     """Yield what `unary_forward` and `unary_backward` can ask for: with a float32 bias over rows, without one flat."""
-    for warp in (32, 64):
-        for form, function in functions.items():
-            for dtype in DTYPES:
-                for has_bias in (False, True):
-                    name = f"{form} {dtype} {'bias' if has_bias else 'flat'}"
-                    types = {p: TRITON_TYPE[dtype] for p in ("x_ptr", "y_ptr", "dy_ptr", "dx_ptr")}
-                    types |= {"bias_ptr": "*fp32", "partial_ptr": "*fp32"}
-                    tile = {"HAS_BIAS": has_bias, **_blocks(2 if has_bias else 1, 4096)}
-                    # a pointer that is None is a constant to the compiler
-                    none = {} if has_bias else {"bias_ptr": None}
-                    constants = {"VALUE": function.value, **tile, **none}
-                    yield make_variant(
-                        op, f"forward {name}", _unary_forward_kernel, types, constants, threads=THREADS, warp=warp
-                    )
-                    none = {} if has_bias else {"bias_ptr": None, "partial_ptr": None}
-                    constants = {"GRADIENT": function.gradient, **tile, **none}
-                    yield make_variant(
-                        op, f"backward {name}", _unary_backward_kernel, types, constants, threads=THREADS, warp=warp
-                    )
+    pointers = ("x_ptr", "y_ptr", "dy_ptr", "dx_ptr")
+    for warp, form, dtype, has_bias in itertools.product((32, 64), functions, DTYPES, (False, True)):
+        name = f"{form} {dtype} {'bias' if has_bias else 'flat'}".strip()
+        types = dict.fromkeys(pointers, TRITON_TYPE[dtype]) | {"bias_ptr": "*fp32", "partial_ptr": "*fp32"}
+        num_rows = 2 if has_bias else 1
+        none = {} if has_bias else {"bias_ptr": None}  # a pointer that is None is a constant to the compiler
+        forward = {
+            "VALUE": functions[form].value,
+            "HAS_BIAS": has_bias,
+            **_blocks(num_rows, 4096, FORWARD_TILE),
+            **none,
+        }
+        none = {} if has_bias else {"bias_ptr": None, "partial_ptr": None}
+        backward = {
+            "GRADIENT": functions[form].gradient,
+            "HAS_BIAS": has_bias,
+            **_blocks(num_rows, 4096, BACKWARD_TILE),
+            **none,
+        }
+        for way, kernel, given in (
+            ("forward", kernels.unary_forward_kernel, forward),
+            ("backward", kernels.unary_backward_kernel, backward),
+        ):
+            yield make_variant(op, f"{way} {name}", kernel, types, given, threads=THREADS, warp=warp)
 
 
 def gated_variants(op: str, functions: Mapping[str, Function]) -> Iterator[Variant]:
     """Yield what `gated_forward` and `gated_backward` can ask for: flat, or over rows of halves of one product."""
-    for warp in (32, 64):
-        for form, function in functions.items():
-            for dtype in DTYPES:
-                for layout, num_rows in (("flat", 1), ("rows", 2)):
-                    name = f"{form} {dtype} {layout}"
-                    pointers = ("dy_ptr", "gate_ptr", "up_ptr", "y_ptr", "dgate_ptr", "dup_ptr")
-                    types = {p: TRITON_TYPE[dtype] for p in pointers}
-                    constants = {"VALUE": function.value, **_blocks(num_rows, 4096)}
-                    yield make_variant(
-                        op, f"forward {name}", _gated_forward_kernel, types, constants, threads=THREADS, warp=warp
-                    )
-                    constants = {"GRADIENT": function.gradient, **constants}
-                    yield make_variant(
-                        op, f"backward {name}", _gated_backward_kernel, types, constants, threads=THREADS, warp=warp
-                    )
+    pointers = ("dy_ptr", "gate_ptr", "up_ptr", "y_ptr", "dgate_ptr", "dup_ptr")
+    for warp, form, dtype, num_rows in itertools.product((32, 64), functions, DTYPES, (1, 2)):
+        name = f"{form} {dtype} {'flat' if num_rows == 1 else 'rows'}".strip()
+        types: dict[str, str] = dict.fromkeys(pointers, TRITON_TYPE[dtype])
+        forward = {"VALUE": functions[form].value, **_blocks(num_rows, 4096, FORWARD_TILE)}
+        both = {"VALUE": functions[form].value, "GRADIENT": functions[form].gradient}
+        backward = {**both, **_blocks(num_rows, 4096, BACKWARD_TILE)}
+        for way, kernel, given in (
+            ("forward", kernels.gated_forward_kernel, forward),
+            ("backward", kernels.gated_backward_kernel, backward),
+        ):
+            yield make_variant(op, f"{way} {name}", kernel, types, given, threads=THREADS, warp=warp)

@@ -3,7 +3,7 @@
 These kernels move bytes and do little else, so that their launchers decide the same things: how many programs keep
 every multiprocessor busy, how a tensor of any rank is walked without a copy, and where the seed lies.
 
-Read next: `elementwise.py`, then `row_norm.py`.
+Read next: `row_norm_kernels.py`, then `elementwise_kernels.py`.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ MAX_BACKWARD = 8192  # the backward pass also has the accumulators of its sums i
 MAX_BACKWARD_WITH_MORE = 4096  # a second accumulator or random numbers beside them: 8192 columns spill on sm_100
 WIDE_BLOCK_C = 2048  # columns at a time of a row that is walked in a loop: 8 a thread
 WIDE_THREADS = 256
-WEIGHT_TILE = {"BLOCK_R": 8, "BLOCK_C": 256}  # of the sums over wide rows
+WEIGHT_TILE = {"BLOCK_R": 4, "BLOCK_C": 256}  # of the sums over wide rows: 8 a thread
 WEIGHT_THREADS = 128
 THREADS_PER_SM = 768  # of the backward pass: at 80 registers all are resident, so that none waits for a turn
 
@@ -390,6 +390,8 @@ def _backward_variants(
     yield make_variant(
         op, f"backward {name}", kernels.wide_backward_kernel, _types(dtype), constants, threads=WIDE_THREADS, warp=warp
     )
+    if on == ("HAS_DS",):  # the sums over rows do not know of it
+        return
     constants = {"CENTRE": centre, **bias, **WEIGHT_TILE}
     yield make_variant(
         op,

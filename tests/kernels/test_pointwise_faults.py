@@ -72,7 +72,7 @@ class Fault:
     call: tuple[Callable[..., Any], dict[str, Tensor], dict[str, Any]]
 
 
-NORM, ELEMENT = "row_norm_kernels", "elementwise"
+NORM, ELEMENT = "row_norm_kernels", "elementwise_kernels"
 FAULTS = [
     Fault("mean-over-the-block", NORM, "tl.sum(s, axis=1) / num_cols", "tl.sum(s, axis=1) / BLOCK_C", layer()),
     Fault(

@@ -1,8 +1,8 @@
-r"""geglu in Triton: gelu's two functions in the gated kernels of `../elementwise.py`.
+r"""geglu in Triton: gelu's two functions in the gated kernels of `../elementwise_kernels.py`.
 
 Equations: `reference.py`.
 
-Read next: `../elementwise.py`, then `../rotary/fused.py`.
+Read next: `../elementwise_kernels.py`, `../elementwise.py`, then `../rotary/fused.py`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-r"""gelu in Triton: the function and its tanh form; kernels, launchers and registration are `../elementwise.py`'s.
+r"""gelu in Triton: the function and its tanh form; the kernels are in `../elementwise_kernels.py`.
 
 Equations: `reference.py`. Triton has no tanh of its own; with the logistic function sigma(z) = 1 / (1 + exp(-z)),
 tanh(u) = 2 sigma(2u) - 1, so that with z = 2a (h + b h^3)
 
     (1 + t) / 2 = sigma(z),   (1 - t^2) / 2 = 2 sigma(z) (1 - sigma(z))                          (10)
 
-Read next: `../elementwise.py`, then `../relu2/fused.py`.
+Read next: `../elementwise_kernels.py`, `../elementwise.py`, then `../relu2/fused.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minillm_kernels import elementwise
+from minillm_kernels import elementwise, elementwise_kernels
 from minillm_kernels.gelu import reference
 from minillm_kernels.variant import Variant
 
@@ -41,7 +41,7 @@ def gradient(h, dy):
 @triton.jit
 def tanh_value(h):
     # constants stand on the right: the interpreter takes no other order
-    return h * elementwise.logistic((h + h * h * h * B) * TWO_A)  # (6), (10)
+    return h * elementwise_kernels.logistic((h + h * h * h * B) * TWO_A)  # (6), (10)
 
 
 @triton.jit
@@ -49,7 +49,7 @@ def tanh_gradient(h, dy):
     z = (h + h * h * h * B) * TWO_A
     e = tl.exp(-tl.abs(z))
     bell = e / ((1 + e) * (1 + e))  # sigma(z) (1 - sigma(z)), without the digits that 1 - sigma loses
-    slope = elementwise.logistic(z) + h * bell * TWO_A * (1 + h * h * (3 * B))  # (7), (10)
+    slope = elementwise_kernels.logistic(z) + h * bell * TWO_A * (1 + h * h * (3 * B))  # (7), (10)
     return dy * slope  # (8)
 
 

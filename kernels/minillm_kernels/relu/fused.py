@@ -1,8 +1,8 @@
-r"""relu in Triton: the function itself; kernels, launchers and registration are `../elementwise.py`'s.
+r"""relu in Triton: the function itself; the kernels are in `../elementwise_kernels.py`.
 
 Equations: `reference.py`.
 
-Read next: `../elementwise.py`, then `../gelu/fused.py`.
+Read next: `../elementwise_kernels.py`, `../elementwise.py`, then `../gelu/fused.py`.
 """
 
 from __future__ import annotations

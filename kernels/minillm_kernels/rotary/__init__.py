@@ -39,7 +39,8 @@ def rotary(
         q and k rotated, (B, T, H, D) and (B, T, Hkv, D) in their dtype; the maths in between is in float32.
     Raises:
         ValueError: a shape, a device, more positions than the tables have rows, or a position outside of them
-            (positions are looked at on the CPU only: elsewhere that would wait for the device).
+            (positions are looked at on the CPU only: elsewhere that would wait for the device; what the kernel finds
+            outside of the tables it turns into NaN).
         TypeError: dtypes that differ or are not floating, positions that are not int64.
 
     Cost: reads and writes `q` and `k` once, 3 operations an element: bound by memory. No gradient for the tables.

@@ -1,8 +1,8 @@
-r"""swiglu in Triton: SiLU and its gradient; kernels, launchers and registration are `../elementwise.py`'s.
+r"""swiglu in Triton: SiLU and its gradient; the kernels are in `../elementwise_kernels.py`.
 
 Equations: `reference.py`.
 
-Read next: `../elementwise.py`, then `../geglu/fused.py`.
+Read next: `../elementwise_kernels.py`, `../elementwise.py`, then `../geglu/fused.py`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import triton
 import triton.language as tl  # noqa: F401 (the interpreter wants it in sight of every kernel)
 from torch import Tensor
 
-from minillm_kernels import elementwise
+from minillm_kernels import elementwise, elementwise_kernels
 from minillm_kernels.swiglu import reference
 from minillm_kernels.variant import Variant
 
 
 @triton.jit
 def silu(gate):
-    return gate * elementwise.logistic(gate)  # gate * (1)
+    return gate * elementwise_kernels.logistic(gate)  # gate * (1)
 
 
 @triton.jit
 def silu_gradient(gate, dy):
-    sigma = elementwise.logistic(gate)  # (1)
+    sigma = elementwise_kernels.logistic(gate)  # (1)
     return dy * sigma * (1 + gate * (1 - sigma))  # (3), (4)
 
 
