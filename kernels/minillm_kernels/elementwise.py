@@ -1,6 +1,6 @@
 """Launchers and registration of the element-wise kernels, whose equations (1) to (4) are in `elementwise_kernels.py`.
 
-A tile is 2048 elements for 128 threads: 16 each, two 16-byte loads in a 16-bit dtype; in the backward pass half of that.
+A tile is 2048 elements for 128 threads: 16 each, two 16-byte loads in a 16-bit dtype; in the backward pass half that.
 What has no bias and no gaps is walked as one long row.
 
 Read next: `relu/fused.py`, then `gelu/fused.py`; `row_norm.py` for kernels that need whole rows.

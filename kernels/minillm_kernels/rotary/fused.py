@@ -28,7 +28,7 @@ from minillm_kernels.launching import DTYPES, TRITON_TYPE, cdiv, launch, make_va
 from minillm_kernels.rotary import reference
 from minillm_kernels.variant import Variant
 
-TILE = 2048  # pairs of a tile (tokens, heads, D/2): 16 a thread
+TILE = 1024  # pairs of a tile (tokens, heads, D/2): 8 a thread
 THREADS = 128
 
 
@@ -122,7 +122,7 @@ def _rotary_kernel(
 
 
 def _blocks(q_heads: int, k_heads: int, half: int) -> dict[str, int]:
-    """Return the tile: all heads of as many tokens as make 2048 pairs of q, or part of the heads where that is more."""
+    """Return the tile: all heads of as many tokens as make 1024 pairs, or part of the heads where that is more."""
     block_d = next_power_of_2(half)
     limit = max(1, TILE // block_d)
     block_q, block_k = (min(next_power_of_2(heads), limit) for heads in (q_heads, k_heads))
