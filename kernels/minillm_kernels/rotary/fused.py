@@ -28,8 +28,8 @@ from minillm_kernels.launching import DTYPES, TRITON_TYPE, cdiv, launch, make_va
 from minillm_kernels.rotary import reference
 from minillm_kernels.variant import Variant
 
-TILE = 1024  # pairs of a tile (tokens, heads, D/2): 8 a thread
-THREADS = 128
+TILE = 4096  # bytes of either half of the pairs of a tile (tokens, heads, D/2): 16 a thread
+THREADS = 256
 
 
 @triton.jit
@@ -52,23 +52,23 @@ def _turn(
     for first in range(0, num_heads, BLOCK_H):
         offs_h = first + tl.arange(0, BLOCK_H)
         mask_nh = mask_n[:, None, None] & (offs_h < num_heads)[None, :, None]
-        x_rows = x_offs[:, None, None] + (offs_h.to(tl.int64) * x_head_stride)[None, :, None]
-        y_rows = ((offs_n * num_heads)[:, None, None] + offs_h[None, :, None]) * (2 * HALF)
+        x_rows = x_ptr + x_offs[:, None, None] + (offs_h.to(tl.int64) * x_head_stride)[None, :, None]
+        y_rows = y_ptr + (offs_n * num_heads * (2 * HALF))[:, None, None] + (offs_h * (2 * HALF))[None, :, None]
         if INTERLEAVED:
             offs_d = tl.arange(0, 2 * BLOCK_D)[None, None, :]
             mask = mask_nh & (offs_d < 2 * HALF)
-            x = tl.load(x_ptr + x_rows + offs_d, mask=mask, other=0.0).to(tl.float32)
+            x = tl.load(x_rows + offs_d, mask=mask, other=0.0).to(tl.float32)
             a, b = tl.split(tl.reshape(x, (x.shape[0], BLOCK_H, BLOCK_D, 2)))
             y = tl.join(a * cos - b * sin, a * sin + b * cos)  # (1), (2)
             y = tl.reshape(y, (x.shape[0], BLOCK_H, 2 * BLOCK_D))
-            tl.store(y_ptr + y_rows + offs_d, y.to(y_ptr.dtype.element_ty), mask=mask)
+            tl.store(y_rows + offs_d, y.to(y_ptr.dtype.element_ty), mask=mask)
         else:
             offs_d = tl.arange(0, BLOCK_D)[None, None, :]
             mask = mask_nh & (offs_d < HALF)
-            a = tl.load(x_ptr + x_rows + offs_d, mask=mask, other=0.0).to(tl.float32)
-            b = tl.load(x_ptr + x_rows + HALF + offs_d, mask=mask, other=0.0).to(tl.float32)
-            tl.store(y_ptr + y_rows + offs_d, (a * cos - b * sin).to(y_ptr.dtype.element_ty), mask=mask)  # (1)
-            tl.store(y_ptr + y_rows + HALF + offs_d, (a * sin + b * cos).to(y_ptr.dtype.element_ty), mask=mask)  # (2)
+            a = tl.load(x_rows + offs_d, mask=mask, other=0.0).to(tl.float32)
+            b = tl.load(x_rows + HALF + offs_d, mask=mask, other=0.0).to(tl.float32)
+            tl.store(y_rows + offs_d, (a * cos - b * sin).to(y_ptr.dtype.element_ty), mask=mask)  # (1)
+            tl.store(y_rows + HALF + offs_d, (a * sin + b * cos).to(y_ptr.dtype.element_ty), mask=mask)  # (2)
 
 
 @triton.jit
@@ -121,12 +121,12 @@ def _rotary_kernel(
     )
 
 
-def _blocks(q_heads: int, k_heads: int, half: int) -> dict[str, int]:
-    """Return the tile: all heads of as many tokens as make 1024 pairs, or part of the heads where that is more."""
-    block_d = next_power_of_2(half)
-    limit = max(1, TILE // block_d)
+def _blocks(q_heads: int, k_heads: int, half: int, dtype: torch.dtype) -> dict[str, int]:
+    """Return the tile: all heads of as many tokens as fill it, or part of the heads where they do not fit."""
+    block_d, pairs = next_power_of_2(half), TILE // dtype.itemsize
+    limit = max(1, pairs // block_d)
     block_q, block_k = (min(next_power_of_2(heads), limit) for heads in (q_heads, k_heads))
-    tokens = max(1, TILE // (max(block_q, block_k) * block_d))
+    tokens = max(1, pairs // (max(block_q, block_k) * block_d))
     return {"BLOCK_N": min(tokens, 64), "BLOCK_HQ": block_q, "BLOCK_HK": block_k, "BLOCK_D": block_d}
 
 
@@ -147,7 +147,7 @@ def _op(
     k_out = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     if not B * T * D:
         return q_out, k_out
-    blocks = _blocks(H, Hkv, D // 2)
+    blocks = _blocks(H, Hkv, D // 2, q.dtype)
     launch(
         _rotary_kernel,
         (cdiv(B * T, blocks["BLOCK_N"]),),
@@ -228,7 +228,7 @@ def _variant(
         " ".join((str(dtype), f"D={width}", f"Hkv={k_heads}", *names)),
         _rotary_kernel,
         types,
-        {"HALF": width // 2, **switches, **_blocks(12, k_heads, width // 2), **none},
+        {"HALF": width // 2, **switches, **_blocks(12, k_heads, width // 2, dtype), **none},
         threads=THREADS,
         warp=warp,
     )
