@@ -2,7 +2,7 @@
 
 `__all__` lists the ops in reading order, the simplest forward and backward pass first. Every op is a folder:
 `__init__.py` holds the public function, `reference.py` the maths by hand, `composed.py` the fastest composition of
-PyTorch's own ops.
+PyTorch's own ops, `fused.py` the Triton kernels. Kernels that several ops share stand beside the folders.
 
 Read next: `rms_norm/__init__.py`, then `rms_norm/reference.py`.
 """

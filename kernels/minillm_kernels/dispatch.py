@@ -37,7 +37,9 @@ OPS = (  # in reading order; attention_weights goes by attention's decision
     "cross_entropy",
     "linear_cross_entropy",
 )
-FUSED_OPS: frozenset[str] = frozenset({"cross_entropy", "linear_cross_entropy"})  # ops that have a Triton kernel
+FUSED_OPS = frozenset(  # ops that have a Triton kernel
+    ("rms_norm", "layer_norm", "relu", "gelu", "relu2", "swiglu", "geglu", "rotary", "dropout", "embedding")
+)
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # without importing it: that takes a second
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton too reads it once, when a kernel is defined
 
@@ -60,7 +62,7 @@ def decide(op: str, device: torch.device | str) -> Decision:
         ValueError: `fused` was asked for, the op has a kernel, and the kernel cannot run on `device`.
 
     >>> decide("relu", "cpu")
-    Decision(op='relu', backend='torch', reason='no Triton kernel yet')
+    Decision(op='relu', backend='torch', reason='the default on cpu')
     """
     return _decide(op, torch.device(device).type)
 

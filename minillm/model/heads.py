@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.model.config import GATED, ModelConfig
-from minillm.model.layers import Linear, activate, make_norm
+from minillm.model.layers import Linear, activate_after, make_norm
 
 
 class HeadTransform(nn.Module):
@@ -25,7 +25,7 @@ class HeadTransform(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., C) for x (..., C)."""
-        return self.norm(activate(self.activation, self.dense(x)))
+        return self.norm(activate_after(self.dense, self.activation, x))
 
 
 class LanguageModelHead(nn.Module):

@@ -3,7 +3,7 @@
     gradcheck                  rung 2: the closed-form backward passes torch.autograd.gradcheck in float64
     compare                    rung 3: a backend is as close to the float64 truth as the reference is
     outputs_and_gradients      what both are made of
-    poisoned                   torch.empty gives NaN
+    poisoned                   memory that a kernel was to write and did not is NaN
 
 With a GPU all of it runs there, the kernels compiled; without one the kernels run in Triton's interpreter, which gets
 bfloat16 wrong: tests of kernels leave it out there.

@@ -81,7 +81,8 @@ def test_explanation_names_what_was_asked_for(name):
         assert {(d.backend, d.reason) for d in mk.explain_dispatch()} == {(name, "asked for")}
 
 
-def test_op_without_a_kernel_takes_torch_and_says_so():
+def test_op_without_a_kernel_takes_torch_and_says_so(monkeypatch):
+    monkeypatch.setattr(dispatch, "FUSED_OPS", frozenset())
     with mk.backend("fused"):
         assert decision() == mk.Decision("relu", "torch", "no Triton kernel yet")
 

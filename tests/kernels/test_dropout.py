@@ -6,7 +6,8 @@ import torch
 from minillm_kernels.dispatch import Backend
 from minillm_kernels.philox import uniform
 
-BACKENDS: tuple[Backend, ...] = ("reference", "torch")
+BACKENDS: tuple[Backend, ...] = ("reference", "torch", "fused")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [
     pytest.param((4, 8, 16), id="tile-aligned"),
     pytest.param((3, 7, 5), id="ragged"),
@@ -14,28 +15,33 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["f64", "f32", "bf16"])
-@pytest.mark.parametrize("name", BACKENDS)
+CASES = [(name, dtype) for name in ("reference", "torch") for dtype in (torch.float64, torch.float32, torch.bfloat16)]
+CASES += [("fused", torch.float32), ("fused", torch.float16)]  # the interpreter gets bfloat16 wrong
+CASES += [("fused", torch.bfloat16)] * torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("name, dtype", CASES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("poisoned")
 def test_output_and_gradient_are_the_definition(shape, name, dtype):
-    x = torch.randn(shape, dtype=dtype, requires_grad=True)
-    dy = torch.randn(shape, dtype=dtype)
+    x = torch.randn(shape, dtype=dtype, device=DEVICE, requires_grad=True)
+    dy = torch.randn(shape, dtype=dtype, device=DEVICE)
     with mk.backend(name):
         y = mk.dropout(x, 0.3, 11)
     (dx,) = torch.autograd.grad(y, x, dy)
-    kept = uniform(11, torch.arange(x.numel())).view(shape) >= 0.3
+    kept = uniform(11, torch.arange(x.numel(), device=DEVICE)).view(shape) >= 0.3
     rounding = 2 * torch.finfo(dtype).eps  # one product, with the factor itself rounded
     torch.testing.assert_close(y.double(), x.detach().double() * kept / 0.7, rtol=rounding, atol=0)
     torch.testing.assert_close(dx.double(), dy.double() * kept / 0.7, rtol=rounding, atol=0)
 
 
 def test_backends_drop_the_same_elements_of_a_strided_tensor():
-    x = torch.randn(9, 5, 7).transpose(0, 2) + 10
+    x = torch.randn(9, 5, 7, device=DEVICE).transpose(0, 2) + 10
     zeros = []
     for name in BACKENDS:
         with mk.backend(name):
             zeros.append(mk.dropout(x, 0.5, 3) == 0)
-    assert torch.equal(*zeros)
+    assert all(torch.equal(zeros[0], other) for other in zeros[1:])
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -50,6 +56,26 @@ def test_another_seed_drops_other_elements():
     x = torch.ones(1000)
     assert not torch.equal(mk.dropout(x, 0.5, 1), mk.dropout(x, 0.5, 2))
     assert not torch.equal(mk.dropout(x, 0.5, 1), mk.dropout(x, 0.5, 1 + 2**32))  # the seed's upper half counts
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.7])
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(5, id="small"),
+        pytest.param(-3, id="negative"),
+        pytest.param(2**63 + 9, id="unsigned"),
+        pytest.param(torch.tensor(2**40 + 1), id="tensor"),
+    ],
+)
+def test_every_backend_drops_the_same_elements(p, seed):
+    """The probabilities are no float32 numbers: the comparison with a number drawn must round them alike."""
+    x = torch.ones(4000, device=DEVICE)
+    zeros = []
+    for name in BACKENDS:
+        with mk.backend(name):
+            zeros.append(mk.dropout(x, p, seed.to(DEVICE) if isinstance(seed, torch.Tensor) else seed) == 0)
+    assert all(torch.equal(zeros[0], other) for other in zeros[1:])
 
 
 def test_without_dropout_nothing_changes():

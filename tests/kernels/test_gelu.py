@@ -5,6 +5,8 @@ from typing import Any
 import minillm_kernels as mk
 import pytest
 import torch
+from minillm_kernels import elementwise
+from minillm_kernels.dispatch import Backend
 from torch.nn import functional
 
 SHAPES = [
@@ -14,6 +16,9 @@ SHAPES = [
     pytest.param((0, 3), id="no-row"),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+KERNEL_DTYPES = [torch.float32, torch.float16, *[torch.bfloat16] * torch.cuda.is_available()]  # interpreted: not bf16
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS: list[Backend] = ["torch", "reference", "fused"]
 VIEWS = [pytest.param(lambda t: t.mT, id="transposed"), pytest.param(lambda t: t[::2, 1:8:3], id="sliced")]
 
 APPROXIMATE = ["none", "tanh"]
@@ -50,10 +55,21 @@ def test_torch_is_as_close_to_truth_as_reference(compare, shape, bias, dtype, ap
     compare(mk.gelu, tensors(shape, bias=bias), dtype, ("x",), approximate=approximate)
 
 
+@pytest.mark.parametrize("approximate", APPROXIMATE)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("shape", [*SHAPES, pytest.param((61, 300), id="many-tiles")])
+@pytest.mark.usefixtures("poisoned")
+def test_kernel_is_as_close_to_truth_as_reference(compare, monkeypatch, shape, bias, dtype, approximate):
+    monkeypatch.setattr(elementwise, "num_sms", lambda device: 1)  # few programs: each sums several tiles
+    compare(mk.gelu, tensors(shape, bias=bias), dtype, ("x",), name="fused", approximate=approximate)
+
+
+@pytest.mark.parametrize("name", ["torch", "fused"])
 @pytest.mark.parametrize("view", VIEWS)
-def test_strided_input(compare, view):
+def test_strided_input(compare, view, name):
     x = view(torch.randn(9, 8, 10))
-    compare(mk.gelu, {"x": x, "bias": torch.randn(2 * x.shape[-1])[::2]}, torch.float32, ())
+    compare(mk.gelu, {"x": x, "bias": torch.randn(2 * x.shape[-1])[::2]}, torch.float32, (), name=name)
 
 
 @pytest.mark.parametrize("name", ["torch", "reference"])
@@ -65,9 +81,9 @@ def test_float32_bias_keeps_its_digits_beside_a_narrow_x(name):
 
 
 @pytest.mark.parametrize("approximate", APPROXIMATE)
-@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("name", BACKENDS)
 def test_far_from_zero_it_is_relu_with_a_finite_slope(outputs_and_gradients, name, approximate):
-    x = torch.tensor([-1e4, -50.0, 50.0, 1e4])
+    x = torch.tensor([-1e4, -50.0, 50.0, 1e4], device=DEVICE)
     with mk.backend(name):
         found = outputs_and_gradients(mk.gelu, {"x": x}, approximate=approximate)
     torch.testing.assert_close(found["output 0"], x.clamp(min=0))

@@ -5,6 +5,8 @@ from typing import Any
 import minillm_kernels as mk
 import pytest
 import torch
+from minillm_kernels import row_norm
+from minillm_kernels.dispatch import Backend
 from torch.nn import functional
 
 SHAPES = [
@@ -15,6 +17,9 @@ SHAPES = [
     pytest.param((0, 3), id="no-row"),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+KERNEL_DTYPES = [torch.float32, torch.float16, *[torch.bfloat16] * torch.cuda.is_available()]  # interpreted: not bf16
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS: list[Backend] = ["torch", "reference", "fused"]
 OPTIONS = [
     pytest.param((), {}, id="plain"),
     pytest.param(("bias",), {}, id="bias"),
@@ -62,38 +67,70 @@ def test_torch_is_as_close_to_truth_as_reference(compare, shape, extra, options,
     compare(mk.layer_norm, tensors(shape, extra), dtype, ("x", "residual"), **one, **options)
 
 
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+@pytest.mark.parametrize("extra, options", OPTIONS)
+@pytest.mark.parametrize("shape", [*SHAPES, pytest.param((150, 60), id="many-rows")])
+@pytest.mark.usefixtures("poisoned")
+def test_kernel_is_as_close_to_truth_as_reference(compare, monkeypatch, shape, extra, options, dtype):
+    monkeypatch.setattr(row_norm, "num_sms", lambda device: 1)  # three programs: of five tiles some have two
+    one = {"eps": 1.0, "terms": 4.0} if shape[-1] == 1 else {}
+    compare(mk.layer_norm, tensors(shape, extra), dtype, ("x", "residual"), name="fused", **one, **options)
+
+
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+@pytest.mark.parametrize("extra, options", [OPTIONS[0], OPTIONS[-1]])
+@pytest.mark.usefixtures("poisoned")
+def test_kernel_for_wide_rows_is_as_close_to_truth(compare, monkeypatch, extra, options, dtype):
+    """The loop over a row, at a width that the interpreter can afford: three steps, the last of them ragged."""
+    for name, width in (
+        ("MAX_FORWARD", 64),
+        ("MAX_BACKWARD", 64),
+        ("MAX_BACKWARD_WITH_MORE", 64),
+        ("WIDE_BLOCK_C", 64),
+    ):
+        monkeypatch.setattr(row_norm, name, width)
+    monkeypatch.setattr(row_norm, "num_sms", lambda device: 1)
+    monkeypatch.setattr(row_norm, "THREADS_PER_SM", row_norm.WEIGHT_THREADS)  # one program sums all rows
+    compare(mk.layer_norm, tensors((9, 150), extra), dtype, ("x", "residual"), name="fused", **options)
+
+
+@pytest.mark.parametrize("name", ["torch", "fused"])
 @pytest.mark.parametrize("view", [lambda t: t.mT, lambda t: t[::2, 1:8:3]], ids=["transposed", "sliced"])
-def test_strided_input(compare, view):
+def test_strided_input(compare, view, name):
     made = {name: view(torch.randn(9, 8, 10)) for name in ("x", "residual")}
     weight = torch.randn(3 * made["x"].shape[-1])[::3]
-    compare(mk.layer_norm, made | {"weight": weight}, torch.float32, ())
+    compare(mk.layer_norm, made | {"weight": weight}, torch.float32, (), name=name)
 
 
-@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("name", BACKENDS)
 def test_large_mean_costs_no_digits_beyond_those_of_the_input(name):
     """With a mean of 2^12, mean(x^2) - mean(x)^2 would leave no correct digit of the variance in float32."""
-    x, weight = (torch.randn(4, 64).mul(256).round() / 256, torch.ones(64))  # x + 4096 is exact in float32
+    x, weight = (
+        (torch.randn(4, 64).mul(256).round() / 256).to(DEVICE),
+        torch.ones(64, device=DEVICE),
+    )  # x + 4096 is exact in float32
+    plain = functional.layer_norm(x.double(), (64,), weight.double(), eps=0.0)
     with mk.backend(name):
-        shifted, plain = mk.layer_norm(x + 4096, weight, eps=0.0), mk.layer_norm(x.double(), weight.double(), eps=0.0)
+        shifted = mk.layer_norm(x + 4096, weight, eps=0.0)
     # the mean of 64 numbers near 4096 is known to about an ulp, 2^-11; the deviation is about 1
     torch.testing.assert_close(shifted.double(), plain, atol=2**-10, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("name", BACKENDS)
 def test_row_of_zeros_is_finite(outputs_and_gradients, name):
-    made = {"x": torch.zeros(2, 4), "weight": torch.ones(4)}
+    made = {"x": torch.zeros(2, 4, device=DEVICE), "weight": torch.ones(4, device=DEVICE)}
     with mk.backend(name):
         found = outputs_and_gradients(mk.layer_norm, made)
     assert all(t.isfinite().all() for t in found.values())
 
 
-@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("name", BACKENDS)
 def test_only_the_sum_is_used(name):
     """The pre-norm residual stream of a last layer: y drops out of the graph, s stays."""
-    x, residual = torch.randn(2, 4, requires_grad=True), torch.randn(2, 4)
+    x, residual = torch.randn(2, 4, device=DEVICE, requires_grad=True), torch.randn(2, 4, device=DEVICE)
     with mk.backend(name):
-        mk.layer_norm(x, torch.ones(4), residual=residual)[1].sum().backward()
-    assert x.grad is not None and torch.equal(x.grad, torch.ones(2, 4))
+        mk.layer_norm(x, torch.ones(4, device=DEVICE), residual=residual)[1].sum().backward()
+    assert x.grad is not None and torch.equal(x.grad.cpu(), torch.ones(2, 4))
 
 
 def test_second_derivative_of_reference_is_an_error():

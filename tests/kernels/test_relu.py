@@ -5,6 +5,8 @@ from typing import Any
 import minillm_kernels as mk
 import pytest
 import torch
+from minillm_kernels import elementwise
+from minillm_kernels.dispatch import Backend
 from torch.nn import functional
 
 SHAPES = [
@@ -14,6 +16,9 @@ SHAPES = [
     pytest.param((0, 3), id="no-row"),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+KERNEL_DTYPES = [torch.float32, torch.float16, *[torch.bfloat16] * torch.cuda.is_available()]  # interpreted: not bf16
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS: list[Backend] = ["torch", "reference", "fused"]
 VIEWS = [pytest.param(lambda t: t.mT, id="transposed"), pytest.param(lambda t: t[::2, 1:8:3], id="sliced")]
 
 
@@ -45,10 +50,20 @@ def test_torch_is_as_close_to_truth_as_reference(compare, shape, bias, dtype):
     compare(mk.relu, tensors(shape, bias=bias), dtype, ("x",))
 
 
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("shape", [*SHAPES, pytest.param((61, 300), id="many-tiles")])
+@pytest.mark.usefixtures("poisoned")
+def test_kernel_is_as_close_to_truth_as_reference(compare, monkeypatch, shape, bias, dtype):
+    monkeypatch.setattr(elementwise, "num_sms", lambda device: 1)  # few programs: each sums several tiles
+    compare(mk.relu, tensors(shape, bias=bias), dtype, ("x",), name="fused")
+
+
+@pytest.mark.parametrize("name", ["torch", "fused"])
 @pytest.mark.parametrize("view", VIEWS)
-def test_strided_input(compare, view):
+def test_strided_input(compare, view, name):
     x = view(torch.randn(9, 8, 10))
-    compare(mk.relu, {"x": x, "bias": torch.randn(2 * x.shape[-1])[::2]}, torch.float32, ())
+    compare(mk.relu, {"x": x, "bias": torch.randn(2 * x.shape[-1])[::2]}, torch.float32, (), name=name)
 
 
 @pytest.mark.parametrize("name", ["torch", "reference"])
@@ -59,11 +74,11 @@ def test_float32_bias_keeps_its_digits_beside_a_narrow_x(name):
         assert mk.relu(x, bias) > 0
 
 
-@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("name", BACKENDS)
 def test_slope_at_zero_is_zero(outputs_and_gradients, name):
     with mk.backend(name):
-        found = outputs_and_gradients(mk.relu, {"x": torch.zeros(3)})
-    assert torch.equal(found["dx"], torch.zeros(3))
+        found = outputs_and_gradients(mk.relu, {"x": torch.zeros(3, device=DEVICE)})
+    assert torch.equal(found["dx"].cpu(), torch.zeros(3))
 
 
 @pytest.mark.parametrize("name", ["torch", "reference"])
@@ -75,6 +90,12 @@ def test_compiles_as_one_graph(name):
         found = torch.autograd.grad(compiled(x, bias), (x, bias))
     h = (x + bias).detach().clamp(min=0)
     torch.testing.assert_close(found, (2 * h, 2 * h.sum(0)))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_nan_stays_nan(name):
+    with mk.backend(name):
+        assert mk.relu(torch.tensor([float("nan")], device=DEVICE)).isnan()
 
 
 X = torch.zeros(2, 3)

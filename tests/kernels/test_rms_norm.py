@@ -5,6 +5,8 @@ from typing import Any
 import minillm_kernels as mk
 import pytest
 import torch
+from minillm_kernels import row_norm
+from minillm_kernels.dispatch import Backend
 from torch.nn import functional
 
 SHAPES = [
@@ -15,6 +17,9 @@ SHAPES = [
     pytest.param((0, 3), id="no-row"),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+KERNEL_DTYPES = [torch.float32, torch.float16, *[torch.bfloat16] * torch.cuda.is_available()]  # interpreted: not bf16
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS: list[Backend] = ["torch", "reference", "fused"]
 OPTIONS = [
     pytest.param((), {}, id="plain"),
     pytest.param(("bias",), {}, id="bias"),
@@ -61,35 +66,63 @@ def test_torch_is_as_close_to_truth_as_reference(compare, shape, extra, options,
     compare(mk.rms_norm, tensors(shape, extra), dtype, ("x", "residual"), **one, **options)
 
 
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+@pytest.mark.parametrize("extra, options", OPTIONS)
+@pytest.mark.parametrize("shape", [*SHAPES, pytest.param((150, 60), id="many-rows")])
+@pytest.mark.usefixtures("poisoned")
+def test_kernel_is_as_close_to_truth_as_reference(compare, monkeypatch, shape, extra, options, dtype):
+    monkeypatch.setattr(row_norm, "num_sms", lambda device: 1)  # three programs: of five tiles some have two
+    one = {"eps": 1.0, "terms": 4.0} if shape[-1] == 1 else {}
+    compare(mk.rms_norm, tensors(shape, extra), dtype, ("x", "residual"), name="fused", **one, **options)
+
+
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+@pytest.mark.parametrize("extra, options", [OPTIONS[0], OPTIONS[-1]])
+@pytest.mark.usefixtures("poisoned")
+def test_kernel_for_wide_rows_is_as_close_to_truth(compare, monkeypatch, extra, options, dtype):
+    """The loop over a row, at a width that the interpreter can afford: three steps, the last of them ragged."""
+    for name, width in (
+        ("MAX_FORWARD", 64),
+        ("MAX_BACKWARD", 64),
+        ("MAX_BACKWARD_WITH_MORE", 64),
+        ("WIDE_BLOCK_C", 64),
+    ):
+        monkeypatch.setattr(row_norm, name, width)
+    monkeypatch.setattr(row_norm, "num_sms", lambda device: 1)
+    monkeypatch.setattr(row_norm, "THREADS_PER_SM", row_norm.WEIGHT_THREADS)  # one program sums all rows
+    compare(mk.rms_norm, tensors((9, 150), extra), dtype, ("x", "residual"), name="fused", **options)
+
+
+@pytest.mark.parametrize("name", ["torch", "fused"])
 @pytest.mark.parametrize("view", [lambda t: t.mT, lambda t: t[::2, 1:8:3]], ids=["transposed", "sliced"])
-def test_strided_input(compare, view):
+def test_strided_input(compare, view, name):
     made = {name: view(torch.randn(9, 8, 10)) for name in ("x", "residual")}
     weight = torch.randn(3 * made["x"].shape[-1])[::3]
-    compare(mk.rms_norm, made | {"weight": weight}, torch.float32, ())
+    compare(mk.rms_norm, made | {"weight": weight}, torch.float32, (), name=name)
 
 
-@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("name", BACKENDS)
 def test_scale_of_a_row_does_not_matter(name):
-    x, weight = tensors((4, 32)).values()
+    x, weight = (t.to(DEVICE) for t in tensors((4, 32)).values())
     with mk.backend(name):  # a power of two changes no digit
         assert torch.equal(mk.rms_norm(x * 1024, weight, eps=0.0), mk.rms_norm(x, weight, eps=0.0))
 
 
-@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("name", BACKENDS)
 def test_row_of_zeros_is_finite(outputs_and_gradients, name):
-    made = {"x": torch.zeros(2, 4), "weight": torch.ones(4)}
+    made = {"x": torch.zeros(2, 4, device=DEVICE), "weight": torch.ones(4, device=DEVICE)}
     with mk.backend(name):
         found = outputs_and_gradients(mk.rms_norm, made)
     assert all(t.isfinite().all() for t in found.values())
 
 
-@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("name", BACKENDS)
 def test_only_the_sum_is_used(name):
     """The pre-norm residual stream of a last layer: y drops out of the graph, s stays."""
-    x, residual = torch.randn(2, 4, requires_grad=True), torch.randn(2, 4)
+    x, residual = torch.randn(2, 4, device=DEVICE, requires_grad=True), torch.randn(2, 4, device=DEVICE)
     with mk.backend(name):
-        mk.rms_norm(x, torch.ones(4), residual=residual)[1].sum().backward()
-    assert x.grad is not None and torch.equal(x.grad, torch.ones(2, 4))
+        mk.rms_norm(x, torch.ones(4, device=DEVICE), residual=residual)[1].sum().backward()
+    assert x.grad is not None and torch.equal(x.grad.cpu(), torch.ones(2, 4))
 
 
 def test_second_derivative_of_reference_is_an_error():

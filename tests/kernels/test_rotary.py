@@ -5,6 +5,7 @@ from typing import Any
 import minillm_kernels as mk
 import pytest
 import torch
+from minillm_kernels.dispatch import Backend
 
 SHAPES = [
     pytest.param((2, 8, 4, 2, 16), id="aligned"),
@@ -13,6 +14,9 @@ SHAPES = [
     pytest.param((0, 3, 1, 1, 2), id="no-row"),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+KERNEL_DTYPES = [torch.float32, torch.float16, *[torch.bfloat16] * torch.cuda.is_available()]  # interpreted: not bf16
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS: list[Backend] = ["torch", "reference", "fused"]
 PAIRS = [pytest.param(False, id="half-split"), pytest.param(True, id="interleaved")]
 LENGTH = 20  # rows of the tables
 
@@ -54,13 +58,23 @@ def test_forward_is_a_complex_product(shape, given, interleaved, name):
 
 
 @pytest.mark.parametrize("interleaved", PAIRS)
-@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_length_of_a_head_stays(name, interleaved):
+    made = {key: t.to(DEVICE) for key, t in tensors((2, 7, 3, 1, 8)).items()}
+    with mk.backend(name):
+        turned = mk.rotary(**made, interleaved=interleaved)
+    for before, after in zip((made["q"], made["k"]), turned, strict=True):
+        torch.testing.assert_close(after.norm(dim=-1), before.norm(dim=-1))
+
+
+@pytest.mark.parametrize("interleaved", PAIRS)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_only_the_distance_matters(name, interleaved):
     """The point of rotary: the product of a query and a key depends on the difference of their positions alone."""
-    made = tensors((2, 7, 3, 3, 8))
+    made = {key: t.to(DEVICE) for key, t in tensors((2, 7, 3, 3, 8)).items()}
     products = []
     for shift in (0, 11):
-        positions = torch.arange(7).expand(2, 7) + shift
+        positions = torch.arange(7, device=DEVICE).expand(2, 7) + shift
         with mk.backend(name):
             q, k = mk.rotary(**made, positions=positions, interleaved=interleaved)
         products.append(torch.einsum("bthd,bshd->bhts", q, k))
@@ -86,6 +100,35 @@ def test_torch_is_as_close_to_truth_as_reference(compare, shape, given, interlea
     compare(mk.rotary, tensors(shape), dtype, ("q", "k"), positions=positions, interleaved=interleaved)
 
 
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+@pytest.mark.parametrize("interleaved", PAIRS)
+@pytest.mark.parametrize("given", [False, True], ids=["in-order", "positions"])
+@pytest.mark.parametrize("shape", [*SHAPES, pytest.param((2, 19, 12, 4, 96), id="many-tiles")])
+@pytest.mark.usefixtures("poisoned")
+def test_kernel_is_as_close_to_truth_as_reference(compare, shape, given, interleaved, dtype):
+    positions = positions_of(shape).to(DEVICE) if given else None
+    made = tensors(shape)
+    compare(mk.rotary, made, dtype, ("q", "k"), name="fused", positions=positions, interleaved=interleaved)
+
+
+@pytest.mark.parametrize("name", ["torch", "fused"])
+def test_views_of_one_projection(compare, name):
+    """What a fused projection to q, k and v gives: heads side by side in rows of all three."""
+    q, k, _ = torch.randn(2, 5, 8, 6).split((4, 2, 2), dim=2)
+    compare(mk.rotary, {"q": q, "k": k} | tables(6), torch.float32, (), name=name)
+
+
+def test_kernel_makes_a_position_outside_of_the_tables_nan():
+    """On a GPU nobody looks at positions beforehand; what must not happen is a read past the tables."""
+    from minillm_kernels.rotary import fused
+
+    made = {name: t.to(DEVICE) for name, t in tensors((1, 3, 1, 1, 4)).items()}
+    positions = torch.tensor([[0, LENGTH, -1]], device=DEVICE)
+    q, _ = fused.rotary(**made, positions=positions, interleaved=False)
+    assert q[0, 0].isfinite().all() and q[0, 1:].isnan().all()
+
+
+@pytest.mark.parametrize("name", ["torch", "fused"])
 @pytest.mark.parametrize("interleaved", PAIRS)
 @pytest.mark.parametrize(
     "view",
@@ -95,15 +138,16 @@ def test_torch_is_as_close_to_truth_as_reference(compare, shape, given, interlea
         pytest.param(lambda t: t.flip(3)[..., :4], id="part-of-a-head"),
     ],
 )
-def test_strided_input(compare, view, interleaved):
-    made = {name: view(torch.randn(2, 5, 3, 10)) for name in ("q", "k")}
-    compare(mk.rotary, made | tables(made["q"].shape[-1]), torch.float32, (), interleaved=interleaved)
+def test_strided_input(compare, view, interleaved, name):
+    made = {key: view(torch.randn(2, 5, 3, 10)) for key in ("q", "k")}
+    compare(mk.rotary, made | tables(made["q"].shape[-1]), torch.float32, (), name=name, interleaved=interleaved)
 
 
-@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("name", BACKENDS)
 def test_tables_get_no_gradient(outputs_and_gradients, name):
+    made = {key: t.to(DEVICE) for key, t in tensors((2, 3, 2, 1, 4)).items()}
     with mk.backend(name):
-        found = outputs_and_gradients(mk.rotary, tensors((2, 3, 2, 1, 4)))
+        found = outputs_and_gradients(mk.rotary, made)
     assert found.keys() == {"output 0", "output 1", "dq", "dk"}
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import minillm_kernels as mk
 import pytest
 import torch
+from minillm_kernels.dispatch import Backend
 from torch.nn import functional
 
 SHAPES = [
@@ -14,6 +15,9 @@ SHAPES = [
     pytest.param((0, 3), id="no-row"),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+KERNEL_DTYPES = [torch.float32, torch.float16, *[torch.bfloat16] * torch.cuda.is_available()]  # interpreted: not bf16
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS: list[Backend] = ["torch", "reference", "fused"]
 VIEWS = [pytest.param(lambda t: t.mT, id="transposed"), pytest.param(lambda t: t[::2, 1:8:3], id="sliced")]
 
 
@@ -40,20 +44,29 @@ def test_torch_is_as_close_to_truth_as_reference(compare, shape, dtype):
     compare(mk.swiglu, tensors(shape), dtype, ("gate", "up"))
 
 
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("poisoned")
+def test_kernel_is_as_close_to_truth_as_reference(compare, shape, dtype):
+    compare(mk.swiglu, tensors(shape), dtype, ("gate", "up"), name="fused")
+
+
+@pytest.mark.parametrize("name", ["torch", "fused"])
 @pytest.mark.parametrize("view", VIEWS)
-def test_strided_input(compare, view):
-    compare(mk.swiglu, {name: view(torch.randn(9, 8, 10)) for name in ("gate", "up")}, torch.float32, ())
+def test_strided_input(compare, view, name):
+    compare(mk.swiglu, {key: view(torch.randn(9, 8, 10)) for key in ("gate", "up")}, torch.float32, (), name=name)
 
 
-def test_halves_of_one_product(compare):
+@pytest.mark.parametrize("name", ["torch", "fused"])
+def test_halves_of_one_product(compare, name):
     """What a feed-forward layer with one joint projection passes: two views of one tensor."""
     gate, up = torch.randn(3, 5, 14).chunk(2, dim=-1)
-    compare(mk.swiglu, {"gate": gate, "up": up}, torch.float32, ())
+    compare(mk.swiglu, {"gate": gate, "up": up}, torch.float32, (), name=name)
 
 
-@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("name", BACKENDS)
 def test_large_gates_are_finite(outputs_and_gradients, name):
-    made = {"gate": torch.tensor([-1e4, -200.0, 200.0, 1e4]), "up": torch.ones(4)}
+    made = {"gate": torch.tensor([-1e4, -200.0, 200.0, 1e4], device=DEVICE), "up": torch.ones(4, device=DEVICE)}
     with mk.backend(name):
         found = outputs_and_gradients(mk.swiglu, made)
     torch.testing.assert_close(found["output 0"], made["gate"].clamp(min=0))

@@ -28,7 +28,8 @@ def dropout(x: Tensor, p: float, seed: int | Tensor | None) -> Tensor:
         ValueError: `p` outside [0, 1), or no seed.
         TypeError: a dtype that is not floating.
 
-    Cost: about 100 integer operations an element for the random numbers; one byte an element is kept for backward.
+    Cost: about 100 integer operations an element for the random numbers; one byte an element is kept for backward, by
+        the kernel none: it draws them again.
     Source: Srivastava et al. (2014), JMLR 15.
 
     >>> import torch
@@ -40,6 +41,10 @@ def dropout(x: Tensor, p: float, seed: int | Tensor | None) -> Tensor:
     if p == 0 or seed is None:
         return x
     match dispatch.choose("dropout", x):
+        case "fused":
+            from minillm_kernels.dropout import fused
+
+            return fused.dropout(x, p, seed)
         case "reference":
             return reference.dropout(x, p, seed)
         case _:

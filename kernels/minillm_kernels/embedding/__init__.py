@@ -42,6 +42,10 @@ def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
         raise TypeError(f"tokens must be int64 or int32, got {tokens.dtype}; convert it first")
     checks.same_device("weight", weight, tokens=tokens)
     match dispatch.choose("embedding", weight):
+        case "fused":
+            from minillm_kernels.embedding import fused
+
+            return fused.embedding(tokens, weight)
         case "reference":
             return reference.embedding(tokens, weight)
         case _:

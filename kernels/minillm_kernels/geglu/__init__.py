@@ -44,6 +44,10 @@ def geglu(gate: Tensor, up: Tensor, *, approximate: Literal["none", "tanh"] = "n
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate is 'none' or 'tanh', got {approximate!r}")
     match dispatch.choose("geglu", gate):
+        case "fused":
+            from minillm_kernels.geglu import fused
+
+            return fused.geglu(gate, up, approximate)
         case "reference":
             return reference.geglu(gate, up, approximate=approximate)
         case _:

@@ -47,6 +47,10 @@ def gelu(x: Tensor, bias: Tensor | None = None, approximate: Literal["none", "ta
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate is 'none' or 'tanh', got {approximate!r}")
     match dispatch.choose("gelu", x):
+        case "fused":
+            from minillm_kernels.gelu import fused
+
+            return fused.gelu(x, bias, approximate)
         case "reference":
             return reference.gelu(x, bias, approximate)
         case _:

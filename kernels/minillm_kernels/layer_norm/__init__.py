@@ -86,6 +86,10 @@ def layer_norm(
     checks.same_device("x", x, weight=weight, bias=bias, residual=residual)
     checks.dropout(dropout_p, seed)
     match dispatch.choose("layer_norm", x):
+        case "fused":
+            from minillm_kernels.layer_norm import fused
+
+            y, s = fused.layer_norm(x, weight, bias, eps, residual, dropout_p, seed)
         case "reference":
             y, s = reference.layer_norm(x, weight, bias, eps, residual, dropout_p, seed)
         case _:

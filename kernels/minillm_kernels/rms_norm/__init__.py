@@ -85,6 +85,10 @@ def rms_norm(
     checks.same_device("x", x, weight=weight, bias=bias, residual=residual)
     checks.dropout(dropout_p, seed)
     match dispatch.choose("rms_norm", x):
+        case "fused":
+            from minillm_kernels.rms_norm import fused
+
+            y, s = fused.rms_norm(x, weight, bias, eps, residual, dropout_p, seed)
         case "reference":
             y, s = reference.rms_norm(x, weight, bias, eps, residual, dropout_p, seed)
         case _:

@@ -39,7 +39,8 @@ def rotary(
         q and k rotated, (B, T, H, D) and (B, T, Hkv, D) in their dtype; the maths in between is in float32.
     Raises:
         ValueError: a shape, a device, more positions than the tables have rows, or a position outside of them
-            (positions are looked at on the CPU only: elsewhere that would wait for the device).
+            (positions are looked at on the CPU only: elsewhere that would wait for the device; what the kernel finds
+            outside of the tables it turns into NaN).
         TypeError: dtypes that differ or are not floating, positions that are not int64.
 
     Cost: reads and writes `q` and `k` once, 3 operations an element: bound by memory. No gradient for the tables.
@@ -51,16 +52,19 @@ def rotary(
     tensor([0., 1.])
     """
     _check(q, k, cos, sin, positions)
-    cos, sin = _rows(cos, sin, q.shape[1], positions)  # each (1 or B, T, 1, D/2)
     match dispatch.choose("rotary", q):
+        case "fused":
+            from minillm_kernels.rotary import fused
+
+            return fused.rotary(q, k, cos, sin, positions, interleaved)
         case "reference":
-            return reference.rotary(q, k, cos, sin, interleaved)
+            return reference.rotary(q, k, *_rows(cos, sin, q.shape[1], positions), interleaved)
         case _:
-            return composed.rotary(q, k, cos, sin, interleaved)
+            return composed.rotary(q, k, *_rows(cos, sin, q.shape[1], positions), interleaved)
 
 
 def _rows(cos: Tensor, sin: Tensor, length: int, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the tables' rows at the positions, with an axis for the heads, and without gradient on every backend."""
+    """Return the tables' rows at the positions, each (1 or B, T, 1, D/2), without gradient on every backend."""
     cos, sin = cos.detach(), sin.detach()
     if positions is None:
         return cos[None, :length, None, :], sin[None, :length, None, :]

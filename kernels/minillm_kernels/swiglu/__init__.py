@@ -39,6 +39,10 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     checks.same_dtype("gate", gate, up=up)
     checks.same_device("gate", gate, up=up)
     match dispatch.choose("swiglu", gate):
+        case "fused":
+            from minillm_kernels.swiglu import fused
+
+            return fused.swiglu(gate, up)
         case "reference":
             return reference.swiglu(gate, up)
         case _:

@@ -1,0 +1,152 @@
+r"""Kernels for every element-wise non-linearity: written once, with the function itself as a compile-time parameter.
+
+Two skeletons, forward and backward each. f is the op's own, two functions under `triton.jit` in its `fused.py`:
+
+    unary:  h = x + bias,  y = f(h)                                                              (1)
+            dx = dh = dy * f'(h),   dbias = sum over rows of dh                                  (2)
+    gated:  y = f(gate) * up                                                                     (3)
+            dgate = dy * up * f'(gate),   dup = dy * f(gate)                                     (4)
+
+All is bound by memory, so each tensor is moved once: the backward pass recomputes h from x instead of keeping it, and
+sums dbias while dh is in registers. The sum has two stages: each program walks down its own row tiles with one
+accumulator and writes one row of partial sums, then a second pass adds those rows. No atomics: the same input gives the
+same bits.
+
+Read next: `elementwise.py`, the launchers; then `relu/fused.py` and `gelu/fused.py`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def logistic(z):
+    """Return 1 / (1 + exp(-z)) without an overflow: the exponential is never above 1."""
+    e = tl.exp(-tl.abs(z))
+    return tl.where(z >= 0, 1.0, e) / (1 + e)
+
+
+@triton.jit
+def _row_tile(num_cols, BLOCK_C: tl.constexpr):
+    """Return which row tile this program begins with; the column tiles of one row tile are neighbours."""
+    return tl.program_id(0) // tl.cdiv(num_cols, BLOCK_C)
+
+
+@triton.jit
+def _columns(num_cols, BLOCK_C: tl.constexpr):
+    """Return the columns of this program, (BLOCK_C,) int64."""
+    return (tl.program_id(0) % tl.cdiv(num_cols, BLOCK_C)).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+
+
+@triton.jit
+def unary_forward_kernel(
+    x_ptr,  # in   (R, C)
+    bias_ptr,  # in   (C,), with HAS_BIAS
+    y_ptr,  # out  (R, C), contiguous
+    x_row_stride,  # in elements
+    num_rows,  # R
+    num_cols,  # C
+    VALUE: tl.constexpr,  # f
+    HAS_BIAS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    offs_c = _columns(num_cols, BLOCK_C)
+    offs_r = _row_tile(num_cols, BLOCK_C).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    mask_c = offs_c < num_cols
+    mask = (offs_r < num_rows)[:, None] & mask_c[None, :]
+    h = tl.load(x_ptr + offs_r[:, None] * x_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        h += tl.load(bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)[None, :]
+    y = VALUE(h)  # (1)
+    tl.store(y_ptr + offs_r[:, None] * num_cols + offs_c[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def unary_backward_kernel(
+    dy_ptr,  # in   (R, C)
+    x_ptr,  # in   (R, C)
+    bias_ptr,  # in   (C,), with HAS_BIAS
+    dx_ptr,  # out  (R, C), contiguous
+    partial_ptr,  # out  (row_programs, C) float32, with HAS_BIAS: one row of the sum (2) per program
+    dy_row_stride,  # in elements
+    x_row_stride,  # in elements
+    num_rows,  # R
+    num_cols,  # C
+    row_programs,  # programs that share the row tiles of one column tile
+    GRADIENT: tl.constexpr,  # dy * f'(h)
+    HAS_BIAS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    row_program, offs_c = _row_tile(num_cols, BLOCK_C), _columns(num_cols, BLOCK_C)
+    mask_c = offs_c < num_cols
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
+        dbias = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # rows are added at the end: there they cross warps
+    for row_tile in range(row_program, tl.cdiv(num_rows, BLOCK_R), row_programs):
+        offs_r = tl.cast(row_tile, tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+        mask = (offs_r < num_rows)[:, None] & mask_c[None, :]
+        dy = tl.load(dy_ptr + offs_r[:, None] * dy_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
+        h = tl.load(x_ptr + offs_r[:, None] * x_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
+        if HAS_BIAS:
+            h += bias[None, :]
+        dh = GRADIENT(h, dy)  # (2); 0 outside of the tensor, where dy is
+        if HAS_BIAS:
+            dbias += dh
+        tl.store(dx_ptr + offs_r[:, None] * num_cols + offs_c[None, :], dh.to(dx_ptr.dtype.element_ty), mask=mask)
+    if HAS_BIAS:
+        partial = partial_ptr + tl.cast(row_program, tl.int64) * num_cols + offs_c
+        tl.store(partial, tl.sum(dbias, axis=0), mask=mask_c)
+
+
+@triton.jit
+def gated_forward_kernel(
+    gate_ptr,  # in   (R, C)
+    up_ptr,  # in   (R, C)
+    y_ptr,  # out  (R, C), contiguous
+    gate_row_stride,  # in elements
+    up_row_stride,  # in elements
+    num_rows,  # R
+    num_cols,  # C
+    VALUE: tl.constexpr,  # f
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    offs_c = _columns(num_cols, BLOCK_C)
+    offs_r = _row_tile(num_cols, BLOCK_C).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    mask = (offs_r < num_rows)[:, None] & (offs_c < num_cols)[None, :]
+    gate = tl.load(gate_ptr + offs_r[:, None] * gate_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + offs_r[:, None] * up_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
+    y = VALUE(gate) * up  # (3)
+    tl.store(y_ptr + offs_r[:, None] * num_cols + offs_c[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def gated_backward_kernel(
+    dy_ptr,  # in   (R, C)
+    gate_ptr,  # in   (R, C)
+    up_ptr,  # in   (R, C)
+    dgate_ptr,  # out  (R, C), contiguous
+    dup_ptr,  # out  (R, C), contiguous
+    dy_row_stride,  # in elements
+    gate_row_stride,  # in elements
+    up_row_stride,  # in elements
+    num_rows,  # R
+    num_cols,  # C
+    VALUE: tl.constexpr,  # f
+    GRADIENT: tl.constexpr,  # dy * f'(gate)
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    offs_c = _columns(num_cols, BLOCK_C)
+    offs_r = _row_tile(num_cols, BLOCK_C).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    mask = (offs_r < num_rows)[:, None] & (offs_c < num_cols)[None, :]
+    dy = tl.load(dy_ptr + offs_r[:, None] * dy_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
+    gate = tl.load(gate_ptr + offs_r[:, None] * gate_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + offs_r[:, None] * up_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
+    offs = offs_r[:, None] * num_cols + offs_c[None, :]
+    tl.store(dgate_ptr + offs, GRADIENT(gate, dy * up).to(dgate_ptr.dtype.element_ty), mask=mask)  # (4)
+    tl.store(dup_ptr + offs, (dy * VALUE(gate)).to(dup_ptr.dtype.element_ty), mask=mask)  # (4)

@@ -1,0 +1,117 @@
+"""What the launchers of the memory-bound kernels share: tensors as rows, sizes of grids, seeds, devices, variants.
+
+These kernels move bytes and do little else, so that their launchers decide the same things: how many programs keep
+every multiprocessor busy, how a tensor of any rank is walked without a copy, and where the seed lies.
+
+Read next: `row_norm_kernels.py`, then `elementwise_kernels.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm_kernels import dispatch
+from minillm_kernels.variant import Variant
+
+WARP = 64 if torch.version.hip else 32  # threads
+INTERPRETED_SMS = 2  # few, so that each interpreted program has several tiles to walk
+TRITON_TYPE = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+}
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+TARGETS = {32: ("sm_80", "sm_90", "sm_100"), 64: ("gfx942",)}  # by the number of threads in a warp
+
+
+def runs_kernel(tensor: Tensor) -> bool:
+    """Say whether Triton can run where `tensor` lives; elsewhere a registered op falls back to its reference."""
+    return tensor.is_cuda or dispatch.INTERPRETED
+
+
+def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *others: Any, threads: int, **constants: Any) -> None:
+    """Run `kernel[grid]` on the GPU of its first argument: Triton takes the current one, not that of the tensors."""
+    with torch.cuda.device_of(first):
+        kernel[grid](first, *others, **constants, num_warps=threads // WARP)
+
+
+def cdiv(number: int, size: int) -> int:
+    """Return how many blocks of `size` cover `number`."""
+    return -(-number // size)
+
+
+def next_power_of_2(number: int) -> int:
+    """Return the smallest power of two that is not below `number`, which is at least 1.
+
+    >>> next_power_of_2(1), next_power_of_2(768)
+    (1, 1024)
+    """
+    return 1 << (number - 1).bit_length()
+
+
+@cache
+def num_sms(device: torch.device) -> int:
+    """Return the number of multiprocessors; what is summed in two stages has its number of partial sums from it."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else INTERPRETED_SMS
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """Return x (..., C) as (R, C) with neighbouring columns side by side; copied only where no row stride does that.
+
+    >>> rows_of(torch.zeros(2, 3, 8)[..., :4]).stride()
+    (8, 1)
+    """
+    rows = x.reshape(-1, x.shape[-1] if x.ndim else 1)
+    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+
+
+def seed_on(seed: int | Tensor, device: torch.device) -> Tensor:
+    """Return a seed as a 0-dim int64 tensor on `device`, without waiting for it; all 64 bits of an int count."""
+    if isinstance(seed, Tensor):
+        return seed.to(device, non_blocking=True)
+    if isinstance(seed, int):
+        seed = (seed + 2**63) % 2**64 - 2**63
+    return torch.full((), seed, dtype=torch.int64, device=device)
+
+
+def make_variant(
+    op: str,
+    name: str,
+    kernel: Any,
+    types: Mapping[str, Any],
+    constants: Mapping[str, Any],
+    *,
+    threads: int,
+    warp: int,
+) -> Variant:
+    """Return one way in which `kernel` is compiled, for tensors whose rows start at multiples of 16 bytes.
+
+    Args:
+        types: of the parameters that are neither constant nor i32, such as {"x_ptr": "*fp16", "eps": "fp32"};
+            a tuple of types for a tuple of strides.
+        constants: constexpr parameters.
+        threads: of a program.
+        warp: 32 or 64 threads, which says the targets.
+    """
+    signature = {
+        parameter: "constexpr" if parameter in constants else types.get(parameter, "i32")
+        for parameter in kernel.arg_names
+    }
+    aligned = {p for p in signature if p.endswith(("_ptr", "_stride", "_strides", "num_cols"))}
+    return Variant(
+        op=op,
+        name=name if warp == 32 else f"{name}, warps of {warp}",
+        kernel=kernel,
+        signature=signature,
+        constants=constants,
+        aligned=frozenset(p for p in aligned if signature[p] != "constexpr") - {"seed_ptr"},
+        num_warps=max(1, threads // warp),
+        targets=TARGETS[warp],
+    )

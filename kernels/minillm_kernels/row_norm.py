@@ -1,0 +1,415 @@
+"""Launchers and registration of the kernels that rms_norm and layer_norm share, and the table of launch configurations.
+
+A tile of the forward pass holds 4096 elements for 256 threads: 16 each, in a 16-bit dtype two 16-byte loads from every
+tensor. So a program owns 32 rows of width 128, 4 of 1024, and one of 4096; from there on there are 512 threads. The
+backward pass takes half as many rows. A row too wide for its accumulators to stay in registers is walked in a loop, and
+the sums over rows get a kernel of their own.
+
+Read next: `rms_norm/fused.py`, then `layer_norm/fused.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm_kernels import row_norm_kernels as kernels
+from minillm_kernels.launching import (
+    DTYPES,
+    TRITON_TYPE,
+    cdiv,
+    launch,
+    make_variant,
+    next_power_of_2,
+    num_sms,
+    rows_of,
+    runs_kernel,
+    seed_on,
+)
+from minillm_kernels.philox import keep
+from minillm_kernels.variant import Variant
+
+FORWARD_TILE = 4096  # elements of a tile of whole rows: 16 a thread
+BACKWARD_TILE = 2048  # 8 a thread, beside which two accumulators and three inputs stay below 96 registers
+MAX_FORWARD = 16384  # columns; wider rows are walked in a loop
+MAX_BACKWARD = 8192  # the backward pass also has the accumulators of its sums in registers
+MAX_BACKWARD_WITH_MORE = 4096  # a second accumulator or random numbers beside them: 8192 columns spill on sm_100
+WIDE_BLOCK_C = 2048  # columns at a time of a row that is walked in a loop: 8 a thread
+WIDE_THREADS = 256
+WEIGHT_TILE = {"BLOCK_R": 4, "BLOCK_C": 256}  # of the sums over wide rows: 8 a thread
+WEIGHT_THREADS = 128
+THREADS_PER_SM = 768  # of the backward pass: at 80 registers all are resident, so that none waits for a turn
+
+Statistics = tuple[Tensor, Tensor, Tensor, Tensor]  # y, s, mean, rstd
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor]  # dx, dresidual, dweight, dbias
+
+
+def tile(num_cols: int, elements: int) -> tuple[int, int, int]:
+    """Return the rows and columns of a tile of whole rows, and the threads of its program.
+
+    >>> tile(768, FORWARD_TILE), tile(768, BACKWARD_TILE), tile(8192, BACKWARD_TILE)
+    ((4, 1024, 256), (2, 1024, 256), (1, 8192, 512))
+    """
+    block_c = next_power_of_2(num_cols)
+    block_r = max(1, elements // max(block_c, 64))  # at most 64 rows: narrower ones are rare
+    return block_r, block_c, 256 if block_c <= elements else 512
+
+
+def walks_backward(num_cols: int, has_bias: bool, has_dropout: bool) -> bool:
+    """Say whether the backward pass of rows of this width walks them in a loop."""
+    return num_cols > (MAX_BACKWARD_WITH_MORE if has_bias or has_dropout else MAX_BACKWARD)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    seed: Tensor | None,
+    eps: float,
+    dropout_p: float,
+    centre: bool,
+) -> Statistics:
+    """Return y, s, mean and rstd of (1) to (4); s is empty where it is x itself, mean without `centre`."""
+    y, s, mean, rstd = _empty_forward(x, residual, seed, centre)
+    if not x.numel():
+        return y, s, mean, rstd
+    x_rows, residual_rows = rows_of(x), None if residual is None else rows_of(residual)
+    R, C = x_rows.shape
+    tensors = (x_rows, residual_rows, weight.contiguous(), bias if bias is None else bias.contiguous(), seed)
+    strides = (x_rows.stride(0), 0 if residual_rows is None else residual_rows.stride(0))
+    switches = {
+        "CENTRE": centre,
+        "HAS_RESIDUAL": residual is not None,
+        "HAS_BIAS": bias is not None,
+        "HAS_DROPOUT": seed is not None,
+    }
+    if C > MAX_FORWARD:
+        launch(
+            kernels.wide_forward_kernel,
+            (R,),
+            *tensors,
+            *(y, s, mean, rstd),
+            *strides,
+            C,
+            eps,
+            dropout_p,
+            **switches,
+            BLOCK_C=WIDE_BLOCK_C,
+            threads=WIDE_THREADS,
+        )
+    else:
+        block_r, block_c, threads = tile(C, FORWARD_TILE)
+        launch(
+            kernels.forward_kernel,
+            (cdiv(R, block_r),),
+            *tensors,
+            *(y, s, mean, rstd),
+            *strides,
+            R,
+            C,
+            eps,
+            dropout_p,
+            **switches,
+            BLOCK_R=block_r,
+            BLOCK_C=block_c,
+            threads=threads,
+        )
+    return y, s, mean, rstd
+
+
+def backward(
+    dy: Tensor,
+    ds: Tensor | None,
+    s: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+    has_bias: bool,
+    centre: bool,
+) -> Gradients:
+    """Return dx, dresidual, dweight and dbias of (7) to (10); dresidual is empty where it is dx.
+
+    dbias is float32, and empty without a bias.
+    """
+    dx, dresidual, dweight, dbias = _empty_backward(s, weight, seed, has_bias)
+    if not s.numel():
+        return dx, dresidual, dweight.zero_(), dbias.zero_()
+    dy_rows, s_rows, ds_rows = rows_of(dy), rows_of(s), None if ds is None else rows_of(ds)
+    R, C = s_rows.shape
+    block_r, block_c, threads = tile(C, BACKWARD_TILE)
+    walks = walks_backward(C, has_bias, seed is not None)
+    if walks:
+        block_r, col_tiles, threads = WEIGHT_TILE["BLOCK_R"], cdiv(C, WEIGHT_TILE["BLOCK_C"]), WEIGHT_THREADS
+    else:
+        col_tiles = 1
+    programs = cdiv(num_sms(s.device) * (THREADS_PER_SM // threads), col_tiles)
+    programs = min(cdiv(R, block_r), programs)
+    dweights = torch.empty(programs, C, dtype=torch.float32, device=s.device)
+    dbiases = torch.empty_like(dweights) if has_bias else None
+    strides = (dy_rows.stride(0), 0 if ds_rows is None else ds_rows.stride(0), s_rows.stride(0))
+    switches = {"CENTRE": centre, "HAS_DS": ds is not None, "HAS_DROPOUT": seed is not None}
+    tensors = (dy_rows, ds_rows, s_rows, weight.contiguous(), mean, rstd, seed, dx, dresidual)
+    if walks:
+        launch(
+            kernels.wide_backward_kernel,
+            (R,),
+            *tensors,
+            *strides,
+            C,
+            dropout_p,
+            **switches,
+            BLOCK_C=WIDE_BLOCK_C,
+            threads=WIDE_THREADS,
+        )
+        launch(
+            kernels.wide_weight_kernel,
+            (col_tiles, programs),
+            *(dy_rows, s_rows, mean, rstd, dweights, dbiases),
+            *(strides[0], strides[2]),
+            R,
+            C,
+            CENTRE=centre,
+            HAS_BIAS=has_bias,
+            **WEIGHT_TILE,
+            threads=WEIGHT_THREADS,
+        )
+    else:
+        launch(
+            kernels.backward_kernel,
+            (programs,),
+            *tensors,
+            *(dweights, dbiases),
+            *strides,
+            R,
+            C,
+            dropout_p,
+            **switches,
+            HAS_BIAS=has_bias,
+            BLOCK_R=block_r,
+            BLOCK_C=block_c,
+            threads=threads,
+        )
+    dweight = dweights.sum(0).to(weight.dtype)
+    return dx, dresidual, dweight, dbias if dbiases is None else dbiases.sum(0)
+
+
+def _empty_forward(x: Tensor, residual: Tensor | None, seed: Tensor | None, centre: bool) -> Statistics:
+    """Return y, s, mean and rstd, unwritten."""
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    s = torch.empty_like(y) if residual is not None or seed is not None else x.new_empty(0)
+    rstd = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+    return y, s, torch.empty_like(rstd) if centre else rstd.new_empty(0), rstd
+
+
+def _empty_backward(s: Tensor, weight: Tensor, seed: Tensor | None, has_bias: bool) -> Gradients:
+    """Return dx, dresidual, dweight and dbias, unwritten."""
+    dx = torch.empty(s.shape, dtype=s.dtype, device=s.device)
+    dresidual = s.new_empty(0) if seed is None else torch.empty_like(dx)
+    dweight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    dbias = torch.empty(weight.shape if has_bias else (0,), dtype=torch.float32, device=weight.device)
+    return dx, dresidual, dweight, dbias
+
+
+Norm = Callable[
+    [Tensor, Tensor, Tensor | None, float, Tensor | None, float, int | Tensor | None], tuple[Tensor, Tensor]
+]
+Maths = Callable[[Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor, Tensor]]
+MathsBackward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def register(name: str, centre: bool, maths: Maths, maths_backward: MathsBackward) -> Norm:
+    """Register minillm::<name>_forward and _backward, both opaque to the compiler, and return the differentiable op.
+
+    Args:
+        centre: whether the mean is taken off.
+        maths: s, weight, bias, eps -> y, mean, rstd in float32: the reference, for a device without Triton.
+        maths_backward: dy, s, weight, mean, rstd -> the gradients of s through y, of weight and of bias.
+    """
+
+    @torch.library.custom_op(f"minillm::{name}_forward", mutates_args=())
+    def forward_op(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        seed: Tensor | None,
+        eps: float,
+        dropout_p: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if runs_kernel(x):
+            return forward(x, weight, bias, residual, seed, eps, dropout_p, centre)
+        s = x.float()
+        if seed is not None:
+            s = s * keep(tuple(x.shape), dropout_p, seed, x.device) / (1 - dropout_p)
+        if residual is not None:
+            s = s + residual
+        s = s.to(x.dtype)
+        y, mean, rstd = maths(s.float(), weight.float(), None if bias is None else bias.float(), eps)
+        made = residual is not None or seed is not None
+        return y.to(x.dtype), s if made else x.new_empty(0), mean if centre else mean.new_empty(0), rstd
+
+    @torch.library.custom_op(f"minillm::{name}_backward", mutates_args=())
+    def backward_op(
+        dy: Tensor,
+        ds: Tensor | None,
+        s: Tensor,
+        weight: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        seed: Tensor | None,
+        dropout_p: float,
+        has_bias: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if runs_kernel(s):
+            return backward(dy, ds, s, weight, mean, rstd, seed, dropout_p, has_bias, centre)
+        total, dweight, dbias = maths_backward(dy.float(), s.float(), weight.float(), mean, rstd)
+        if ds is not None:
+            total = total + ds
+        dbias = dbias if has_bias else dbias.new_empty(0)
+        if seed is None:
+            return total.to(s.dtype), s.new_empty(0), dweight.to(weight.dtype), dbias
+        dx = total * keep(tuple(s.shape), dropout_p, seed, s.device) / (1 - dropout_p)
+        return dx.to(s.dtype), total.to(s.dtype), dweight.to(weight.dtype), dbias
+
+    @forward_op.register_fake
+    def _(x, weight, bias, residual, seed, eps, dropout_p):
+        return _empty_forward(x, residual, seed, centre)
+
+    @backward_op.register_fake
+    def _(dy, ds, s, weight, mean, rstd, seed, dropout_p, has_bias):
+        return _empty_backward(s, weight, seed, has_bias)
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Statistics) -> None:
+        x, weight, bias, residual, seed, _, ctx.dropout_p = inputs
+        _, s, mean, rstd = output
+        made = residual is not None or seed is not None
+        ctx.has_residual, ctx.bias_dtype = residual is not None, None if bias is None else bias.dtype
+        ctx.save_for_backward(s if made else x, weight, mean, rstd, seed)
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)  # a sum that nobody uses costs no reading of zeros
+
+    def differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        dy, ds = grads[:2]
+        s, weight, mean, rstd, seed = ctx.saved_tensors
+        if dy is None:
+            dy = torch.zeros(s.shape, dtype=s.dtype, device=s.device)
+        has_bias = ctx.bias_dtype is not None
+        dx, dresidual, dweight, dbias = backward_op(dy, ds, s, weight, mean, rstd, seed, ctx.dropout_p, has_bias)
+        return (
+            dx,
+            dweight,
+            dbias.to(ctx.bias_dtype) if has_bias else None,
+            None if not ctx.has_residual else dx if seed is None else dresidual,
+            None,
+            None,
+            None,
+        )
+
+    forward_op.register_autograd(differentiate, setup_context=save)
+
+    def norm(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        residual: Tensor | None,
+        dropout_p: float,
+        seed: int | Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return y and the sum s that was normed; arguments as in the public function."""
+        drops = seed_on(seed, x.device) if dropout_p > 0 and seed is not None else None
+        y, s, _, _ = forward_op(x, weight, bias, residual, drops, eps, dropout_p)
+        return y, x if residual is None and drops is None else s
+
+    return norm
+
+
+def variants(op: str, centre: bool) -> Iterator[Variant]:
+    """Yield the launch table: each kind of tile with all switches off and all on; each switch alone at width 1024.
+
+    The switches add code that does not depend on each other, so that what lies between is between in registers too;
+    float16 compiles to what bfloat16 does, but for the conversions, and is left to width 1024.
+    """
+    forward_switches = ("HAS_RESIDUAL", "HAS_BIAS", "HAS_DROPOUT")
+    backward_switches = ("HAS_DS", "HAS_BIAS", "HAS_DROPOUT")
+    for warp in (32, 64):
+        for width in (128, 256, 1024, 4096, 8192, 16384, 65536):
+            for dtype in DTYPES if width == 1024 else (torch.bfloat16, torch.float32):
+                each = width == 1024 and dtype == torch.bfloat16
+                for on in ((), *((name,) for name in forward_switches if each), forward_switches):
+                    yield _forward_variant(op, centre, width, dtype, on, warp)
+                # with neither bias nor dropout twice as wide a row fits
+                others = (*((name,) for name in backward_switches if each), ("HAS_DS",), backward_switches)
+                for on in dict.fromkeys(((), *others)):
+                    yield from _backward_variants(op, centre, width, dtype, on, warp)
+
+
+def _forward_variant(op: str, centre: bool, width: int, dtype: torch.dtype, on: tuple[str, ...], warp: int) -> Variant:
+    wide = width > MAX_FORWARD
+    block_r, block_c, threads = tile(width, FORWARD_TILE)
+    types, none = _types(dtype), {}
+    for switch, pointer in (("HAS_RESIDUAL", "residual_ptr"), ("HAS_BIAS", "bias_ptr"), ("HAS_DROPOUT", "seed_ptr")):
+        if switch not in on:
+            none[pointer] = None  # a pointer that is None is a constant to the compiler
+    switches = {switch: switch in on for switch in ("HAS_RESIDUAL", "HAS_BIAS", "HAS_DROPOUT")}
+    blocks = {"BLOCK_C": WIDE_BLOCK_C} if wide else {"BLOCK_R": block_r, "BLOCK_C": block_c}
+    return make_variant(
+        op,
+        f"forward {dtype} C={width} {' '.join(on) or 'plain'}",
+        kernels.wide_forward_kernel if wide else kernels.forward_kernel,
+        types,
+        {"CENTRE": centre, **switches, **blocks, **none},
+        threads=WIDE_THREADS if wide else threads,
+        warp=warp,
+    )
+
+
+def _backward_variants(
+    op: str, centre: bool, width: int, dtype: torch.dtype, on: tuple[str, ...], warp: int
+) -> Iterator[Variant]:
+    block_r, block_c, threads = tile(width, BACKWARD_TILE)
+    none = {
+        pointer: None for switch, pointer in (("HAS_DS", "ds_ptr"), ("HAS_DROPOUT", "seed_ptr")) if switch not in on
+    }
+    switches = {"CENTRE": centre, "HAS_DS": "HAS_DS" in on, "HAS_DROPOUT": "HAS_DROPOUT" in on}
+    bias = {"HAS_BIAS": True} if "HAS_BIAS" in on else {"HAS_BIAS": False, "dbias_ptr": None}
+    name = f"{dtype} C={width} {' '.join(on) or 'plain'}"
+    if not walks_backward(width, "HAS_BIAS" in on, "HAS_DROPOUT" in on):
+        constants = {**switches, **bias, **none, "BLOCK_R": block_r, "BLOCK_C": block_c}
+        yield make_variant(
+            op, f"backward {name}", kernels.backward_kernel, _types(dtype), constants, threads=threads, warp=warp
+        )
+        return
+    constants = {**switches, **none, "BLOCK_C": WIDE_BLOCK_C}
+    yield make_variant(
+        op, f"backward {name}", kernels.wide_backward_kernel, _types(dtype), constants, threads=WIDE_THREADS, warp=warp
+    )
+    if on == ("HAS_DS",):  # the sums over rows do not know of it
+        return
+    constants = {"CENTRE": centre, **bias, **WEIGHT_TILE}
+    yield make_variant(
+        op,
+        f"backward of weight {name}",
+        kernels.wide_weight_kernel,
+        _types(dtype),
+        constants,
+        threads=WEIGHT_THREADS,
+        warp=warp,
+    )
+
+
+def _types(dtype: torch.dtype) -> dict[str, str]:
+    """Return the type of every parameter that is not i32: float32 weights beside activations in `dtype`."""
+    activations = ("x_ptr", "residual_ptr", "y_ptr", "s_ptr", "dy_ptr", "ds_ptr", "dx_ptr", "dresidual_ptr")
+    wide = ("weight_ptr", "bias_ptr", "mean_ptr", "rstd_ptr", "dweight_ptr", "dbias_ptr")
+    return (
+        {p: TRITON_TYPE[dtype] for p in activations}
+        | dict.fromkeys(wide, "*fp32")
+        | {"seed_ptr": "*i64", "eps": "fp32", "dropout_p": "fp32"}
+    )

@@ -1,0 +1,43 @@
+r"""swiglu in Triton: SiLU and its gradient; the kernels are in `../elementwise_kernels.py`.
+
+Equations: `reference.py`.
+
+Read next: `../elementwise_kernels.py`, `../elementwise.py`, then `../geglu/fused.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import triton
+import triton.language as tl  # noqa: F401 (the interpreter wants it in sight of every kernel)
+from torch import Tensor
+
+from minillm_kernels import elementwise, elementwise_kernels
+from minillm_kernels.swiglu import reference
+from minillm_kernels.variant import Variant
+
+
+@triton.jit
+def silu(gate):
+    return gate * elementwise_kernels.logistic(gate)  # gate * (1)
+
+
+@triton.jit
+def silu_gradient(gate, dy):
+    sigma = elementwise_kernels.logistic(gate)  # (1)
+    return dy * sigma * (1 + gate * (1 - sigma))  # (3), (4)
+
+
+FUNCTIONS = {"": elementwise.Function(silu, silu_gradient)}
+_op = elementwise.register_gated("swiglu", FUNCTIONS, lambda gate, up, form: reference.swiglu(gate, up))
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """Return y in the dtype of `gate`; arguments as in the public function."""
+    return _op(gate, up, "")
+
+
+def variants() -> Iterator[Variant]:
+    """Yield every way in which the kernels are compiled."""
+    return elementwise.gated_variants("swiglu", FUNCTIONS)

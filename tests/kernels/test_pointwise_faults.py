@@ -1,0 +1,213 @@
+"""Seeded faults: each changes one thing in the text of a kernel bound by memory, and the tests' own check must see it.
+
+A test that passes whatever the kernel does is worth nothing. Here the text of a module gets one fault, its kernels take
+the places of the right ones, and the fixture `compare` (rung 3 of the ladder) has to fail where it passed before.
+"""
+
+import importlib
+import importlib.util
+import itertools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import minillm_kernels as mk
+import pytest
+import torch
+from torch import Tensor
+
+NUMBER = itertools.count()
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+POSITIONS = torch.tensor([[0, 1, 2, 0, 1], [3, 4, 0, 1, 8]], device=DEVICE)
+ANGLE = torch.outer(torch.arange(9), torch.tensor([1.0, 0.3]))
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def norm_inputs(*shape: int, residual: bool = False, bias: bool = False) -> dict[str, Tensor]:
+    made = {"x": normal(*shape) + 0.5, "weight": normal(shape[-1]) + 1}
+    made |= {"residual": normal(*shape)} if residual else {}
+    return made | ({"bias": normal(shape[-1])} if bias else {})
+
+
+def layer(C: int = 5, rows: int = 3, **options: Any) -> tuple[Callable[..., Any], dict[str, Tensor], dict[str, Any]]:
+    switches = {name: options.pop(name) for name in ("residual", "bias") if name in options}
+    return mk.layer_norm, norm_inputs(rows, C, **switches), options
+
+
+def unary(op: Callable[..., Any], rows: int = 3, bias: bool = True, **options: Any):
+    return op, {"x": normal(rows, 5)} | ({"bias": normal(5)} if bias else {}), options
+
+
+def gated(op: Callable[..., Any], **options: Any):
+    return op, {"gate": normal(3, 5), "up": normal(3, 5)}, options
+
+
+def turned(**options: Any):
+    q, k, _ = normal(2, 5, 4, 4).split((2, 1, 1), dim=2)
+    k = k.transpose(0, 1).contiguous().transpose(0, 1)  # other strides than those of q
+    return mk.rotary, {"q": q, "k": k, "cos": ANGLE.cos(), "sin": ANGLE.sin()}, options
+
+
+def dropped():
+    return lambda x: mk.dropout(x, 0.4, 3), {"x": normal(9)}, {}
+
+
+def looked_up(tokens: list[int]):
+    return lambda weight: mk.embedding(torch.tensor(tokens, device=weight.device), weight), {"weight": normal(4, 3)}, {}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is changed where, and the call that shows it: op, tensors by name, options."""
+
+    id: str
+    module: str
+    right: str
+    wrong: str
+    call: tuple[Callable[..., Any], dict[str, Tensor], dict[str, Any]]
+
+
+NORM, ELEMENT = "row_norm_kernels", "elementwise_kernels"
+FAULTS = [
+    Fault("mean-over-the-block", NORM, "tl.sum(s, axis=1) / num_cols", "tl.sum(s, axis=1) / BLOCK_C", layer()),
+    Fault(
+        "padding-has-a-deviation",
+        NORM,
+        "tl.where(mask_c[None, :], s - mean[:, None], 0.0)",
+        "s - mean[:, None]",
+        layer(),
+    ),
+    Fault("eps-forgotten", NORM, "axis=1) / num_cols + eps", "axis=1) / num_cols", layer(eps=0.5)),
+    Fault("bias-forgotten", NORM, "    if HAS_BIAS:\n        y +=", "    if False:\n        y +=", layer(bias=True)),
+    Fault("x-hat-term-added", NORM, "total = g - x_hat", "total = g + x_hat", layer()),
+    Fault("mean-of-g-forgotten", NORM, "total -= (tl.sum(g, axis=1)", "total -= 0 * (tl.sum(g, axis=1)", layer()),
+    Fault("weight-left-out-of-g", NORM, "g = dy * weight[None, :]", "g = dy", layer()),
+    Fault(
+        "gradient-of-the-sum-dropped",
+        NORM,
+        "        if HAS_DS:\n            ds_offs",
+        "        if False:\n            ds_offs",
+        layer(residual=True),
+    ),
+    Fault(
+        "another-mask-in-backward",
+        NORM,
+        "total, tl.load(seed_ptr), offs, dropout_p",
+        "total, tl.load(seed_ptr), offs + 1, dropout_p",
+        layer(dropout_p=0.5, seed=3),
+    ),
+    Fault(
+        "dresidual-is-dropped-too",
+        NORM,
+        "tl.store(dresidual_ptr + offs, total.to",
+        "tl.store(dresidual_ptr + offs, _drop(total, tl.load(seed_ptr), offs, dropout_p).to",
+        layer(residual=True, dropout_p=0.5, seed=3),
+    ),
+    Fault(
+        "tiles-summed-by-all-programs",
+        NORM,
+        "num_rows, BLOCK_R), tl.num_programs(0)",
+        "num_rows, BLOCK_R), 1",
+        layer(rows=200),
+    ),
+    Fault(
+        "only-the-first-tile", NORM, "range(program, tl.cdiv(num_rows, BLOCK_R)", "range(program, 1", layer(rows=300)
+    ),
+    Fault(
+        "bias-forgotten-in-backward",
+        ELEMENT,
+        "            h += bias[None, :]",
+        "            h += 0 * bias[None, :]",
+        unary(mk.gelu),
+    ),
+    Fault("dbias-sums-dy", ELEMENT, "dbias += dh", "dbias += dy", unary(mk.gelu)),
+    Fault(
+        "rows-beyond-the-last-count",
+        ELEMENT,
+        "dy_row_stride + offs_c[None, :], mask=mask, other=0.0",
+        "dy_row_stride + offs_c[None, :], mask=mask, other=1.0",
+        unary(mk.relu),
+    ),
+    Fault("dup-from-gate", ELEMENT, "dy * VALUE(gate)", "dy * gate", gated(mk.swiglu)),
+    Fault("dgate-without-up", ELEMENT, "GRADIENT(gate, dy * up)", "GRADIENT(gate, dy)", gated(mk.geglu)),
+    Fault("slope-1-at-0", "relu.fused", "h > 0", "h >= 0", (mk.relu, {"x": torch.zeros(3)}, {})),
+    Fault("relu2-half-slope", "relu2.fused", "return 2 * tl.where", "return tl.where", unary(mk.relu2)),
+    Fault("density-without-h", "gelu.fused", "+ h * tl.exp(", "+ tl.exp(", unary(mk.gelu)),
+    Fault("tanh-cube-once", "gelu.fused", "h * h * (3 * B)", "h * h * B", unary(mk.gelu, approximate="tanh")),
+    Fault("silu-slope-sign", "swiglu.fused", "(1 + gate * (1 - sigma))", "(1 - gate * (1 - sigma))", gated(mk.swiglu)),
+    Fault("turned-on-in-backward", "rotary.fused", "sin = -sin", "sin = sin", turned()),
+    Fault(
+        "pairs-turned-the-wrong-way",
+        "rotary.fused",
+        "tl.join(a * cos - b",
+        "tl.join(a * cos + b",
+        turned(interleaved=True),
+    ),
+    Fault("positions-ignored", "rotary.fused", "position = tl.load(", "0 * tl.load(", turned(positions=POSITIONS)),
+    Fault(
+        "strides-of-q-for-k",
+        "rotary.fused",
+        "row * k_strides[0] + place * k_strides[1]",
+        "row * q_strides[0] + place * q_strides[1]",
+        turned(),
+    ),
+    Fault("kept-where-dropped", "dropout.fused", ">= dropout_p", "< dropout_p", dropped()),
+    Fault("not-scaled", "dropout.fused", "x * scale", "x", dropped()),
+    Fault("pieces-overlap", "embedding.fused", "tl.minimum(stop, start + PIECE)", "stop", looked_up([1] * 600)),
+    Fault(
+        "first-piece-only", "embedding.fused", "first, last, offs_c", "first, first + 1, offs_c", looked_up([1] * 600)
+    ),
+    Fault(
+        "rows-not-in-sorted-order",
+        "embedding.fused",
+        "tl.load(order_ptr + place, mask=mask_n, other=0) if GATHER else place",
+        "place",
+        looked_up([3, 0, 3, 1]),
+    ),
+]
+
+
+@pytest.fixture
+def seed_fault(monkeypatch, tmp_path) -> Callable[[Fault], None]:
+    """Return a function that puts faulty kernels into the places of the right ones."""
+
+    def seed(fault: Fault) -> None:
+        module: Any = importlib.import_module(f"minillm_kernels.{fault.module}")
+        text = Path(module.__file__).read_text(encoding="utf-8")
+        assert fault.right in text, "the text has changed: say this fault anew"
+        text = text.replace(fault.right, fault.wrong, 1)
+        name = f"fault_{next(NUMBER)}"  # an op is registered under a name once, and the module under its own
+        text = text.replace('"minillm::', f'"minillm_{name}::')
+        text = text.replace('register_unary("', f'register_unary("{name}_').replace(
+            'register_gated("', f'register_gated("{name}_'
+        )
+        path = tmp_path / f"{name}.py"  # Triton reads a kernel's text from its file
+        path.write_text(text, encoding="utf-8")
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        faulty: Any = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, faulty)
+        spec.loader.exec_module(faulty)
+        for key, value in vars(faulty).items():
+            if hasattr(value, "arg_names") and value.fn.__module__ == name:  # a function under triton.jit
+                monkeypatch.setattr(module, key, value)
+        if fault.module.endswith(".fused") and hasattr(module, "FUNCTIONS"):
+            for form, function in faulty.FUNCTIONS.items():
+                monkeypatch.setitem(module.FUNCTIONS, form, function)
+
+    return seed
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.id)
+def test_fault_is_seen(compare, seed_fault, fault):
+    op, tensors, options = fault.call
+    cast = [name for name in tensors if name in ("x", "residual")]
+    compare(op, tensors, torch.float32, cast, name="fused", **options)
+    seed_fault(fault)
+    with pytest.raises(AssertionError, match=" > "):  # the distance to the truth, above what is allowed
+        compare(op, tensors, torch.float32, cast, name="fused", **options)

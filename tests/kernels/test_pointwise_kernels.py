@@ -1,0 +1,243 @@
+"""What every kernel bound by memory must do beside being right: rungs 3 to 5 of the ladder for ten ops at once.
+
+The distance to the truth is in each op's own file. Here one small case of each op, with all that it can do switched on.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import minillm_kernels as mk
+import pytest
+import torch
+from minillm_kernels import dispatch, launching
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+OPS = ("rms_norm", "layer_norm", "relu", "gelu", "relu2", "swiglu", "geglu", "rotary", "dropout", "embedding")
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, device=DEVICE)
+
+
+def case(op: str) -> tuple[Callable[..., Any], dict[str, Tensor]]:
+    """Return a call of the op and its tensors, floating ones first: 70 rows, so that programs walk several tiles."""
+    torch.manual_seed(0)
+    x, C = normal(2, 35, 60), 60
+    match op:
+        case "rms_norm" | "layer_norm":
+            norm = getattr(mk, op)
+
+            def call(x, residual, weight, bias):
+                return norm(x, weight, bias, residual=residual, dropout_p=0.3, seed=7)
+
+            return call, {"x": x, "residual": normal(2, 35, C), "weight": normal(C), "bias": normal(C)}
+        case "relu" | "relu2" | "gelu":
+            return getattr(mk, op), {"x": x, "bias": normal(C)}
+        case "swiglu" | "geglu":
+            return getattr(mk, op), {"gate": x, "up": normal(2, 35, C)}
+        case "rotary":
+            angle, positions = normal(50, 6), torch.randint(50, (2, 35), device=DEVICE)
+
+            def turn(q, k):
+                return mk.rotary(q, k, angle.cos(), angle.sin(), positions=positions)
+
+            return turn, {"q": x.view(2, 35, 5, 12), "k": normal(2, 35, 1, 12)}
+        case "dropout":
+            return lambda x: mk.dropout(x, 0.3, 7), {"x": x}
+        case "embedding":
+            tokens = torch.randint(9, (2, 35), device=DEVICE)
+            return lambda weight: mk.embedding(tokens, weight), {"weight": normal(9, C)}
+    raise AssertionError(op)
+
+
+def run(call: Callable[..., Any], made: dict[str, Tensor]) -> list[Tensor]:
+    """Return outputs and gradients."""
+    leaves = {name: t.clone().requires_grad_() for name, t in made.items()}
+    outputs = call(**leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    upstream = [torch.linspace(-1, 1, y.numel(), device=DEVICE).view(y.shape) for y in outputs]
+    return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, list(leaves.values()), upstream)]
+
+
+def test_these_are_the_ops_with_such_kernels():
+    assert set(OPS) <= dispatch.FUSED_OPS
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.usefixtures("poisoned")
+def test_same_input_gives_the_same_bits(op):
+    with mk.backend("fused"):
+        first, second = run(*case(op)), run(*case(op))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(t.isfinite().all() for t in first)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_gradients_that_nobody_asked_for_change_nothing(op):
+    """Frozen weights beside trained activations, and the reverse: each gradient alone is what it is with all."""
+    call, made = case(op)
+    with mk.backend("fused"):
+        together = run(call, made)[-len(made) :]
+        for name, expected in zip(made, together, strict=True):
+            rest = {key: t for key, t in made.items() if key != name}
+            alone = run(lambda name=name, rest=rest, **one: call(**one, **rest), {name: made[name]})[-1]
+            assert torch.equal(alone, expected), name
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op not in ("rotary", "dropout")])  # these two are linear
+def test_second_derivative_is_an_error(op):
+    """What the backward pass was given is a constant to it: a derivative of it would be wrong without a word."""
+    call, made = case(op)
+    leaf = next(iter(made.values())).requires_grad_()
+    with mk.backend("fused"):
+        outputs = call(**made)
+        y = outputs[0] if isinstance(outputs, tuple) else outputs
+        (first,) = torch.autograd.grad(y.square().sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError):
+            torch.autograd.grad(first.sum(), leaf)
+
+
+def registered(op: str) -> list[tuple[Any, tuple[Any, ...]]]:
+    """Return the registered ops behind an op, each with arguments."""
+    library, rows = torch.ops.minillm, (normal(4, 6).requires_grad_(), normal(4, 6))
+    x, other, seed = *rows, torch.tensor(7, device=DEVICE)
+    weight, bias, statistics = normal(6).requires_grad_(), normal(6).requires_grad_(), torch.rand(4, device=DEVICE)
+    match op:
+        case "rms_norm" | "layer_norm":
+            mean = statistics if op == "layer_norm" else statistics.new_empty(0)
+            forward, backward = getattr(library, f"{op}_forward"), getattr(library, f"{op}_backward")
+            return [
+                (forward, (x, weight, None, None, None, 1e-5, 0.0)),
+                (forward, (x, weight, bias, other, seed, 1e-5, 0.3)),
+                (backward, (other, None, other, weight.detach(), mean, statistics, None, 0.0, False)),
+                (backward, (other, other, other, weight.detach(), mean, statistics, seed, 0.3, True)),
+            ]
+        case "relu" | "relu2" | "gelu":
+            form = "tanh" if op == "gelu" else ""
+            forward, backward = getattr(library, f"{op}_forward"), getattr(library, f"{op}_backward")
+            return [
+                (forward, (x, None, form)),
+                (forward, (x, bias, form)),
+                (backward, (other, x.detach(), None, form)),
+                (backward, (other, x.detach(), bias.detach(), form)),
+            ]
+        case "swiglu" | "geglu":
+            form = "none" if op == "geglu" else ""
+            forward, backward = getattr(library, f"{op}_forward"), getattr(library, f"{op}_backward")
+            return [(forward, (x, other, form)), (backward, (other, x.detach(), other, form))]
+        case "rotary":
+            q, k, angle = normal(2, 3, 2, 4).requires_grad_(), normal(2, 3, 1, 4), normal(5, 2)
+            positions = torch.randint(5, (2, 3), device=DEVICE)
+            return [
+                (library.rotary, (q, k, angle.cos(), angle.sin(), None, False, False)),
+                (library.rotary, (q, k, angle.cos(), angle.sin(), positions, True, True)),
+            ]
+        case "dropout":
+            return [(library.dropout, (x, seed, 0.3))]
+        case "embedding":
+            tokens = torch.randint(5, (2, 3), device=DEVICE)
+            return [
+                (library.embedding_forward, (tokens, normal(5, 6).requires_grad_())),
+                (library.embedding_backward, (tokens, normal(2, 3, 6), 5)),
+            ]
+    raise AssertionError(op)
+
+
+@pytest.mark.parametrize("interpreted", [True, False], ids=["kernel", "reference"])
+@pytest.mark.parametrize("op", OPS)
+def test_registration_is_sound(op, interpreted, monkeypatch):
+    """Schema, fake tensors, autograd; with the kernel, and with what stands in for it where Triton cannot run."""
+    if not interpreted:
+        monkeypatch.setattr(launching, "runs_kernel", lambda tensor: False)
+        for name, module in list(sys.modules.items()):
+            if name.startswith("minillm_kernels.") and hasattr(module, "runs_kernel"):
+                monkeypatch.setattr(module, "runs_kernel", lambda tensor: False)
+    with mk.backend("fused"):
+        run(*case(op))  # imports the module
+    for function, arguments in registered(op):
+        # "test_aot_dispatch_dynamic" runs below on the whole op
+        torch.library.opcheck(
+            function, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+        )
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_stand_in_without_triton_gives_the_same(op, monkeypatch):
+    call, made = case(op)
+    with mk.backend("fused"):
+        expected = run(call, made)
+        for name, module in list(sys.modules.items()):
+            if name.startswith("minillm_kernels.") and hasattr(module, "runs_kernel"):
+                monkeypatch.setattr(module, "runs_kernel", lambda tensor: False)
+        found = run(call, made)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own tracing does that
+def test_compiles_as_one_graph(op):
+    call, made = case(op)
+    with mk.backend("fused"):
+        plain = run(call, made)
+        compiled = run(torch.compile(call, backend="aot_eager", fullgraph=True), made)
+    assert all(torch.equal(a, b) for a, b in zip(compiled, plain, strict=True))
+    torch._dynamo.reset()
+
+
+COMPILE = r"""
+import collections, importlib, json, re, sys
+import triton
+from triton.backends.compiler import GPUTarget
+targets = {f"sm_{n}": GPUTarget("cuda", n, 32) for n in (80, 90, 100)} | {"gfx942": GPUTarget("hip", "gfx942", 64)}
+rows = []
+for op, name, target in json.loads(sys.argv[1]):
+    found = [v for v in importlib.import_module(f"minillm_kernels.{op}.fused").variants() if v.name == name]
+    (v,) = found
+    attributes = {}
+    for index, parameter in enumerate(v.kernel.arg_names):
+        if parameter in v.aligned:
+            kind = v.signature[parameter]
+            paths = [(index, i) for i in range(len(kind))] if isinstance(kind, tuple) else [(index,)]
+            attributes |= {path: [["tt.divisibility", 16]] for path in paths}
+    source = triton.compiler.ASTSource(v.kernel, dict(v.signature), dict(v.constants), attributes)
+    asm = triton.compile(source, target=targets[target], options={"num_warps": v.num_warps}).asm
+    text = asm.get("ptx") or asm["amdgcn"]
+    rows.append(collections.Counter(re.findall(r"(?:ld|st)\.global\S*|(?:global|buffer)_(?:load|store)_\w+", text)))
+print(json.dumps(rows))
+"""
+
+# One variant of each kernel; the compile report has them all.
+COMPILED = [
+    ("rms_norm", "forward torch.bfloat16 C=256 HAS_RESIDUAL HAS_BIAS HAS_DROPOUT", 4, 4),
+    ("rms_norm", "backward torch.bfloat16 C=256 HAS_DS", 3, 1),
+    ("layer_norm", "forward torch.bfloat16 C=1024 plain", 2, 2),
+    ("layer_norm", "backward torch.bfloat16 C=1024 HAS_DS", 3, 1),
+    ("gelu", "forward none torch.bfloat16 flat", 2, 2),
+    ("gelu", "backward tanh torch.bfloat16 bias", 2, 1),
+    ("swiglu", "backward torch.bfloat16 rows", 3, 2),
+    ("rotary", "torch.bfloat16 D=64 Hkv=12", 4, 4),
+    ("rotary", "torch.bfloat16 D=80 Hkv=12", 4, 4),
+    ("rotary", "torch.bfloat16 D=64 Hkv=12 INTERLEAVED HAS_POSITIONS INVERSE", 4, 4),
+    ("dropout", "torch.bfloat16", 1, 1),
+    ("embedding", "forward torch.bfloat16 C=1024", 2, 2),
+    ("embedding", "backward, rows torch.bfloat16 C=1024", 4, 1),
+]
+
+
+def test_loads_and_stores_are_16_bytes_wide_on_hopper():
+    """At least as many 16-byte accesses as the activations need: 8 elements of two bytes each."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    jobs = json.dumps([(op, name, "sm_90") for op, name, _, _ in COMPILED])
+    done = subprocess.run([sys.executable, "-c", COMPILE, jobs], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for (op, name, loads, stores), found in zip(COMPILED, json.loads(done.stdout), strict=True):
+        wide = {
+            kind: sum(n for key, n in found.items() if key.startswith(f"{kind}.global.v4")) for kind in ("ld", "st")
+        }
+        assert wide["ld"] >= loads and wide["st"] >= stores, (op, name, found)
