@@ -37,7 +37,7 @@ OPS = (  # in reading order; attention_weights goes by attention's decision
     "cross_entropy",
     "linear_cross_entropy",
 )
-FUSED_OPS: frozenset[str] = frozenset()  # ops that have a Triton kernel
+FUSED_OPS: frozenset[str] = frozenset({"attention"})  # ops that have a Triton kernel
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # without importing it: that takes a second
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton too reads it once, when a kernel is defined
 

@@ -5,6 +5,7 @@ Read next: `masks.py` for who sees whom, `reference.py` for the maths, `composed
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from minillm_kernels import checks, dispatch
@@ -12,6 +13,8 @@ from minillm_kernels.attention import composed, reference
 from minillm_kernels.attention.masks import Masks, Window
 
 __all__ = ["attention", "attention_weights"]
+
+MAX_FUSED_WIDTH = 256  # of a head: two tiles of twice that do not fit a GPU's shared memory
 
 
 def attention(
@@ -90,7 +93,11 @@ def attention(
     checks.same_device("q", q, v=v)
     checks.dropout(dropout_p, seed)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
-    match dispatch.choose("attention", q):
+    match dispatch.choose("attention", q, _obstacle(q, bias)):
+        case "fused":
+            from minillm_kernels.attention import fused
+
+            return fused.attention(q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, factor)
         case "reference":
             return reference.attention(q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, factor)
         case _:
@@ -142,6 +149,15 @@ def attention_weights(
     _check_products(q, k, masks, alibi_slopes, bias, softcap)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     return reference.attention_weights(q, k, masks, alibi_slopes, bias, softcap, factor)
+
+
+def _obstacle(q: Tensor, bias: Tensor | None) -> str:
+    """Return why the kernels cannot serve a call; nothing when they can."""
+    if q.shape[-1] > MAX_FUSED_WIDTH:
+        return f"heads of width {q.shape[-1]} are past the kernels' {MAX_FUSED_WIDTH}"
+    if bias is not None and bias.dtype == torch.float64:
+        return "a float64 bias has no kernel"
+    return ""
 
 
 def _check_products(
