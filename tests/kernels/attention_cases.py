@@ -187,7 +187,7 @@ def assert_close(ours, expected, tensors, dy, o, terms=0.0):
     with mk.backend("reference"):
         plain = run(mk.attention, tensors, dy, o)
     for what, t, p, x in zip(NAMES, expected, plain, ours, strict=False):
-        assert x.dtype == dtype, what
+        assert x.dtype == p.dtype and x.shape == t.shape, what
         if t.numel():
             allowed = 2 * (p - t).abs().max() + 4 * torch.finfo(dtype).eps * t.abs().max().clamp(min=terms)
             assert (x - t).abs().max() <= allowed, f"{what}: {(x - t).abs().max():.1e} > {allowed:.1e}"

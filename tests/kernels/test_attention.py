@@ -231,11 +231,20 @@ WRONG = {
     "rank": wrong(r"q must be \(B, T, H, D\), got \(3, 4, 8\)", q=(3, 4, 8)),
     "batch": wrong("the batch and width of q", k=(1, 3, 2, 8)),
     "width": wrong("the batch and width of q", k=(2, 3, 2, 4)),
+    "no-width": wrong("heads of width 1 or more", q=(2, 3, 4, 0), k=(2, 3, 4, 0)),
+    "key-stop-floats": wrong("key_stop must hold integers, got torch.float32", TypeError, key_stop=torch.ones(2)),
+    "segments-bools": wrong("segments must hold integers", TypeError, segments=torch.ones(2, 3).bool()),
+    "window-one-number": wrong(r"window must be \(left, right\), got 3", window=3),
+    "window-floats": wrong("in whole tokens", TypeError, window=(1.0, None)),
+    "packed-no-sequence": wrong(r"got \(1,\)", q=(1, 3, 4, 8), k=(1, 3, 2, 8), cu_seqlens_q=torch.tensor([0])),
+    "alibi-integers": wrong("alibi_slopes must be float", TypeError, alibi_slopes=torch.ones(4).long()),
+    "softcap-without-end": wrong("above 0 and finite, got inf", softcap=float("inf")),
+    "seed": wrong("seed must be an int or a 0-dim int64 tensor", TypeError, dropout_p=0.1, seed=torch.ones(2)),
     "heads": wrong(r"the heads of k \(3\) must divide the heads of q \(4\)", k=(2, 3, 3, 8)),
-    "key-stop": wrong(r"key_stop must be \(2,\)", key_stop=torch.ones(3)),
+    "key-stop": wrong(r"key_stop must be \(2,\)", key_stop=torch.ones(3).long()),
     "window": wrong(r"got \(-1, 0\)", window=(-1, 0)),
-    "segments": wrong(r"segments must be \(2, 3\)", segments=torch.ones(2, 4)),
-    "segments-cross": wrong("as many keys as queries, got T=3, S=5", k=(2, 5, 2, 8), segments=torch.ones(2, 3)),
+    "segments": wrong(r"segments must be \(2, 3\)", segments=torch.ones(2, 4).long()),
+    "segments-cross": wrong("as many keys as queries, got T=3, S=5", k=(2, 5, 2, 8), segments=torch.ones(2, 3).long()),
     "packed-batch": wrong("got B=2", cu_seqlens_q=torch.tensor([0, 3])),
     "packed-keys-alone": wrong("pass both", cu_seqlens_k=torch.tensor([0, 3])),
     "packed-cross": wrong("pass cu_seqlens_k too", q=(1, 3, 4, 8), k=(1, 5, 2, 8), cu_seqlens_q=torch.tensor([0, 3])),
@@ -257,3 +266,20 @@ def test_one_dtype_for_all():
     q = torch.zeros(1, 2, 1, 4)
     with pytest.raises(TypeError, match="k is torch.bfloat16, q torch.float32"):
         mk.attention(q, q.bfloat16(), q)
+    with pytest.raises(TypeError, match="v is torch.bfloat16, q torch.float32"):
+        mk.attention(q, q, q.bfloat16())
+
+
+@pytest.mark.parametrize("name", ["k", "bias", "key_stop", "seed"])
+def test_one_device_for_all(name):
+    q = torch.zeros(1, 2, 1, 4)
+    elsewhere = {
+        "k": torch.zeros(1, 2, 1, 4, device="meta"),
+        "bias": torch.zeros(1, 1, 2, 2, device="meta"),
+        "key_stop": torch.zeros(1, dtype=torch.int64, device="meta"),
+        "seed": torch.zeros((), dtype=torch.int64, device="meta"),
+    }
+    options = {key: x for key, x in elsewhere.items() if key == name != "k"}
+    k = elsewhere["k"] if name == "k" else q
+    with pytest.raises(ValueError, match=f"{name} is on meta, q on cpu; move one"):
+        mk.attention(q, k, q, dropout_p=0.1 if name == "seed" else 0.0, **options)

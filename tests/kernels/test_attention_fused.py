@@ -105,9 +105,9 @@ def test_sampled_options(number, monkeypatch):
     with mk.backend("reference"):
         expected = run(mk.attention, wide, call.dy.double(), call.options)
     ours = run_fused(call.tensors, call.dy, call.options)
-    # weights are near 1 where a row sees few keys, and scores' gradients differences of numbers of size sqrt(D)
-    ours = [ours[0], *ours[1:]]
-    assert_close(ours, expected, call.tensors, call.dy, call.options, terms=3.0)
+    # a row that sees one key has da = 0, as the difference of two sums over D numbers; in low precision y is rounded
+    terms = 4 * call.dy.shape[-1] ** 0.5 if call.dtype == torch.float32 else 3.0
+    assert_close(ours, expected, call.tensors, call.dy, call.options, terms)
 
 
 def test_each_pair_of_options_is_sampled():
