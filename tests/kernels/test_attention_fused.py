@@ -422,3 +422,13 @@ def test_every_call_has_a_launch(device, kernel):
                 found = configs.launch(kernel, device, dtype, D, heavy)
                 assert found in configs.neighbours(found)
                 assert found.block_m % 16 == found.block_n % 16 == 0
+
+
+def test_variants_name_every_parameter():
+    """A parameter that is left out fails only when the compile report comes to it."""
+    found = list(fused.variants())
+    assert len({(v.name, v.targets) for v in found}) == len(found)
+    for v in found:
+        assert list(v.signature) == list(v.kernel.arg_names), v.name
+        flat = [name for name, kind in v.signature.items() if kind == "constexpr"]
+        assert all(name in v.constants for name in flat), v.name

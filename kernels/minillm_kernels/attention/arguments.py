@@ -64,7 +64,7 @@ def call_arguments(
 
 def terms(alibi_slopes: Tensor | None, bias: Tensor | None, softcap: float | None, scale: float) -> Terms:
     """Return what scores are made of, as the kernels take it."""
-    strides = None
+    strides = (None, None, None, None)
     if bias is not None:
         shared = (bias.shape[0] == 1, bias.shape[1] == 1, False, False)
         strides = tuple(0 if one else stride for one, stride in zip(shared, bias.stride(), strict=True))
@@ -74,7 +74,10 @@ def terms(alibi_slopes: Tensor | None, bias: Tensor | None, softcap: float | Non
         softcap=None if softcap is None else float(softcap),
         alibi=packed(alibi_slopes),
         bias=bias,
-        bias_strides=strides,
+        bias_b=strides[0],
+        bias_h=strides[1],
+        bias_t=strides[2],
+        bias_s=strides[3],
     )
 
 

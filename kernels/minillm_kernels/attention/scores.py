@@ -60,8 +60,8 @@ class Terms(NamedTuple):
     """What a score is made of; None for what it does not have.
 
     scale: float. folds: 1 where scale > 0, else None: then a maximum may be taken before scaling.
-    softcap: float. alibi: pointer to (H,). bias: pointer to (1 or B, 1 or H, T, S). bias_strides: in elements, 0 along
-    an axis that is shared.
+    softcap: float. alibi: pointer to (H,). bias: pointer to (1 or B, 1 or H, T, S). bias_b, bias_h, bias_t, bias_s: its
+    strides in elements, 0 along an axis that is shared; four fields, since Triton 3.6 loses a 1 in a tuple in a tuple.
     """
 
     scale: Any
@@ -69,7 +69,10 @@ class Terms(NamedTuple):
     softcap: Any
     alibi: Any
     bias: Any
-    bias_strides: Any
+    bias_b: Any
+    bias_h: Any
+    bias_t: Any
+    bias_s: Any
 
 
 class Dropout(NamedTuple):
@@ -212,10 +215,9 @@ def score_tile(raw, i, j, batch, head, spans, see, terms, sizes, MASKED: tl.cons
         slope = tl.load(terms.alibi + head).to(tl.float32) * LOG2E
         a -= slope * tl.abs(j - (i + spans[2])).to(tl.float32)
     if terms.bias is not None:
-        stride_b, stride_h, stride_t, stride_s = terms.bias_strides
-        row = terms.bias + batch.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
+        row = terms.bias + batch.to(tl.int64) * terms.bias_b + head.to(tl.int64) * terms.bias_h
         inside = (i < sizes.num_queries) & (j < sizes.num_keys)
-        bias = tl.load(row + i.to(tl.int64) * stride_t + j.to(tl.int64) * stride_s, mask=inside, other=0.0)
+        bias = tl.load(row + i.to(tl.int64) * terms.bias_t + j.to(tl.int64) * terms.bias_s, mask=inside, other=0.0)
         a += bias.to(tl.float32) * LOG2E
     if MASKED:
         a = tl.where(seen_pairs(i, j, batch, spans, see, sizes), a, float("-inf"))  # (3)

@@ -1,7 +1,8 @@
 """How the attention kernels are compiled: every entry of the table of launches, with the switches that change code.
 
-Each mask that a call has or lacks is another specialisation, so there are thousands. Listed are, for each entry, no
-mask at all, causality, and all that a call can ask for at once; and for heads of width 64 in float16 each option alone.
+Each mask that a call has or lacks is another specialisation, so there are thousands. Listed are, for each entry of
+width 64 or more in float16 and float32, no mask at all, causality, and all that a call can ask for at once; for the
+other entries causality; and for heads of width 64 in float16 each option alone.
 
 Read next: `../variant.py`.
 """
@@ -29,8 +30,8 @@ _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _STRIDES = ("i32", "i32", "i32", 1)  # of (B, T, H, D), the last axis without gaps
 _NOTHING = Visibility(*[None] * 8)
 _CAUSAL = _NOTHING._replace(right=0)
-_PLAIN = Terms("fp32", 1, None, None, None, None)
-_BIAS = {"bias": "*fp32", "bias_strides": ("i32", "i32", "i32", 1)}
+_PLAIN = Terms("fp32", 1, *[None] * 7)
+_BIAS = {"bias": "*fp32", "bias_b": "i32", "bias_h": "i32", "bias_t": "i32", "bias_s": 1}
 
 # name: masks, terms, dropout; a string is the type of an argument, anything else is a constant to the compiler
 SWITCHES: dict[str, tuple[Visibility, Terms, bool]] = {
@@ -70,10 +71,16 @@ def variants() -> Iterator[Variant]:
         for dtype in _NAMES:
             for D in configs.WIDTHS:
                 for kernel in KERNELS:
-                    for switch in SWITCHES:
-                        alone = dtype == torch.float16 and D == 64 and kernel not in ("delta", "combine")
-                        if switch in EXTREMES or alone:
-                            yield variant(kernel, device, dtype, D, switch)
+                    for switch in _switches(kernel, dtype, D):
+                        yield variant(kernel, device, dtype, D, switch)
+
+
+def _switches(kernel: str, dtype: torch.dtype, D: int) -> tuple[str, ...]:
+    if kernel in ("delta", "combine"):
+        return ("full",)
+    if dtype == torch.bfloat16 or D < 64:  # as the others, but for names and sizes
+        return ("causal",)
+    return tuple(SWITCHES) if dtype == torch.float16 and D == 64 else EXTREMES
 
 
 def variant(
