@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from attention_cases import assert_close_to_truth, inputs, numbers, run_fused
+from attention_cases import assert_close_to_truth, inputs, moved, numbers, run_fused
 from minillm_kernels.attention import backward, decode, forward, fused, scores
 from triton.runtime.errors import InterpreterError
 
@@ -73,7 +73,7 @@ def decoded():
     """The check of `test_decoding_is_as_close_to_truth_as_reference`."""
     (q, k, v), _ = inputs((1, 1, 70, 2, 1, 16), torch.float32, requires_grad=False)
     with torch.no_grad():
-        y = fused.decode(q, k, v, *[None] * 6, None, None, None, 0.0, 0.25)
+        y = fused.decode(*(moved(x) for x in (q, k, v)), *[None] * 6, None, None, None, 0.0, 0.25).cpu()
     weights = (torch.einsum("bthd,bsd->bhts", q, k[:, :, 0]) * 0.25).softmax(-1)
     torch.testing.assert_close(y, torch.einsum("bhts,bsd->bthd", weights, v[:, :, 0]), rtol=0, atol=1e-6)
 

@@ -1,6 +1,7 @@
 """attention: each query's weighted mean of the values, and the weights themselves.
 
-Read next: `masks.py` for who sees whom, `reference.py` for the maths, `composed.py` for what runs without a kernel.
+Read next: `masks.py` for who sees whom, `reference.py` for the maths, `composed.py` for what runs without a kernel. For
+the kernels: `ladder/__init__.py`, a climb in five rungs, then `scores.py`, `forward.py`, `backward.py`, `decode.py`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,26 @@
 """Launch configurations of the attention kernels, by device class, kernel, dtype and width of a head.
 
+None of them has been measured on a GPU yet: they start from what FlexAttention uses on an H100, and were changed where
+a compile report showed registers spilled to memory. Compiled with Triton 3.7.1 for sm_90, registers of a thread and
+bytes spilled:
+
+    forward  float16 D=64   causal 237, 0   window 255, 32   packed 255, 40     D=128  causal 208, 0   window 228, 0
+    dk_dv    float16 D=64   causal 255, 0   window 242, 0    packed 254, 0      D=128  causal 254, 0   window 254, 0
+    dq       float16 D=64   causal 138, 0   window 184, 0    packed 164, 0      D=128  causal 226, 0   window 248, 0
+    D=256, causal           forward 255, 40                  dk_dv 255, 144     dq 255, 104
+    float32, D=64, causal   forward 107, 0                   dk_dv (32 keys, 4 warps) 230, 0            dq 80, 0
+
+128 keys a tile and 4 warps in the forward pass, FlexAttention's choice at D=64, spill 256 bytes here under causality.
+With a dropout, a bias, a softcap, alibi or segments ("heavy") the same tiles spill 0.5 to 6 KiB, for a random number
+needs ten registers and the address of a bias two, for each pair: those calls have smaller tiles. With one of these
+options none spills at D <= 128; with every option of all at once dk_dv spills 16 bytes at D=64 and 200 at D=128.
+
+float16 and bfloat16 use the warpgroup instructions on sm_90, but for decoding: its tile has 16 rows, those want 64.
+float32 multiplies as "ieee", without tensor cores: tf32x3 loses about two bits, and the rule for the error, twice that
+of the plain maths in float32, would not hold.
+
+MINILLM_AUTOTUNE=1 in the environment times each configuration and its neighbours at the first call of a kind.
+
 Read next: `fused.py`.
 """
 
@@ -98,13 +119,18 @@ def padded_width(D: int) -> int:
 
 
 def device_class(device: torch.device) -> Device:
-    """Return the column of the table for a device: the newest class that is not newer than it."""
+    """Return the column of the table for a device.
+
+    A device that is none of them, such as sm_120, has no instructions of its own for whole warpgroups and a third of a
+    large GPU's shared memory, as sm_86: it takes the oldest column.
+    """
     if device.type == "cpu":
         return "interpreter"
     if torch.version.hip is not None:
         return "gfx942"
     major, _ = torch.cuda.get_device_capability(device)
-    return "sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"
+    classes: dict[int, Device] = {9: "sm_90", 10: "sm_100"}
+    return classes.get(major, "sm_80")
 
 
 _INTERPRETED = Launch(16, 16, 4, 1)  # small, so that small tests have several tiles of each kind

@@ -13,7 +13,7 @@ once for all of them. Row r is query r // group of head r % group.
 
 Source: Dao et al. (2023), "Flash-Decoding for long-context inference".
 
-Read next: `ladder/__init__.py`.
+Read next: `variants.py`.
 """
 
 # no `from __future__ import annotations`: PyTorch reads the op's annotations as types
