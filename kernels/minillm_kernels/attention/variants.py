@@ -78,6 +78,8 @@ def variants() -> Iterator[Variant]:
 def _switches(kernel: str, dtype: torch.dtype, D: int) -> tuple[str, ...]:
     if kernel in ("delta", "combine"):
         return ("full",)
+    if kernel == "dbias":
+        return ("bias", "everything")
     if dtype == torch.bfloat16 or D < 64:  # as the others, but for names and sizes
         return ("causal",)
     return tuple(SWITCHES) if dtype == torch.float16 and D == 64 else EXTREMES
