@@ -11,13 +11,14 @@ bytes spilled:
     float32, D=64, causal   forward 107, 0                   dk_dv (32 keys, 4 warps) 230, 0            dq 80, 0
 
 128 keys a tile and 4 warps in the forward pass, FlexAttention's choice at D=64, spill 256 bytes here under causality.
-With a dropout, a bias, a softcap, alibi or segments ("heavy") the same tiles spill 0.5 to 6 KiB, for a random number
-needs ten registers and the address of a bias two, for each pair: those calls have smaller tiles. With one of these
-options none spills at D <= 128; with every option of all at once dk_dv spills 16 bytes at D=64 and 200 at D=128.
+With a dropout, a bias, a softcap, alibi or segments ("heavy") the tiles above spilled up to 6 KiB when all were asked
+for: a random number takes several registers, and the address of a bias two, for each pair. Those calls have smaller
+tiles. With one of these options none spills at D = 64 and 128; with every option of all at once dk_dv spills 16 bytes
+at D=64 and 200 at D=128.
 
 float16 and bfloat16 use the warpgroup instructions on sm_90, but for decoding: its tile has 16 rows, those want 64.
-float32 multiplies as "ieee", without tensor cores: tf32x3 loses about two bits, and the rule for the error, twice that
-of the plain maths in float32, would not hold.
+float32 multiplies as "ieee", without tensor cores: tf32x3 keeps some 22 of 24 bits, and an error may be no more than
+twice that of the plain maths in float32.
 
 MINILLM_AUTOTUNE=1 in the environment times each configuration and its neighbours at the first call of a kind.
 
