@@ -22,6 +22,12 @@ def floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}; convert it first")
 
 
+def integers(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless `tensor` holds integers."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integers, got {tensor.dtype}; convert it with .long()")
+
+
 def rank(name: str, tensor: Tensor, axes: str) -> None:
     """Raise ValueError unless `tensor` has as many axes as `axes` names, such as "B T H D"."""
     if tensor.ndim != len(axes.split()):

@@ -37,9 +37,7 @@ OPS = (  # in reading order; attention_weights goes by attention's decision
     "cross_entropy",
     "linear_cross_entropy",
 )
-FUSED_OPS = frozenset(  # ops that have a Triton kernel
-    ("rms_norm", "layer_norm", "relu", "gelu", "relu2", "swiglu", "geglu", "rotary", "dropout", "embedding")
-)
+FUSED_OPS = frozenset(OPS)  # ops that have a Triton kernel; a new op comes without one at first
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # without importing it: that takes a second
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton too reads it once, when a kernel is defined
 

@@ -26,14 +26,17 @@ class Variant:
     num_warps, num_stages: of the launch.
     targets: the devices for which the table of configurations names it: "sm_80", "sm_90", "sm_100", "gfx942".
     matrix_unit: whether its products belong on tensor cores.
+
+    A parameter that takes a tuple has a tuple of types as its signature. `constants` and `aligned` name an element of
+    it by its path of indices, (parameter, element), as Triton does: {(8, 3): 1} for a stride that is 1.
     """
 
     op: str
     name: str
     kernel: Any
-    signature: Mapping[str, str]
-    constants: Mapping[str, Any]
-    aligned: frozenset[str] = frozenset()
+    signature: Mapping[str, Any]
+    constants: Mapping[Any, Any]
+    aligned: frozenset[Any] = frozenset()
     num_warps: int = 4
     num_stages: int = 2
     targets: tuple[str, ...] = ("sm_80", "sm_90", "sm_100", "gfx942")

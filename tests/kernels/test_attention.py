@@ -1,169 +1,23 @@
-"""attention against its definition in float64: who sees whom is spelt out here once more, pair by pair."""
+"""attention against its definition in float64, on the backends that need no kernel."""
 
 import minillm_kernels as mk
 import pytest
 import torch
+from attention_cases import (
+    SMALL,
+    assert_close_to_truth,
+    each_option,
+    inputs,
+    numbers,
+    prepared,
+    run,
+    truth,
+)
 from minillm_kernels.attention import composed
 from minillm_kernels.attention.masks import Masks
 from minillm_kernels.dispatch import Backend
-from minillm_kernels.philox import uniform
 
 BACKENDS: tuple[Backend, ...] = ("reference", "torch")
-
-
-def sees(b, i, j, T, S, o):
-    """Whether query i of row b sees key j under the options `o`, by the words of the public docstring."""
-    if "cu_seqlens_q" in o:
-        bounds_q = o["cu_seqlens_q"].tolist()
-        bounds_k = o.get("cu_seqlens_k", o["cu_seqlens_q"]).tolist()
-        inside = [n for n in range(len(bounds_q) - 1) if bounds_q[n] <= i < bounds_q[n + 1]]
-        if not inside or not bounds_k[inside[0]] <= j < bounds_k[inside[0] + 1]:
-            return False
-        n = inside[0]
-        i, j = i - bounds_q[n], j - bounds_k[n]
-        T, S = bounds_q[n + 1] - bounds_q[n], bounds_k[n + 1] - bounds_k[n]
-    distance = j - (i + S - T)
-    left, right = o.get("window", (None, None))
-    near = not (o.get("causal") and distance > 0)
-    near = near and (left is None or distance >= -left) and (right is None or distance <= right)
-    if not near and not ("prefix" in o and j < o["prefix"][b]):
-        return False
-    if "key_start" in o and j < o["key_start"][b] or "key_stop" in o and j >= o["key_stop"][b]:
-        return False
-    return not ("segments" in o and o["segments"][b, i] != o["segments"][b, j])
-
-
-def truth(q, k, v, **o):
-    """The definition, by plain autograd in the dtype of q; returns y and the weights before dropout."""
-    (B, T, H, D), (S, Hkv) = q.shape, k.shape[1:3]
-    k, v = (x.repeat_interleave(H // Hkv, dim=2) for x in (k, v))
-    score = torch.einsum("bthd,bshd->bhts", q, k) * (D**-0.5 if o.get("scale") is None else o["scale"])
-    if "softcap" in o:
-        score = o["softcap"] * torch.tanh(score / o["softcap"])
-    if "alibi_slopes" in o:
-        distance = torch.arange(S)[None, :] - (torch.arange(T)[:, None] + S - T)
-        score = score - o["alibi_slopes"].to(q.dtype)[:, None, None] * distance.abs()
-    if "bias" in o:
-        score = score + o["bias"].to(q.dtype)
-    seen = torch.tensor([[[[sees(b, i, j, T, S, o) for j in range(S)] for i in range(T)]] for b in range(B)])
-    score = score.masked_fill(~seen, -torch.inf)
-    anything = score.amax(-1, keepdim=True) > -torch.inf
-    weights = torch.where(anything, torch.softmax(torch.where(anything, score, 0.0), -1), 0.0)
-    used = weights
-    if "dropout_p" in o:
-        kept = uniform(o["seed"], torch.arange(weights.numel()).view(weights.shape)) >= o["dropout_p"]
-        used = weights * kept / (1 - o["dropout_p"])
-    return torch.einsum("bhts,bshd->bthd", used, v), weights
-
-
-def inputs(shape, dtype, requires_grad=True, seed=0):
-    B, T, S, H, Hkv, D = shape
-    source = torch.Generator().manual_seed(seed)
-    sizes = [(B, T, H, D), (B, S, Hkv, D), (B, S, Hkv, D), (B, T, H, D)]
-    q, k, v, dy = (torch.randn(size, generator=source, dtype=torch.float64).to(dtype) for size in sizes)
-    return [x.requires_grad_(requires_grad) for x in (q, k, v)], dy
-
-
-def numbers(*values):
-    return torch.tensor(values)
-
-
-def documents(B, T):
-    return (torch.arange(T)[None] * torch.arange(1, B + 1)[:, None]) // max(T // 2, 1)
-
-
-SMALL = (2, 5, 5, 2, 2, 3)
-WIDE = (2, 4, 6, 4, 2, 3)  # more keys than queries, two query heads a key head
-TALL = (2, 6, 4, 2, 1, 3)  # fewer keys than queries: a causal query before the first key sees nothing
-# name: shape of (B, T, S, H, Hkv, D), options
-OPTIONS = {
-    "plain": (SMALL, {}),
-    "one": ((1, 1, 1, 1, 1, 1), {}),
-    "causal": (SMALL, {"causal": True}),
-    "causal-more-keys": (WIDE, {"causal": True}),
-    "causal-fewer-keys": (TALL, {"causal": True}),
-    "decoding": ((2, 1, 7, 4, 2, 3), {"causal": True}),
-    "window-left": (SMALL, {"causal": True, "window": (1, None)}),
-    "window-right": (WIDE, {"window": (None, 1)}),
-    "window-both": (SMALL, {"window": (1, 2)}),
-    "window-nothing-but-self": (SMALL, {"window": (0, 0)}),
-    "decoding-in-a-window": ((2, 1, 7, 2, 2, 3), {"causal": True, "window": (2, 0)}),
-    "key-start": (SMALL, {"causal": True, "key_start": numbers(0, 2)}),
-    "key-stop": (WIDE, {"key_stop": numbers(4, 6)}),
-    "key-start-and-stop": (WIDE, {"key_start": numbers(1, 0), "key_stop": numbers(4, 0)}),
-    "decoding-padded": ((2, 1, 7, 2, 2, 3), {"causal": True, "key_start": numbers(0, 3)}),
-    "segments": (SMALL, {"segments": documents(2, 5)}),
-    "segments-causal": (SMALL, {"segments": documents(2, 5), "causal": True}),
-    "segments-padded": (SMALL, {"segments": documents(2, 5), "key_stop": numbers(5, 2)}),
-    "packed": ((1, 7, 7, 2, 2, 3), {"cu_seqlens_q": numbers(0, 3, 4, 7), "causal": True}),
-    "packed-cross": (
-        (1, 5, 7, 2, 1, 3),
-        {"cu_seqlens_q": numbers(0, 2, 2, 5), "cu_seqlens_k": numbers(0, 4, 5, 7), "causal": True},
-    ),
-    "packed-with-a-tail": ((1, 7, 7, 2, 2, 3), {"cu_seqlens_q": numbers(0, 3, 5).int(), "window": (1, 1)}),
-    "prefix": (SMALL, {"causal": True, "prefix": numbers(3, 0)}),
-    "prefix-in-a-window": (WIDE, {"window": (1, 0), "prefix": numbers(2, 1)}),
-    "alibi": (WIDE, {"causal": True, "alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 0.0625])}),
-    "alibi-both-sides": (SMALL, {"alibi_slopes": torch.tensor([0.5, 0.25])}),
-    "bias": (SMALL, {"bias": (2, 2)}),
-    "bias-shared-by-rows": (WIDE, {"bias": (1, 4), "causal": True}),
-    "bias-shared-by-heads": (SMALL, {"bias": (2, 1), "key_stop": numbers(5, 0)}),
-    "bias-shared-by-all": (WIDE, {"bias": (1, 1)}),
-    "bias-and-alibi": (SMALL, {"bias": (1, 2), "alibi_slopes": torch.tensor([0.5, 0.25])}),
-    "softcap": (WIDE, {"softcap": 0.7, "causal": True}),
-    "softcap-and-bias": (SMALL, {"softcap": 0.7, "bias": (1, 2), "key_start": numbers(0, 5)}),
-    "dropout": (WIDE, {"dropout_p": 0.4, "seed": 3, "causal": True}),
-    "everything": (
-        (2, 5, 5, 4, 2, 3),
-        {
-            "causal": True,
-            "window": (2, None),
-            "key_stop": numbers(5, 3),
-            "segments": documents(2, 5),
-            "prefix": numbers(1, 2),
-            "alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 0.0625]),
-            "bias": (1, 4),
-            "softcap": 1.5,
-            "dropout_p": 0.3,
-            "seed": 2**40 + 1,
-        },
-    ),
-    "scale": (SMALL, {"scale": 0.3}),
-}
-each_option = pytest.mark.parametrize("option", OPTIONS)
-
-
-def prepared(option, dtype):
-    """Inputs, upstream gradient and options of a row of OPTIONS, the bias drawn and among the inputs."""
-    shape, o = OPTIONS[option]
-    tensors, dy = inputs(shape, dtype)
-    if "bias" in o:
-        source = torch.Generator().manual_seed(1)
-        bias = torch.randn(*o["bias"], *shape[1:3], generator=source, dtype=torch.float64).to(dtype)
-        tensors.append(bias.requires_grad_())
-    return tensors, dy, {key: value for key, value in o.items() if key != "bias"}
-
-
-def run(function, tensors, dy, o):
-    """Output and the gradients of q, k, v and perhaps bias."""
-    tensors = [x.detach().requires_grad_() for x in tensors]
-    o = o if len(tensors) == 3 else {**o, "bias": tensors[3]}
-    y = function(*tensors[:3], **o)
-    return [y.detach(), *torch.autograd.grad(y, tensors, dy)]
-
-
-def assert_close_to_truth(name, tensors, dy, o):
-    """Fail unless the backend's error is at most twice the reference's own in that dtype, plus a rounding floor."""
-    dtype = dy.dtype
-    expected = run(lambda *a, **o: truth(*a, **o)[0], [x.double() for x in tensors], dy.double(), o)
-    with mk.backend("reference"):
-        plain = run(mk.attention, tensors, dy, o)
-    with mk.backend(name):
-        ours = run(mk.attention, tensors, dy, o)
-    for what, t, p, x in zip(("y", "dq", "dk", "dv", "dbias"), expected, plain, ours, strict=False):
-        assert x.dtype == dtype, what
-        allowed = 2 * (p - t).abs().max() + 4 * torch.finfo(dtype).eps * t.abs().max()
-        assert (x - t).abs().max() <= allowed, f"{what}: {(x - t).abs().max():.1e} > {allowed:.1e}"
 
 
 @each_option
@@ -377,11 +231,20 @@ WRONG = {
     "rank": wrong(r"q must be \(B, T, H, D\), got \(3, 4, 8\)", q=(3, 4, 8)),
     "batch": wrong("the batch and width of q", k=(1, 3, 2, 8)),
     "width": wrong("the batch and width of q", k=(2, 3, 2, 4)),
+    "no-width": wrong("heads of width 1 or more", q=(2, 3, 4, 0), k=(2, 3, 4, 0)),
+    "key-stop-floats": wrong("key_stop must hold integers, got torch.float32", TypeError, key_stop=torch.ones(2)),
+    "segments-bools": wrong("segments must hold integers", TypeError, segments=torch.ones(2, 3).bool()),
+    "window-one-number": wrong(r"window must be \(left, right\), got 3", window=3),
+    "window-floats": wrong("in whole tokens", TypeError, window=(1.0, None)),
+    "packed-no-sequence": wrong(r"got \(1,\)", q=(1, 3, 4, 8), k=(1, 3, 2, 8), cu_seqlens_q=torch.tensor([0])),
+    "alibi-integers": wrong("alibi_slopes must be float", TypeError, alibi_slopes=torch.ones(4).long()),
+    "softcap-without-end": wrong("above 0 and finite, got inf", softcap=float("inf")),
+    "seed": wrong("seed must be an int or a 0-dim int64 tensor", TypeError, dropout_p=0.1, seed=torch.ones(2)),
     "heads": wrong(r"the heads of k \(3\) must divide the heads of q \(4\)", k=(2, 3, 3, 8)),
-    "key-stop": wrong(r"key_stop must be \(2,\)", key_stop=torch.ones(3)),
+    "key-stop": wrong(r"key_stop must be \(2,\)", key_stop=torch.ones(3).long()),
     "window": wrong(r"got \(-1, 0\)", window=(-1, 0)),
-    "segments": wrong(r"segments must be \(2, 3\)", segments=torch.ones(2, 4)),
-    "segments-cross": wrong("as many keys as queries, got T=3, S=5", k=(2, 5, 2, 8), segments=torch.ones(2, 3)),
+    "segments": wrong(r"segments must be \(2, 3\)", segments=torch.ones(2, 4).long()),
+    "segments-cross": wrong("as many keys as queries, got T=3, S=5", k=(2, 5, 2, 8), segments=torch.ones(2, 3).long()),
     "packed-batch": wrong("got B=2", cu_seqlens_q=torch.tensor([0, 3])),
     "packed-keys-alone": wrong("pass both", cu_seqlens_k=torch.tensor([0, 3])),
     "packed-cross": wrong("pass cu_seqlens_k too", q=(1, 3, 4, 8), k=(1, 5, 2, 8), cu_seqlens_q=torch.tensor([0, 3])),
@@ -403,3 +266,20 @@ def test_one_dtype_for_all():
     q = torch.zeros(1, 2, 1, 4)
     with pytest.raises(TypeError, match="k is torch.bfloat16, q torch.float32"):
         mk.attention(q, q.bfloat16(), q)
+    with pytest.raises(TypeError, match="v is torch.bfloat16, q torch.float32"):
+        mk.attention(q, q, q.bfloat16())
+
+
+@pytest.mark.parametrize("name", ["k", "bias", "key_stop", "seed"])
+def test_one_device_for_all(name):
+    q = torch.zeros(1, 2, 1, 4)
+    elsewhere = {
+        "k": torch.zeros(1, 2, 1, 4, device="meta"),
+        "bias": torch.zeros(1, 1, 2, 2, device="meta"),
+        "key_stop": torch.zeros(1, dtype=torch.int64, device="meta"),
+        "seed": torch.zeros((), dtype=torch.int64, device="meta"),
+    }
+    options = {key: x for key, x in elsewhere.items() if key == name != "k"}
+    k = elsewhere["k"] if name == "k" else q
+    with pytest.raises(ValueError, match=f"{name} is on meta, q on cpu; move one"):
+        mk.attention(q, k, q, dropout_p=0.1 if name == "seed" else 0.0, **options)

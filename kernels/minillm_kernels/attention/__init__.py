@@ -1,10 +1,14 @@
 """attention: each query's weighted mean of the values, and the weights themselves.
 
-Read next: `masks.py` for who sees whom, `reference.py` for the maths, `composed.py` for what runs without a kernel.
+Read next: `masks.py` for who sees whom, `reference.py` for the maths, `composed.py` for what runs without a kernel. For
+the kernels: `ladder/__init__.py`, a climb in five rungs, then `scores.py`, `forward.py`, `backward.py`, `decode.py`.
 """
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from minillm_kernels import checks, dispatch
@@ -12,6 +16,8 @@ from minillm_kernels.attention import composed, reference
 from minillm_kernels.attention.masks import Masks, Window
 
 __all__ = ["attention", "attention_weights"]
+
+MAX_FUSED_WIDTH = 256  # of a head: two tiles of twice that do not fit a GPU's shared memory
 
 
 def attention(
@@ -89,8 +95,14 @@ def attention(
     checks.same_dtype("q", q, v=v)
     checks.same_device("q", q, v=v)
     checks.dropout(dropout_p, seed)
+    if isinstance(seed, Tensor):
+        checks.same_device("q", q, seed=seed)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
-    match dispatch.choose("attention", q):
+    match dispatch.choose("attention", q, _obstacle(q, bias)):
+        case "fused":
+            from minillm_kernels.attention import fused
+
+            return fused.attention(q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, factor)
         case "reference":
             return reference.attention(q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, factor)
         case _:
@@ -144,6 +156,15 @@ def attention_weights(
     return reference.attention_weights(q, k, masks, alibi_slopes, bias, softcap, factor)
 
 
+def _obstacle(q: Tensor, bias: Tensor | None) -> str:
+    """Return why the kernels cannot serve a call; nothing when they can."""
+    if q.shape[-1] > MAX_FUSED_WIDTH:
+        return f"heads of width {q.shape[-1]} are past the kernels' {MAX_FUSED_WIDTH}"
+    if bias is not None and bias.dtype == torch.float64:
+        return "a float64 bias has no kernel"
+    return ""
+
+
 def _check_products(
     q: Tensor, k: Tensor, masks: Masks, alibi_slopes: Tensor | None, bias: Tensor | None, softcap: float | None
 ) -> None:
@@ -154,19 +175,22 @@ def _check_products(
     B, T, H, D = q.shape
     S, Hkv = k.shape[1:3]
     checks.shape("k", k, (B, S, Hkv, D), "the batch and width of q")
+    if D == 0:
+        raise ValueError(f"q must have heads of width 1 or more, got {checks.shape_of(q)}")
     if Hkv == 0 or H % Hkv:
         raise ValueError(f"the heads of k ({Hkv}) must divide the heads of q ({H}); repeat or drop some")
     checks.same_dtype("q", q, k=k)
     _check_masks(masks, B, T, S)
     if alibi_slopes is not None:
+        checks.floating("alibi_slopes", alibi_slopes)
         checks.shape("alibi_slopes", alibi_slopes, (H,), "one slope a head")
     if bias is not None:
         checks.floating("bias", bias)
         checks.rank("bias", bias, "B H T S")
         batch, heads = bias.shape[:2]
         checks.shape("bias", bias, (1 if batch == 1 else B, 1 if heads == 1 else H, T, S), "(1 or B, 1 or H, T, S)")
-    if softcap is not None and softcap <= 0:
-        raise ValueError(f"softcap must be above 0, got {softcap}; pass None for no bound")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap must be above 0 and finite, got {softcap}; pass None for no bound")
     checks.same_device(
         "q",
         q,
@@ -186,7 +210,15 @@ def _check_masks(masks: Masks, B: int, T: int, S: int) -> None:
     for name, mask in (("key_start", masks.key_start), ("key_stop", masks.key_stop), ("prefix", masks.prefix)):
         if mask is not None:
             checks.shape(name, mask, (B,), "one number a row")
+    named = ("key_start", "key_stop", "prefix", "segments", "cu_seqlens_q", "cu_seqlens_k")
+    for name in named:
+        if getattr(masks, name) is not None:
+            checks.integers(name, getattr(masks, name))
+    if not isinstance(masks.window, (tuple, list)) or len(masks.window) != 2:
+        raise ValueError(f"window must be (left, right), got {masks.window!r}; pass (None, None) for no bound")
     for side in masks.window:
+        if isinstance(side, float):
+            raise TypeError(f"window must be (left, right) in whole tokens, got {masks.window}; pass integers or None")
         if side is not None and side < 0:
             raise ValueError(f"window must be (left, right), each 0 or more or None, got {masks.window}")
     if masks.segments is not None:
@@ -200,6 +232,11 @@ def _check_masks(masks: Masks, B: int, T: int, S: int) -> None:
             raise ValueError("cu_seqlens_k came without cu_seqlens_q; pass both")
         return
     checks.rank("cu_seqlens_q", masks.cu_seqlens_q, "N+1")
+    if masks.cu_seqlens_q.shape[0] < 2:
+        raise ValueError(
+            f"cu_seqlens_q must be (N+1,), 0, ..., T, for N sequences, got {checks.shape_of(masks.cu_seqlens_q)}; "
+            "pass both ends of one sequence at least"
+        )
     if B != 1:
         raise ValueError(f"cu_seqlens need a batch of 1 with the sequences end to end, got B={B}")
     if masks.cu_seqlens_k is not None:

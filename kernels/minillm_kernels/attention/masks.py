@@ -92,32 +92,32 @@ class Masks:
         i = torch.arange(T, device=device)
         if self.cu_seqlens_q is None:
             return i + (S - T)
-        bounds_q, bounds_k = self.cu_seqlens_q, self._bounds_k()
+        bounds_q, bounds_k = self.cu_seqlens_q, self.bounds_k()
         last = bounds_q.shape[0] - 2
-        sequence = _sequence_of(i, bounds_q).clamp(max=last)
+        sequence = sequence_of(i, bounds_q).clamp(max=last)
         lengths_q, lengths_k = bounds_q.diff(), bounds_k.diff()
         return i - bounds_q[sequence] + (lengths_k - lengths_q)[sequence]
 
     def _key_positions(self, S: int, device: torch.device) -> Tensor:
         j = torch.arange(S, device=device)
-        return j if self.cu_seqlens_q is None else j - self._bounds_k()[_sequence_of(j, self._bounds_k())]
+        return j if self.cu_seqlens_q is None else j - self.bounds_k()[sequence_of(j, self.bounds_k())]
 
-    def _bounds_k(self) -> Tensor:
+    def bounds_k(self) -> Tensor:
         bounds = self.cu_seqlens_q if self.cu_seqlens_k is None else self.cu_seqlens_k
         assert bounds is not None
         return bounds
 
     def _sequences_q(self, T: int, device: torch.device) -> Tensor:
         assert self.cu_seqlens_q is not None
-        return _sequence_of(torch.arange(T, device=device), self.cu_seqlens_q)
+        return sequence_of(torch.arange(T, device=device), self.cu_seqlens_q)
 
     def _sequences_k(self, S: int, device: torch.device) -> Tensor:
-        sequences = _sequence_of(torch.arange(S, device=device), self._bounds_k())
-        past_the_last = self._bounds_k().shape[0] - 1
+        sequences = sequence_of(torch.arange(S, device=device), self.bounds_k())
+        past_the_last = self.bounds_k().shape[0] - 1
         return sequences.masked_fill(sequences == past_the_last, -1)  # queries there have the number itself: no match
 
 
-def _sequence_of(index: Tensor, bounds: Tensor) -> Tensor:
+def sequence_of(index: Tensor, bounds: Tensor) -> Tensor:
     """Return which sequence each index lies in: the last whose bound is not after it. An empty one has no index."""
     return torch.searchsorted(bounds.to(index.dtype), index, right=True) - 1
 

@@ -1,0 +1,310 @@
+"""The `fused` backend of attention: launchers, and registration as ops of PyTorch.
+
+Two ops, so that the compiler sees neither the inside of the forward nor of the backward pass:
+
+    minillm::attention_forward    -> y, lse
+    minillm::attention_backward   -> dq, dk, dv, dbias
+
+Each has a fake implementation (shapes for the compiler), a CPU implementation (the kernels where Triton is interpreted,
+else the maths of `reference.py`) and a count of operations; the first has the second as its derivative.
+
+Read next: `decode.py`.
+"""
+
+# no `from __future__ import annotations`: PyTorch reads the ops' annotations as types
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from minillm_kernels import dispatch
+from minillm_kernels.attention import configs, reference
+from minillm_kernels.attention.arguments import call_arguments, cdiv, launched, on_device, tiles
+from minillm_kernels.attention.backward import (
+    attention_dbias_kernel,
+    attention_delta_kernel,
+    attention_dk_dv_kernel,
+    attention_dq_kernel,
+)
+from minillm_kernels.attention.decode import decode, decodes
+from minillm_kernels.attention.forward import attention_forward_kernel
+from minillm_kernels.attention.masks import Masks
+from minillm_kernels.attention.scores import LOG2E
+from minillm_kernels.attention.variants import variants
+
+__all__ = ["attention", "attention_backward", "attention_forward", "variants"]
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    masks: Masks,
+    alibi_slopes: Tensor | None,
+    bias: Tensor | None,
+    softcap: float | None,
+    dropout_p: float,
+    seed: int | Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Return y; arguments as in the public function."""
+    left, right = masks.window
+    if masks.causal:
+        right = 0 if right is None else min(right, 0)
+    if dropout_p == 0.0 or seed is None:
+        random = None
+    else:  # filled on the device: nobody waits for a copy
+        random = seed if isinstance(seed, Tensor) else torch.full((), seed, dtype=torch.int64, device=q.device)
+        random = random.to(q.device)
+    tensors = (q, k, v) if bias is None else (q, k, v, bias)
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if not needs_gradient and decodes(q, k, masks):
+        return decode(
+            q, k, v, bias, alibi_slopes, masks.key_start, masks.key_stop, masks.prefix, random,
+            left, right, softcap, dropout_p, scale,
+        )  # fmt: skip
+    y, _ = attention_forward(
+        q, k, v, bias, alibi_slopes, masks.key_start, masks.key_stop, masks.segments, masks.cu_seqlens_q,
+        masks.cu_seqlens_k, masks.prefix, random, left, right, softcap, dropout_p, scale,
+    )  # fmt: skip
+    return y
+
+
+@torch.library.custom_op("minillm::attention_forward", mutates_args=())
+def attention_forward(  # noqa: PLR0913
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    alibi_slopes: Tensor | None,
+    key_start: Tensor | None,
+    key_stop: Tensor | None,
+    segments: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    prefix: Tensor | None,
+    seed: Tensor | None,
+    left: int | None,
+    right: int | None,
+    softcap: float | None,
+    dropout_p: float,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Return y (B, T, H, D) and lse (B, H, T) float32, in units of log2(e) and inf where a query sees nothing.
+
+    Arguments are those of the public function; causality is right = 0.
+    """
+    B, T, H, D = q.shape
+    masks = _masks(left, right, key_start, key_stop, segments, cu_seqlens_q, cu_seqlens_k, prefix)
+    if _without_triton(q):
+        return _forward_by_reference(q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, scale)
+    y = torch.empty((B, T, H, D), dtype=q.dtype, device=q.device)
+    lse = torch.empty((B, H, T), dtype=torch.float32, device=q.device)
+    if not y.numel():
+        return y, lse.fill_(torch.inf)
+    call = call_arguments(q, k, masks, alibi_slopes, bias, softcap, dropout_p, seed, scale)
+
+    def run(launch: configs.Launch) -> None:
+        launched(attention_forward_kernel, cdiv(T, launch.block_m) * B * H)(
+            q, k, v, y, lse, q.stride(), k.stride(), v.stride(), y.stride(), *call, **tiles(launch, D)
+        )  # fmt: skip
+
+    with on_device(q):
+        configs.run("forward", q, call.heavy, run, (T, k.shape[1], right is None))
+    return y, lse
+
+
+@torch.library.custom_op("minillm::attention_backward", mutates_args=())
+def attention_backward(  # noqa: PLR0913
+    dy: Tensor,
+    y: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    alibi_slopes: Tensor | None,
+    key_start: Tensor | None,
+    key_stop: Tensor | None,
+    segments: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    prefix: Tensor | None,
+    seed: Tensor | None,
+    left: int | None,
+    right: int | None,
+    softcap: float | None,
+    dropout_p: float,
+    scale: float,
+    bias_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return dq, dk, dv and dbias, which without `bias_gradient` is empty."""
+    (B, T, H, D), (S, Hkv) = q.shape, k.shape[1:3]
+    masks = _masks(left, right, key_start, key_stop, segments, cu_seqlens_q, cu_seqlens_k, prefix)
+    if _without_triton(q):
+        return _backward_by_reference(
+            dy, q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, scale, bias_gradient
+        )
+    dq, dk, dv, dbias = _empty_gradients(q, k, v, bias, bias_gradient)
+    if not (q.numel() and k.numel()):
+        return dq.zero_(), dk.zero_(), dv.zero_(), dbias.zero_()
+    delta = torch.empty((B, H, T), dtype=torch.float32, device=q.device)
+    call = call_arguments(q, k, masks, alibi_slopes, bias, softcap, dropout_p, seed, scale, backward=True)
+    inputs = (q, k, v, dy, lse, delta)
+    strides = (q.stride(), k.stride(), v.stride(), dy.stride())
+    key = (T, S, right is None)
+
+    def run_dk_dv(launch: configs.Launch) -> None:
+        launched(attention_dk_dv_kernel, cdiv(S, launch.block_n) * B * Hkv)(
+            *inputs, dk, dv, *strides, dk.stride(), *call, **tiles(launch, D)
+        )  # fmt: skip
+
+    def run_dq(launch: configs.Launch) -> None:
+        launched(attention_dq_kernel, cdiv(T, launch.block_m) * B * H)(
+            *inputs, dq, *strides, dq.stride(), *call, **tiles(launch, D)
+        )  # fmt: skip
+
+    def run_dbias(launch: configs.Launch) -> None:
+        planes_b, planes_h = dbias.shape[:2]
+        num_tiles = cdiv(T, launch.block_m) * cdiv(S, launch.block_n)
+        launched(attention_dbias_kernel, num_tiles * planes_b * planes_h)(
+            *inputs, dbias, *strides, (B // planes_b, H // planes_h), *call, **tiles(launch, D)
+        )  # fmt: skip
+
+    with on_device(q):
+        launched(attention_delta_kernel, cdiv(T, configs.DELTA_ROWS) * B * H)(
+            y, dy, delta, y.stride(), dy.stride(), call.sizes,
+            HEAD_DIM=D, BLOCK_D=configs.padded_width(D), BLOCK_M=configs.DELTA_ROWS, num_warps=4,
+        )  # fmt: skip
+        configs.run("dk_dv", q, call.heavy, run_dk_dv, key)
+        configs.run("dq", q, call.heavy, run_dq, key)
+        if bias_gradient:
+            configs.run("dbias", q, call.heavy, run_dbias, key)
+    return dq, dk, dv, dbias
+
+
+@attention_forward.register_fake
+def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    B, T, H, _D = q.shape
+    return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=torch.float32)
+
+
+@attention_backward.register_fake
+def _(dy: Tensor, y: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *rest: Any):
+    return _empty_gradients(q, k, v, bias, rest[-1])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output, *inputs[:_NUM_TENSORS])
+    ctx.numbers = inputs[_NUM_TENSORS:]
+
+
+def _differentiate(ctx: Any, dy: Tensor, _dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    y, lse, *tensors = ctx.saved_tensors
+    dq, dk, dv, dbias = attention_backward(dy, y, lse, *tensors, *ctx.numbers, ctx.needs_input_grad[3])
+    constants = _NUM_TENSORS - 4 + len(ctx.numbers)
+    return dq, dk, dv, dbias if ctx.needs_input_grad[3] else None, *[None] * constants
+
+
+_NUM_TENSORS = 12  # of the arguments of attention_forward, q to seed
+attention_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.minillm.attention_forward)
+def forward_flops(q_shape: Any, k_shape: Any, *_: Any, **__: Any) -> int:
+    """Return 2 products' operations for all pairs, hidden ones too, as PyTorch counts its own attention."""
+    (B, T, H, D), S = q_shape, k_shape[1]
+    return 4 * B * H * T * S * D
+
+
+@register_flop_formula(torch.ops.minillm.attention_backward)
+def backward_flops(dy_shape: Any, y_shape: Any, lse_shape: Any, q_shape: Any, k_shape: Any, *_: Any, **__: Any) -> int:
+    """Return 5 products' operations: the kernels do 7, and the other 2 are their way, not the task."""
+    return forward_flops(q_shape, k_shape) * 5 // 2
+
+
+def _masks(
+    left: int | None,
+    right: int | None,
+    key_start: Tensor | None,
+    key_stop: Tensor | None,
+    segments: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    prefix: Tensor | None,
+) -> Masks:
+    return Masks(
+        causal=False,
+        window=(left, right),
+        key_start=key_start,
+        key_stop=key_stop,
+        segments=segments,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        prefix=prefix,
+    )
+
+
+def _empty_gradients(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, bias_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dbias = q.new_empty(0) if bias is None or not bias_gradient else bias.new_empty(bias.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
+
+
+def _without_triton(q: Tensor) -> bool:
+    return q.device.type == "cpu" and not dispatch.INTERPRETED
+
+
+def _forward_by_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    masks: Masks,
+    alibi_slopes: Tensor | None,
+    bias: Tensor | None,
+    softcap: float | None,
+    dropout_p: float,
+    seed: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    H = q.shape[2]
+    raw = scale * reference.heads_first(q, H, torch.float32) @ reference.heads_first(k, H, torch.float32).mT
+    lse = reference.scores(raw, masks, alibi_slopes, bias, softcap).logsumexp(-1) * LOG2E.value  # (B, H, T)
+    y = reference.Attention.forward(
+        _Context(), q, k, v, bias, masks, alibi_slopes, softcap, dropout_p, seed, scale
+    )  # fmt: skip
+    return y, lse.masked_fill(lse == -torch.inf, torch.inf)
+
+
+def _backward_by_reference(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    masks: Masks,
+    alibi_slopes: Tensor | None,
+    bias: Tensor | None,
+    softcap: float | None,
+    dropout_p: float,
+    seed: Tensor | None,
+    scale: float,
+    bias_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ctx = _Context()
+    reference.Attention.forward(ctx, q, k, v, bias, masks, alibi_slopes, softcap, dropout_p, seed, scale)
+    dq, dk, dv, dbias, *_ = reference.Attention.backward(ctx, dy)
+    assert dq is not None and dk is not None and dv is not None
+    added = dbias if bias_gradient and dbias is not None else q.new_empty(0)
+    return dq.contiguous(), dk.contiguous(), dv.contiguous(), added.contiguous()
+
+
+class _Context:
+    """What autograd would hand `reference.Attention`; inside an op there is no autograd."""
+
+    saved_tensors: tuple[Tensor | None, ...]
+    scale: float
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        self.saved_tensors = tensors

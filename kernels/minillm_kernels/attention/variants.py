@@ -1,0 +1,156 @@
+"""How the attention kernels are compiled: every entry of the table of launches, with the switches that change code.
+
+Each mask that a call has or lacks is another specialisation, so there are thousands. Listed are, for each entry of
+width 64 or more in float16 and float32, no mask at all, causality, and all that a call can ask for at once; for the
+other entries causality; and for heads of width 64 in float16 each option alone.
+
+Read next: `../variant.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast, get_args
+
+import torch
+
+from minillm_kernels.attention import configs
+from minillm_kernels.attention.backward import (
+    attention_dbias_kernel,
+    attention_delta_kernel,
+    attention_dk_dv_kernel,
+    attention_dq_kernel,
+)
+from minillm_kernels.attention.decode import attention_combine_kernel, attention_decode_kernel
+from minillm_kernels.attention.forward import attention_forward_kernel
+from minillm_kernels.attention.scores import Dropout, Sizes, Terms, Visibility
+from minillm_kernels.variant import Variant
+
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_STRIDES = ("i32", "i32", "i32", 1)  # of (B, T, H, D), the last axis without gaps
+_NOTHING = Visibility(*[None] * 8)
+_CAUSAL = _NOTHING._replace(right=0)
+_PLAIN = Terms("fp32", 1, *[None] * 7)
+_BIAS = {"bias": "*fp32", "bias_b": "i32", "bias_h": "i32", "bias_t": "i32", "bias_s": 1}
+
+# name: masks, terms, dropout; a string is the type of an argument, anything else is a constant to the compiler
+SWITCHES: dict[str, tuple[Visibility, Terms, bool]] = {
+    "full": (_NOTHING, _PLAIN, False),
+    "causal": (_CAUSAL, _PLAIN, False),
+    "everything": (
+        Visibility("i32", "i32", "*i64", "*i64", "*i64", "*i64", "*i32", "*i32"),
+        Terms("fp32", 1, "fp32", "*fp32", **_BIAS),
+        True,
+    ),
+    "window": (_NOTHING._replace(left="i32", right="i32"), _PLAIN, False),
+    "padded": (_NOTHING._replace(key_stop="*i64"), _PLAIN, False),
+    "padded causal": (_CAUSAL._replace(key_start="*i64"), _PLAIN, False),
+    "segments": (_CAUSAL._replace(segments="*i64", spans="*i32", key_spans="*i32"), _PLAIN, False),
+    "packed": (_CAUSAL._replace(spans="*i32", key_spans="*i32"), _PLAIN, False),
+    "prefix": (_CAUSAL._replace(prefix="*i64"), _PLAIN, False),
+    "alibi": (_CAUSAL, _PLAIN._replace(alibi="*fp32"), False),
+    "bias": (_NOTHING, _PLAIN._replace(**_BIAS), False),
+    "softcap": (_CAUSAL, _PLAIN._replace(softcap="fp32"), False),
+    "dropout": (_CAUSAL, _PLAIN, True),
+}
+EXTREMES = ("full", "causal", "everything")
+KERNELS: dict[str, Any] = {
+    "forward": attention_forward_kernel,
+    "dk_dv": attention_dk_dv_kernel,
+    "dq": attention_dq_kernel,
+    "dbias": attention_dbias_kernel,
+    "decode": attention_decode_kernel,
+    "delta": attention_delta_kernel,
+    "combine": attention_combine_kernel,
+}
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the specialisations that the docstring of this file names, each with the devices that launch it so."""
+    for device in configs.DEVICES:
+        for dtype in _NAMES:
+            for D in configs.WIDTHS:
+                for kernel in KERNELS:
+                    for switch in _switches(kernel, dtype, D):
+                        yield variant(kernel, device, dtype, D, switch)
+
+
+def _switches(kernel: str, dtype: torch.dtype, D: int) -> tuple[str, ...]:
+    if kernel in ("delta", "combine"):
+        return ("full",)
+    if kernel == "dbias":
+        return ("bias", "everything")
+    if dtype == torch.bfloat16 or D < 64:  # as the others, but for names and sizes
+        return ("causal",)
+    return tuple(SWITCHES) if dtype == torch.float16 and D == 64 else EXTREMES
+
+
+def variant(
+    kernel: str, device: configs.Device, dtype: torch.dtype, D: int, switch: str, launch: configs.Launch | None = None
+) -> Variant:
+    """Return one specialisation; `launch` stands in for the table's own."""
+    function = KERNELS[kernel]
+    see, terms, random = SWITCHES[switch]
+    if kernel == "decode":
+        see = see._replace(segments=None, spans=None)
+    drop = Dropout("fp32", "*i64") if random else Dropout(None, None)
+    entry = kernel if kernel in get_args(configs.Kernel) else "forward"  # the others have no entry of their own
+    heavy = configs.is_heavy(see, terms, drop)
+    launch = launch or configs.launch(cast(configs.Kernel, entry), device, dtype, D, heavy)
+    row = f"*{_NAMES[dtype]}"
+    arguments: dict[str, Any] = {name: row for name in function.arg_names if name.endswith("_ptr")}
+    arguments |= {name: "*fp32" for name in ("lse_ptr", "delta_ptr", "part_o_ptr", "part_m_ptr", "part_w_ptr")}
+    arguments |= {name: _STRIDES for name in function.arg_names if name.endswith("_strides")}
+    arguments |= {
+        "dbias_ptr": "*fp32",
+        "shared": ("i32", 1),
+        "see": see,
+        "terms": terms,
+        "drop": drop,
+        "sizes": Sizes("i32", "i32", "i32", 1),
+        "keys_per_split": "i32",
+        "num_splits": "i32",
+        "HEAD_DIM": D,
+        "BLOCK_D": configs.padded_width(D),
+        "BLOCK_M": {"decode": 16, "delta": configs.DELTA_ROWS}.get(kernel, launch.block_m),
+        "BLOCK_N": launch.block_n,
+    }
+    signature, constants, aligned = described({name: arguments[name] for name in function.arg_names})
+    return Variant(
+        op="attention",
+        name=f"{kernel} {_NAMES[dtype]} D={D} {switch}",
+        kernel=function,
+        signature=signature,
+        constants=constants,
+        aligned=aligned,
+        num_warps={"delta": 4, "combine": 2}.get(kernel, launch.num_warps),
+        num_stages=launch.num_stages,
+        targets=(device,),
+        matrix_unit=dtype != torch.float32 and kernel not in ("delta", "combine"),
+    )
+
+
+def described(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[Any, Any], frozenset[Any]]:
+    """Return signature, constants and aligned of a `Variant`; an argument is a type, a constant, or a tuple of them.
+
+    Pointers and strides count as divisible by 16, sizes do not.
+    """
+    signature: dict[str, Any] = {}
+    constants: dict[Any, Any] = {}
+    aligned: list[Any] = []
+
+    def walk(value: Any, path: tuple[int, ...], name: str) -> Any:
+        if isinstance(value, tuple):
+            parts = [walk(part, (*path, i), name) for i, part in enumerate(value)]
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        key = name if len(path) == 1 else path
+        if not isinstance(value, str):
+            constants[key] = value
+            return "constexpr"
+        if value.startswith("*") or name.endswith("_strides"):
+            aligned.append(key)
+        return value
+
+    for index, (name, value) in enumerate(arguments.items()):
+        signature[name] = walk(value, (index,), name)
+    return signature, constants, frozenset(aligned)

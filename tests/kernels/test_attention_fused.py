@@ -1,0 +1,466 @@
+"""The attention kernels: every option by itself and all together against the definition, and what must hold for any.
+
+Interpreted without a GPU, in float32 and float16; compiled with one, in bfloat16 too. All memory that is not
+initialised holds NaN, so that a part of an output that is not written is seen.
+"""
+
+import minillm_kernels as mk
+import pytest
+import torch
+from attention_cases import (
+    DEVICE,
+    OPTIONS,
+    SMALL,
+    assert_close,
+    assert_close_to_truth,
+    inputs,
+    moved,
+    numbers,
+    prepared,
+    run,
+    run_fused,
+    truth,
+)
+from attention_sampler import COUNT, PAIRS, sample
+from minillm_kernels.attention import configs, fused
+from minillm_kernels.attention.masks import Masks
+from minillm_kernels.attention.spans import key_spans, query_spans
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+ONE_KEY = {"one", "window-nothing-but-self"}  # dq and dk are 0 there, as the difference of two numbers of size 3
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    torch.use_deterministic_algorithms(True)  # fills what torch.empty returns with NaN
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=[None, (16, 32), (32, 16)], ids=["table", "16x32", "32x16"])
+def tile(request, monkeypatch):
+    """Tiles of other shapes: every bound of a loop is rounded to one side's or the other's."""
+    if request.param is not None:
+        with_tile(monkeypatch, *request.param)
+
+
+def with_tile(monkeypatch, block_m, block_n):
+    config = configs.Launch(block_m, block_n, 4, 1)
+    monkeypatch.setattr(configs, "launch", lambda *_: config)
+
+
+@each_dtype
+@pytest.mark.parametrize("option", OPTIONS)
+def test_fused_is_as_close_to_truth_as_reference(option, dtype):
+    tensors, dy, o = prepared(option, dtype)
+    assert_close_to_truth("fused", tensors, dy, o, terms=3.0 if option in ONE_KEY else 0.0)
+
+
+LONGER = {
+    "causal": {"causal": True},
+    "window": {"window": (5, 9)},
+    "left": {"causal": True, "window": (20, None)},
+    "padded": {"causal": True, "key_start": numbers(18), "key_stop": numbers(37)},
+    "prefix": {"causal": True, "window": (3, None), "prefix": numbers(20)},
+}
+SHAPES = {
+    "ragged": (1, 39, 39, 1, 1, 17),
+    "few-queries": (1, 7, 50, 2, 1, 33),
+    "few-keys": (1, 50, 23, 1, 1, 24),
+    "aligned": (1, 32, 64, 1, 1, 64),
+    "wide": (1, 20, 36, 1, 1, 80),
+}
+
+
+@pytest.mark.parametrize("o", LONGER.values(), ids=LONGER)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_several_tiles_of_each_kind(shape, o):
+    tensors, dy = inputs(shape, torch.float32)
+    assert_close_to_truth("fused", tensors, dy, o)
+
+
+@pytest.mark.parametrize("o", [{"causal": True}, {"window": (17, 2)}], ids=["causal", "window"])
+def test_tiles_of_any_shape(o, tile):
+    tensors, dy = inputs((1, 37, 50, 1, 1, 16), torch.float32)
+    assert_close_to_truth("fused", tensors, dy, o)
+
+
+@each_dtype
+@pytest.mark.parametrize("D", [129, 192, 256])
+def test_wide_heads(D, dtype):
+    tensors, dy = inputs((1, 17, 17, 1, 1, D), dtype)
+    assert_close_to_truth("fused", tensors, dy, {"causal": True})
+
+
+@pytest.mark.parametrize("number", range(COUNT))
+def test_sampled_options(number, monkeypatch):
+    call = sample(number)
+    print(call.describe())
+    with_tile(monkeypatch, *call.tile)
+    wide = [x.double() for x in call.tensors]
+    with mk.backend("reference"):
+        expected = run(mk.attention, wide, call.dy.double(), call.options)
+    ours = run_fused(call.tensors, call.dy, call.options)
+    # a row that sees one key has da = 0, as the difference of two sums over D numbers; in low precision y is rounded
+    terms = 4 * call.dy.shape[-1] ** 0.5 if call.dtype == torch.float32 else 3.0
+    assert_close(ours, expected, call.tensors, call.dy, call.options, terms)
+
+
+def test_each_pair_of_options_is_sampled():
+    on = [sample(number).on for number in range(COUNT)]
+    assert COUNT >= 200
+    assert all(any(set(pair) <= options for options in on) for pair in PAIRS)
+
+
+# --- what must hold for any input ---
+
+
+def test_window_without_bounds_is_none():
+    tensors, dy = inputs((1, 7, 20, 1, 1, 16), torch.float32)
+    plain = run_fused(tensors, dy, {})
+    for window in ((None, None), (27, 27), (2**40, None)):
+        for x, y in zip(plain, run_fused(tensors, dy, {"window": window}), strict=True):
+            torch.testing.assert_close(x, y, rtol=0, atol=2e-6)
+
+
+def test_permuting_the_batch_permutes_the_result():
+    o = {"causal": True, "key_start": numbers(0, 3)}
+    turned = {**o, "key_start": numbers(3, 0)}
+    tensors, dy = inputs((2, 19, 19, 2, 2, 16), torch.float32)
+    there = run_fused([x.flip(0) for x in tensors], dy.flip(0), turned)
+    for x, y in zip(run_fused(tensors, dy, o), there, strict=True):
+        assert torch.equal(x.flip(0), y)
+
+
+def test_grouped_heads_are_repeated_heads():
+    tensors, dy = inputs((1, 19, 19, 4, 2, 16), torch.float32)
+    q, k, v = (x.detach() for x in tensors)
+    y, dq, dk, dv = run_fused(tensors, dy, {"causal": True})
+    repeated = [q, *(x.repeat_interleave(2, 2) for x in (k, v))]
+    y2, dq2, dk2, dv2 = run_fused(repeated, dy, {"causal": True})
+    assert torch.equal(y, y2) and torch.equal(dq, dq2)
+    for x, x2 in ((dk, dk2), (dv, dv2)):
+        torch.testing.assert_close(x, x2.unflatten(2, (2, 2)).sum(3), rtol=0, atol=1e-5)
+
+
+def test_shifting_the_scores_of_a_row_changes_nothing():
+    tensors, dy = inputs(SMALL, torch.float32)
+    bias = torch.randn(1, 1, 5, 5, generator=torch.Generator().manual_seed(2))
+    shift = torch.randn(1, 1, 5, 1, generator=torch.Generator().manual_seed(3)) * 30
+    plain, shifted = (run_fused([*tensors, b], dy, {"causal": True}) for b in (bias, bias + shift))
+    for x, y in zip(plain, shifted, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=3e-5)  # scores of size 60 have steps of 4e-6
+
+
+def test_packed_is_padded_is_one_by_one():
+    lengths = [3, 9, 6]
+    (q, k, v), dy = inputs((1, 18, 18, 2, 1, 16), torch.float32)
+    q, k, v = (x.detach() for x in (q, k, v))
+    packed = run_fused([q, k, v], dy, {"causal": True, "cu_seqlens_q": numbers(0, 3, 12, 18)})
+    parts = zip(*(x.split(lengths, 1) for x in (q, k, v, dy)), strict=True)
+    alone = [run_fused([a, b, c], d, {"causal": True}) for a, b, c, d in parts]
+
+    def padded(x):
+        return torch.cat([torch.nn.functional.pad(s, (0, 0, 0, 0, 0, 9 - s.shape[1])) for s in x.split(lengths, 1)])
+
+    together = run_fused([padded(x) for x in (q, k, v)], padded(dy), {"causal": True, "key_stop": numbers(*lengths)})
+    for which, x in enumerate(packed):
+        torch.testing.assert_close(x, torch.cat([one[which] for one in alone], 1), rtol=0, atol=1e-6)
+        unpadded = torch.cat([together[which][b : b + 1, :n] for b, n in enumerate(lengths)], 1)
+        torch.testing.assert_close(x, unpadded, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["packed-cross", "dropout", "bias-shared-by-all"])
+def test_bits_are_equal_on_repeat(option):
+    tensors, dy, o = prepared(option, torch.float16)
+    for x, y in zip(run_fused(tensors, dy, o), run_fused(tensors, dy, o), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_the_same_elements_are_dropped():
+    """One-hot values make the output the weights themselves."""
+    (q, k, _), _ = inputs((2, 20, 20, 2, 2, 20), torch.float32, requires_grad=False)
+    v = torch.eye(20)[None, :, None].expand(2, 20, 2, 20).contiguous()
+    with mk.backend("reference"):
+        expected = mk.attention(q, k, v, dropout_p=0.25, seed=2**50 + 8)
+    with mk.backend("fused"):
+        ours = mk.attention(q.to(DEVICE), k.to(DEVICE), v.to(DEVICE), dropout_p=0.25, seed=2**50 + 8).cpu()
+        seed = torch.tensor(2**50 + 8, device=DEVICE)
+        tensor_seed = mk.attention(q.to(DEVICE), k.to(DEVICE), v.to(DEVICE), dropout_p=0.25, seed=seed).cpu()
+    assert torch.equal(ours == 0, expected == 0)
+    assert torch.equal(ours, tensor_seed)
+
+
+@each_dtype
+def test_query_that_sees_nothing_gets_zeros_and_gives_no_gradient(dtype):
+    tensors, dy = inputs(SMALL, dtype)
+    for x in run_fused(tensors, dy, {"key_stop": numbers(5, 0), "softcap": 2.0, "dropout_p": 0.2, "seed": 1}):
+        assert x.isfinite().all()
+        assert (x[1] == 0).all()
+        assert (x[0] != 0).any()
+
+
+def test_scores_far_apart_do_not_overflow():
+    """Scores of size 2000 in float16, whose exponentials have no number; masked ones are no smaller."""
+    (q, k, v), dy = inputs((1, 19, 19, 1, 1, 16), torch.float16)
+    assert_close_to_truth("fused", [q * 100, k * 5, v], dy, {"causal": True}, terms=3.0 * 100)
+
+
+def test_strides_past_two_to_the_31():
+    """Rows 2**31 elements apart, in memory that is mapped and never touched but for them."""
+    torch.use_deterministic_algorithms(False)  # nothing is to be filled
+    rows, width = 2, 16
+    step = 2**31 + 8
+    storage = torch.empty(step + 64 * width, dtype=torch.float16, device=DEVICE)
+    tensors, dy = inputs((1, rows, rows, 1, 1, width), torch.float16)
+    far = []
+    for place, x in enumerate((*tensors, dy)):
+        view = storage.as_strided((1, rows, 1, width), (step, step, width, 1), place * width)
+        far.append(view.copy_(x.detach()))
+    near = run_fused(tensors, dy, {"causal": True})
+    with mk.backend("fused"):
+        q, k, v = (x.detach().requires_grad_() for x in far[:3])
+        y = mk.attention(q, k, v, causal=True)
+        found = [y.detach(), *torch.autograd.grad(y, (q, k, v), far[3])]
+    for x, expected in zip(found, near, strict=True):
+        assert torch.equal(x.cpu(), expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 3, 2, 2, 8), (2, 0, 3, 2, 1, 8), (2, 3, 0, 2, 2, 8)], ids=["B", "T", "S"])
+def test_empty(shape):
+    tensors, dy = inputs(shape, torch.float32)
+    y, dq, dk, dv = run_fused(tensors, dy, {"causal": True})
+    assert (y.shape, dq.shape, dk.shape, dv.shape) == (dy.shape, *(x.shape for x in tensors))
+    assert all((x == 0).all() for x in (y, dq, dk, dv))
+
+
+# --- decoding ---
+
+DECODED = {
+    "causal": {"causal": True},
+    "window": {"causal": True, "window": (21, None)},
+    "window-both": {"window": (30, 2)},
+    "padded": {"causal": True, "key_start": numbers(20, 0), "key_stop": numbers(70, 35)},
+    "nothing-seen": {"key_stop": numbers(0, 70)},
+    "prefix": {"causal": True, "window": (3, None), "prefix": numbers(9, 40)},
+    "alibi": {"causal": True, "alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 0.0625])},
+    "softcap": {"softcap": 0.7, "scale": -0.3},
+    "dropout": {"dropout_p": 0.3, "seed": 7},
+    "bias": {"causal": True, "bias": torch.randn(1, 4, 3, 70, generator=torch.Generator().manual_seed(1))},
+}
+
+
+@each_dtype
+@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("option", DECODED)
+def test_decoding_is_as_close_to_truth_as_reference(option, T, dtype, monkeypatch):
+    o = dict(DECODED[option])
+    if "bias" in o:
+        o["bias"] = o["bias"][:, :, :T]
+    (q, k, v), dy = inputs((2, T, 70, 4, 2, 24), dtype, requires_grad=False)
+    called = []
+    decode = fused.decode
+    monkeypatch.setattr(fused, "decode", lambda *a: called.append(1) or decode(*a))
+    with torch.no_grad(), mk.backend("fused"):
+        there = {key: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for key, x in o.items()}
+        y = mk.attention(moved(q), moved(k), moved(v), **there).cpu()
+    assert called
+    expected, _ = truth(q.double(), k.double(), v.double(), **o)
+    with mk.backend("reference"):
+        plain = mk.attention(q, k, v, **o)
+    allowed = 2 * (plain - expected).abs().max() + 4 * torch.finfo(dtype).eps * expected.abs().max()
+    assert (y - expected).abs().max() <= allowed
+
+
+def test_decoding_is_split():
+    from minillm_kernels.attention.decode import split_size
+
+    assert split_size(4096, 8, 64) == 128  # 32 programs a key head: 256 in all
+    assert split_size(4096, 1000, 64) == 4096  # heads enough
+    assert split_size(40, 1, 64) == 64
+
+
+# --- part of PyTorch ---
+
+
+def op_arguments(option):
+    tensors, dy, o = prepared(option, torch.float32)
+    q, k, v, *bias = (moved(x).requires_grad_() for x in tensors)
+    left, right = o.get("window", (None, None))
+    right = 0 if o.get("causal") else right
+    masks = [o.get(name) for name in ("key_start", "key_stop", "segments", "cu_seqlens_q", "cu_seqlens_k", "prefix")]
+    seed = torch.tensor(o["seed"]) if "seed" in o else None
+    found = [x if x is None else x.to(DEVICE) for x in (o.get("alibi_slopes"), *masks, seed)]
+    rest = (left, right, o.get("softcap"), o.get("dropout_p", 0.0), 0.3)
+    return (q, k, v, bias[0] if bias else None, *found, *rest), moved(dy)
+
+
+@pytest.mark.parametrize("option", ["packed-cross", "softcap-and-bias"])
+def test_ops_pass_opcheck(option):
+    torch.use_deterministic_algorithms(False)  # opcheck compares runs of its own
+    arguments, dy = op_arguments(option)
+    torch.library.opcheck(fused.attention_forward, arguments)
+    y, lse = fused.attention_forward(*arguments)
+    plain = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
+    torch.library.opcheck(fused.attention_backward, (dy, y.detach(), lse.detach(), *plain, arguments[3] is not None))
+
+
+def test_decode_op_passes_opcheck():
+    torch.use_deterministic_algorithms(False)
+    (q, k, v), _ = inputs((2, 1, 40, 2, 1, 16), torch.float32, requires_grad=False)
+    arguments = (moved(q), moved(k), moved(v), *[None] * 6, None, 0, None, 0.0, 0.3)
+    torch.library.opcheck(fused.decode, arguments)
+
+
+@pytest.mark.parametrize("option", ["packed-cross", "softcap-and-bias"])
+def test_compiles_whole(option):
+    torch.use_deterministic_algorithms(False)
+    tensors, dy, o = prepared(option, torch.float32)
+    o = {key: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for key, value in o.items()}
+    tensors, dy = [moved(x) for x in tensors], moved(dy)
+    with mk.backend("fused"):
+        torch._dynamo.reset()
+        compiled = torch.compile(mk.attention, backend="aot_eager", fullgraph=True)
+        for x, y in zip(run(mk.attention, tensors, dy, o), run(compiled, tensors, dy, o), strict=True):
+            assert torch.equal(x, y)
+
+
+def test_works_under_activation_checkpointing():
+    tensors, dy = inputs(SMALL, torch.float32)
+    o = {"causal": True, "dropout_p": 0.3, "seed": 5}
+
+    def recomputed(*tensors, **o):
+        return checkpoint(lambda *t: mk.attention(*t, **o), *tensors, use_reentrant=False)
+
+    with mk.backend("fused"):
+        there = [moved(x) for x in tensors]
+        for x, y in zip(run(mk.attention, there, moved(dy), o), run(recomputed, there, moved(dy), o), strict=True):
+            assert torch.equal(x, y)
+
+
+class Projected(torch.nn.Module):
+    """Attention between two linear maps, as a layer has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.output = torch.nn.Linear(16, 48), torch.nn.Linear(16, 16)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 1, 16).unbind(2)
+        return (
+            self.output(mk.attention(q, k, v, causal=True).flatten(2)) * 1.0
+        )  # FSDP2 warns of a result that is a view
+
+
+def test_works_under_fsdp2(tmp_path):
+    torch.use_deterministic_algorithms(False)  # the linear maps' products
+    distributed.init_process_group(
+        "nccl" if DEVICE == "cuda" else "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        torch.manual_seed(0)
+        model = Projected().to(DEVICE)
+        x = torch.randn(2, 5, 16).to(DEVICE)
+        with mk.backend("fused"):
+            model(x).sum().backward()
+            expected = [p.grad.clone() for p in model.parameters()]
+            model.zero_grad()
+            fully_shard(model, mesh=init_device_mesh(DEVICE, (1,)))
+            model(x).sum().backward()
+        for p, gradient in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(p.grad.full_tensor(), gradient)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_operations_are_counted():
+    (q, k, v), dy = inputs((2, 5, 7, 4, 2, 8), torch.float32)
+    with mk.backend("fused"), FlopCounterMode(display=False) as counter:
+        mk.attention(*(moved(x).requires_grad_() for x in (q, k, v))).backward(moved(dy))
+    assert counter.get_total_flops() == 3.5 * 4 * 2 * 4 * 5 * 7 * 8
+
+
+def test_second_derivative_is_an_error():
+    tensors, dy = inputs(SMALL, torch.float32)
+    there = [moved(x).requires_grad_() for x in tensors]
+    with mk.backend("fused"):
+        y = mk.attention(*there)
+    (dq,) = torch.autograd.grad(y, there[0], moved(dy).requires_grad_(), create_graph=True)
+    with pytest.raises(RuntimeError):
+        dq.sum().backward()
+
+
+@pytest.mark.parametrize("option", ["causal-fewer-keys", "packed-cross", "everything"])
+def test_ops_without_triton_do_the_reference(option, monkeypatch):
+    """On a CPU where nothing interprets the kernels."""
+    torch.use_deterministic_algorithms(False)
+    tensors, dy, o = prepared(option, torch.float32)
+    expected = run_fused(tensors, dy, o)
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "_without_triton", lambda q: True)
+        ours = run_fused(tensors, dy, o)
+        arguments, _ = op_arguments(option)
+        lse = fused.attention_forward(*arguments)[1]
+    for x, y in zip(ours, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(lse, fused.attention_forward(*arguments)[1])
+
+
+# --- spans ---
+
+
+@pytest.mark.parametrize("option", ["packed-cross", "packed-with-a-tail", "segments", "everything"])
+def test_spans_hold_all_that_is_seen(option):
+    """From both sides: no pair that sees each other lies outside the span of its query or of its key."""
+    (B, T, S, *_), o = OPTIONS[option]
+    names = ("key_start", "key_stop", "segments", "cu_seqlens_q", "cu_seqlens_k", "prefix")
+    masks = Masks(causal=False, window=(None, None), **{name: o.get(name) for name in names})
+    spans, backwards = query_spans(masks, B, T, S, torch.device("cpu")), key_spans(masks, B, T, S, torch.device("cpu"))
+    seen = masks.visible(T, S, torch.device("cpu"))
+    assert spans is not None and backwards is not None and seen is not None
+    for b in range(B):
+        for i in range(T):
+            for j in range(S):
+                if seen[min(b, len(seen) - 1), 0, i, j]:
+                    assert spans[b, 0, i] <= j < spans[b, 1, i]
+                    assert backwards[b, 0, j] <= i < backwards[b, 1, j]
+                    assert spans[b, 2, i] == backwards[b, 2, j]
+
+
+# --- which backend ---
+
+
+def test_what_the_kernels_cannot_serve_falls_back():
+    torch.use_deterministic_algorithms(False)  # another backend's products
+    q = torch.zeros(1, 2, 1, 257, device=DEVICE)
+    with mk.backend("fused"), pytest.raises(ValueError, match="heads of width 257 are past the kernels' 256"):
+        mk.attention(q, q, q)
+    assert (mk.attention(q, q, q) == 0).all()
+
+
+@pytest.mark.parametrize("kernel", ["forward", "dk_dv", "dq", "dbias", "decode"])
+@pytest.mark.parametrize("device", configs.DEVICES)
+def test_every_call_has_a_launch(device, kernel):
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for D in (1, 16, 17, 64, 80, 128, 200, 256):
+            for heavy in (True,) if kernel == "dbias" else (False, True):
+                found = configs.launch(kernel, device, dtype, D, heavy)
+                assert found in configs.neighbours(found)
+                assert found.block_m % 16 == found.block_n % 16 == 0
+
+
+def test_variants_name_every_parameter():
+    """A parameter that is left out fails only when the compile report comes to it."""
+    found = list(fused.variants())
+    assert len({(v.name, v.targets) for v in found}) == len(found)
+    for v in found:
+        assert list(v.signature) == list(v.kernel.arg_names), v.name
+        flat = [name for name, kind in v.signature.items() if kind == "constexpr"]
+        assert all(name in v.constants for name in flat), v.name
