@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -43,11 +44,10 @@ _RESOURCES = f"resources-{hashlib.sha256(Path(machine_code.__file__).read_bytes(
 
 
 def variants(op: str) -> list[Variant]:
-    """Return all variants of an op, of which no two have one name."""
+    """Return all variants of an op, of which no two for one target have one name."""
     found = list(importlib.import_module(f"minillm_kernels.{op}.fused").variants())
-    names = [variant.name for variant in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    names = Counter((variant.name, target) for variant in found for target in variant.targets)
+    if twice := [f"{name} for {target}" for (name, target), count in names.items() if count > 1]:
         raise ValueError(f"{op}: variants must have different names, got twice: {', '.join(twice)}")
     return found
 
@@ -106,12 +106,12 @@ def build(variant: Variant, target: str) -> Row:
 
 
 def _attributes(variant: Variant) -> dict[tuple[int, ...], list[list[Any]]]:
-    """Return which arguments are divisible by 16, as Triton's launcher says it; of a tuple all elements are."""
-    unknown = variant.aligned - set(variant.signature)
-    if unknown:
+    """Return which arguments are divisible by 16, as Triton's launcher says it; of a tuple that is named all are."""
+    paths = [path for path in variant.aligned if isinstance(path, tuple)]
+    names = {name for name in variant.aligned if isinstance(name, str)}
+    if unknown := names - set(variant.signature):
         raise ValueError(f"{variant.op}, {variant.name}: aligned names no parameter: {', '.join(sorted(unknown))}")
-    paths = []
-    for name in variant.aligned:
+    for name in names:
         index = variant.kernel.arg_names.index(name)
         kinds = variant.signature[name]
         if isinstance(kinds, tuple):
@@ -140,14 +140,15 @@ def _prepare() -> None:
     os.environ.pop("TRITON_INTERPRET", None)
 
 
-def _names(op: str) -> list[tuple[str, tuple[str, ...], bool]]:
-    """Return name, targets and whether it belongs on the matrix unit, for each variant of an op."""
-    return [(variant.name, variant.targets, variant.matrix_unit) for variant in variants(op)]
+def _names(op: str) -> list[tuple[str, str, bool]]:
+    """Return name, target and whether it belongs on the matrix unit, for each variant of an op and its targets."""
+    found = [(variant.name, target, variant.matrix_unit) for variant in variants(op) for target in variant.targets]
+    return sorted(found, key=lambda one: TARGETS.index(one[1]))
 
 
 def _build_named(job: tuple[str, str, str]) -> Row:
     op, name, target = job
-    return build(next(variant for variant in _variants_once(op) if variant.name == name), target)
+    return build(next(v for v in _variants_once(op) if v.name == name and target in v.targets), target)
 
 
 @functools.cache
@@ -163,13 +164,13 @@ def compilers(count: int = 2) -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-def listed(pool: ProcessPoolExecutor, ops: Iterable[str]) -> dict[tuple[str, str], tuple[tuple[str, ...], bool]]:
-    """Return (op, variant) -> (targets, whether it belongs on the matrix unit), in the order of the report."""
+def listed(pool: ProcessPoolExecutor, ops: Iterable[str]) -> dict[tuple[str, str, str], bool]:
+    """Return (op, variant, target) -> whether it belongs on the matrix unit, of all kernels in use."""
     ops = sorted(ops, key=dispatch.OPS.index)
     return {
-        (op, name): (targets, matrix_unit)
+        (op, name, target): matrix_unit
         for op, found in zip(ops, pool.map(_names, ops), strict=True)
-        for name, targets, matrix_unit in found
+        for name, target, matrix_unit in found
     }
 
 
@@ -284,13 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     with compilers() as pool:
         version = pool.submit(triton_version).result()
-        jobs = [
-            (op, name, target)
-            for (op, name), (named, _) in listed(pool, asked.ops).items()
-            for target in TARGETS
-            if target in named and target in asked.targets
-        ]
-        found = rows(pool, jobs)
+        found = rows(pool, [job for job in listed(pool, asked.ops) if job[2] in asked.targets])
     record = read_record(asked.out)
     if record.get("triton") != version:
         record = {}  # rows of two compilers do not belong in one table

@@ -184,18 +184,18 @@ def gated_backward(dy: Tensor, gate: Tensor, up: Tensor, function: Function) -> 
 def register_unary(
     name: str, functions: Mapping[str, Function], reference: Callable[[Tensor, Tensor | None, str], Tensor]
 ) -> Callable[[Tensor, Tensor | None, str], Tensor]:
-    """Register minillm::<name>_forward and _backward, both opaque to the compiler, and return the differentiable op.
+    """Register minillm_kernels::<name>_forward and _backward, both opaque to the compiler, and return the differentiable op.
 
     Args:
         functions: f by the word that chooses it, the op's last argument.
         reference: the op by hand, for a device without Triton.
     """
 
-    @torch.library.custom_op(f"minillm::{name}_forward", mutates_args=())
+    @torch.library.custom_op(f"minillm_kernels::{name}_forward", mutates_args=())
     def forward(x: Tensor, bias: Tensor | None, form: str) -> Tensor:
         return unary_forward(x, bias, functions[form]) if runs_kernel(x) else reference(x, bias, form)
 
-    @torch.library.custom_op(f"minillm::{name}_backward", mutates_args=())
+    @torch.library.custom_op(f"minillm_kernels::{name}_backward", mutates_args=())
     def backward(dy: Tensor, x: Tensor, bias: Tensor | None, form: str) -> tuple[Tensor, Tensor]:
         if runs_kernel(x):
             return unary_backward(dy, x, bias, functions[form])
@@ -231,11 +231,11 @@ def register_gated(
 ) -> Callable[[Tensor, Tensor, str], Tensor]:
     """As `register_unary`, for y = f(gate) * up."""
 
-    @torch.library.custom_op(f"minillm::{name}_forward", mutates_args=())
+    @torch.library.custom_op(f"minillm_kernels::{name}_forward", mutates_args=())
     def forward(gate: Tensor, up: Tensor, form: str) -> Tensor:
         return gated_forward(gate, up, functions[form]) if runs_kernel(gate) else reference(gate, up, form)
 
-    @torch.library.custom_op(f"minillm::{name}_backward", mutates_args=())
+    @torch.library.custom_op(f"minillm_kernels::{name}_backward", mutates_args=())
     def backward(dy: Tensor, gate: Tensor, up: Tensor, form: str) -> tuple[Tensor, Tensor]:
         if runs_kernel(gate):
             return gated_backward(dy, gate, up, functions[form])

@@ -224,7 +224,7 @@ MathsBackward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor,
 
 
 def register(name: str, centre: bool, maths: Maths, maths_backward: MathsBackward) -> Norm:
-    """Register minillm::<name>_forward and _backward, both opaque to the compiler, and return the differentiable op.
+    """Register minillm_kernels::<name>_forward and _backward, both opaque to the compiler, and return the differentiable op.
 
     Args:
         centre: whether the mean is taken off.
@@ -232,7 +232,7 @@ def register(name: str, centre: bool, maths: Maths, maths_backward: MathsBackwar
         maths_backward: dy, s, weight, mean, rstd -> the gradients of s through y, of weight and of bias.
     """
 
-    @torch.library.custom_op(f"minillm::{name}_forward", mutates_args=())
+    @torch.library.custom_op(f"minillm_kernels::{name}_forward", mutates_args=())
     def forward_op(
         x: Tensor,
         weight: Tensor,
@@ -254,7 +254,7 @@ def register(name: str, centre: bool, maths: Maths, maths_backward: MathsBackwar
         made = residual is not None or seed is not None
         return y.to(x.dtype), s if made else x.new_empty(0), mean if centre else mean.new_empty(0), rstd
 
-    @torch.library.custom_op(f"minillm::{name}_backward", mutates_args=())
+    @torch.library.custom_op(f"minillm_kernels::{name}_backward", mutates_args=())
     def backward_op(
         dy: Tensor,
         ds: Tensor | None,

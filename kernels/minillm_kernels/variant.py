@@ -17,18 +17,18 @@ from typing import Any
 class Variant:
     """One specialisation of one Triton kernel.
 
-    op: as in `dispatch.OPS`. name: tells it from the op's others, such as "forward f16 D=64 causal".
+    op: as in `dispatch.OPS`. name: tells it from the op's others for the same target, as "forward f16 D=64 causal".
     kernel: the function under `triton.jit`.
     signature: parameter -> "*fp16", "*fp32", "*i64", "fp32", "i32", ..., or "constexpr"; a tuple of these for a tuple.
     constants: the value of each constexpr parameter; Triton makes one of every number that is 1, such as a stride.
-    aligned: parameters that are divisible by 16: pointers, and strides where the compiler may count on it; of a tuple
-        all elements are.
+    aligned: parameters that are divisible by 16: pointers, and strides where the compiler may count on it.
     num_warps, num_stages: of the launch.
     targets: the devices for which the table of configurations names it: "sm_80", "sm_90", "sm_100", "gfx942".
     matrix_unit: whether its products belong on tensor cores.
 
-    A parameter that takes a tuple has a tuple of types as its signature. `constants` and `aligned` name an element of
-    it by its path of indices, (parameter, element), as Triton does: {(8, 3): 1} for a stride that is 1.
+    A parameter that takes a tuple has a tuple of types as its signature. `constants` and `aligned` may name an element
+    of it by its path of indices, (parameter, element), as Triton does: {(8, 3): 1} for a stride that is 1. Where
+    `aligned` has the tuple's own name, all its elements but constexpr ones are.
     """
 
     op: str

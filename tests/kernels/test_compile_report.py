@@ -201,13 +201,17 @@ def in_use(pool) -> dict:
     return compile_report.listed(pool, dispatch.FUSED_OPS)
 
 
+def job_of(row) -> tuple[str, str, str]:
+    return row["op"], row["variant"], row["target"]
+
+
 def spill_limit(row) -> int:
     return SPILLS_ALLOWED.get((row["op"], row["target"]), 0)
 
 
 def test_record_has_every_variant_in_use_and_no_other(in_use):
-    jobs = [(op, name, target) for (op, name), (targets, _) in in_use.items() for target in targets]
-    recorded = [(row["op"], row["variant"], row["target"]) for row in RECORD["rows"]]
+    jobs = list(in_use)
+    recorded = [job_of(row) for row in RECORD["rows"]]
     again = "run python -m minillm_kernels.compile_report"
     assert sorted(set(jobs) - set(recorded)) == [], again
     assert sorted(set(recorded) - set(jobs)) == [], again
@@ -216,7 +220,7 @@ def test_record_has_every_variant_in_use_and_no_other(in_use):
 
 def test_nothing_on_record_spills_or_leaves_the_matrix_unit(in_use):
     found = [
-        compile_report.complaint(row, in_use[row["op"], row["variant"]][1], spill_limit(row)) for row in RECORD["rows"]
+        compile_report.complaint(row, in_use[job_of(row)], spill_limit(row)) for row in RECORD["rows"]
     ]
     assert [text for text in found if text] == []
 
@@ -230,8 +234,8 @@ def test_table_is_made_of_the_record():
 
 def compare_with_record(pool, in_use, expected) -> None:
     """Assert that rows on record come out again: what must not be, and with the same Triton every number."""
-    found = compile_report.rows(pool, [(row["op"], row["variant"], row["target"]) for row in expected])
-    faults = [compile_report.complaint(row, in_use[row["op"], row["variant"]][1], spill_limit(row)) for row in found]
+    found = compile_report.rows(pool, [job_of(row) for row in expected])
+    faults = [compile_report.complaint(row, in_use[job_of(row)], spill_limit(row)) for row in found]
     assert [text for text in faults if text] == []
     if pool.submit(compile_report.triton_version).result() == RECORD["triton"]:
         assert found == expected, "run python -m minillm_kernels.compile_report"

@@ -182,7 +182,7 @@ def seed_fault(monkeypatch, tmp_path) -> Callable[[Fault], None]:
         assert fault.right in text, "the text has changed: say this fault anew"
         text = text.replace(fault.right, fault.wrong, 1)
         name = f"fault_{next(NUMBER)}"  # an op is registered under a name once, and the module under its own
-        text = text.replace('"minillm::', f'"minillm_{name}::')
+        text = text.replace('"minillm_kernels::', f'"minillm_{name}::')
         text = text.replace('register_unary("', f'register_unary("{name}_').replace(
             'register_gated("', f'register_gated("{name}_'
         )

@@ -104,7 +104,7 @@ def test_second_derivative_is_an_error(op):
 
 def registered(op: str) -> list[tuple[Any, tuple[Any, ...]]]:
     """Return the registered ops behind an op, each with arguments."""
-    library, rows = torch.ops.minillm, (normal(4, 6).requires_grad_(), normal(4, 6))
+    library, rows = torch.ops.minillm_kernels, (normal(4, 6).requires_grad_(), normal(4, 6))
     x, other, seed = *rows, torch.tensor(7, device=DEVICE)
     weight, bias, statistics = normal(6).requires_grad_(), normal(6).requires_grad_(), torch.rand(4, device=DEVICE)
     match op:

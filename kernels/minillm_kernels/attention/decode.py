@@ -154,7 +154,7 @@ def split_size(num_keys: int, num_rows: int, block_n: int) -> int:
     return cdiv(tiles, splits) * block_n
 
 
-@torch.library.custom_op("minillm::attention_decode", mutates_args=())
+@torch.library.custom_op("minillm_kernels::attention_decode", mutates_args=())
 def decode(  # noqa: PLR0913
     q: Tensor,
     k: Tensor,
@@ -219,7 +219,7 @@ def _(q: Tensor, *_: Any) -> Tensor:
     return q.new_empty(q.shape)
 
 
-@register_flop_formula(torch.ops.minillm.attention_decode)
+@register_flop_formula(torch.ops.minillm_kernels.attention_decode)
 def decode_flops(q_shape: Any, k_shape: Any, *_: Any, **__: Any) -> int:
     """Return 2 products' operations for all pairs, as PyTorch counts its own attention."""
     (B, T, H, D), S = q_shape, k_shape[1]

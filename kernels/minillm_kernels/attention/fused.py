@@ -2,8 +2,8 @@
 
 Two ops, so that the compiler sees neither the inside of the forward nor of the backward pass:
 
-    minillm::attention_forward    -> y, lse
-    minillm::attention_backward   -> dq, dk, dv, dbias
+    minillm_kernels::attention_forward    -> y, lse
+    minillm_kernels::attention_backward   -> dq, dk, dv, dbias
 
 Each has a fake implementation (shapes for the compiler), a CPU implementation (the kernels where Triton is interpreted,
 else the maths of `reference.py`) and a count of operations; the first has the second as its derivative.
@@ -71,7 +71,7 @@ def attention(
     return y
 
 
-@torch.library.custom_op("minillm::attention_forward", mutates_args=())
+@torch.library.custom_op("minillm_kernels::attention_forward", mutates_args=())
 def attention_forward(  # noqa: PLR0913
     q: Tensor,
     k: Tensor,
@@ -115,7 +115,7 @@ def attention_forward(  # noqa: PLR0913
     return y, lse
 
 
-@torch.library.custom_op("minillm::attention_backward", mutates_args=())
+@torch.library.custom_op("minillm_kernels::attention_backward", mutates_args=())
 def attention_backward(  # noqa: PLR0913
     dy: Tensor,
     y: Tensor,
@@ -211,14 +211,14 @@ _NUM_TENSORS = 12  # of the arguments of attention_forward, q to seed
 attention_forward.register_autograd(_differentiate, setup_context=_save)
 
 
-@register_flop_formula(torch.ops.minillm.attention_forward)
+@register_flop_formula(torch.ops.minillm_kernels.attention_forward)
 def forward_flops(q_shape: Any, k_shape: Any, *_: Any, **__: Any) -> int:
     """Return 2 products' operations for all pairs, hidden ones too, as PyTorch counts its own attention."""
     (B, T, H, D), S = q_shape, k_shape[1]
     return 4 * B * H * T * S * D
 
 
-@register_flop_formula(torch.ops.minillm.attention_backward)
+@register_flop_formula(torch.ops.minillm_kernels.attention_backward)
 def backward_flops(dy_shape: Any, y_shape: Any, lse_shape: Any, q_shape: Any, k_shape: Any, *_: Any, **__: Any) -> int:
     """Return 5 products' operations: the kernels do 7, and the other 2 are their way, not the task."""
     return forward_flops(q_shape, k_shape) * 5 // 2

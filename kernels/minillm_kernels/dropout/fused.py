@@ -43,7 +43,7 @@ def _dropout_kernel(
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@torch.library.custom_op("minillm::dropout", mutates_args=())
+@torch.library.custom_op("minillm_kernels::dropout", mutates_args=())
 def _op(x: Tensor, seed: Tensor, p: float) -> Tensor:
     if not runs_kernel(x):
         y = reference.dropout(x, p, seed)

@@ -232,12 +232,12 @@ def backward(tokens: Tensor, dy: Tensor, num_rows: int) -> Tensor:
     return dweight
 
 
-@torch.library.custom_op("minillm::embedding_forward", mutates_args=())
+@torch.library.custom_op("minillm_kernels::embedding_forward", mutates_args=())
 def _forward(tokens: Tensor, weight: Tensor) -> Tensor:
     return forward(tokens, weight) if runs_kernel(weight) else reference.embedding(tokens, weight)
 
 
-@torch.library.custom_op("minillm::embedding_backward", mutates_args=())
+@torch.library.custom_op("minillm_kernels::embedding_backward", mutates_args=())
 def _backward(tokens: Tensor, dy: Tensor, num_rows: int) -> Tensor:
     if runs_kernel(dy):
         return backward(tokens, dy, num_rows)

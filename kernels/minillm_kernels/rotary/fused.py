@@ -130,7 +130,7 @@ def _blocks(q_heads: int, k_heads: int, half: int, dtype: torch.dtype) -> dict[s
     return {"BLOCK_N": min(tokens, 64), "BLOCK_HQ": block_q, "BLOCK_HK": block_k, "BLOCK_D": block_d}
 
 
-@torch.library.custom_op("minillm::rotary", mutates_args=())
+@torch.library.custom_op("minillm_kernels::rotary", mutates_args=())
 def _op(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, interleaved: bool, inverse: bool
 ) -> tuple[Tensor, Tensor]:
