@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from minillm.anchors import Anchor
 from minillm.checkpoint.files import write_text
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder
@@ -41,6 +43,7 @@ from minillm.training.trainer import Trainer
 CHANGEABLE = ("train.max_steps", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints")
 CHANGEABLE += ("train.log_every", "train.micro_batch_size", "train.device", "train.compute_dtype", "train.compile")
 CHANGEABLE += ("train.threads",)
+PLOTTED = ("unigram", "3-gram", "6-gram")  # anchors in the plot of the loss: more lines than these cannot be told apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,12 +239,29 @@ def _train(trainer: Trainer, material: Material, config: PretrainConfig, progres
     """Train, then judge the weights on all held-out text beside the anchors, and draw the plots."""
     summary = trainer.fit()
     folder = trainer.folder
-    draw_plots(folder)
     if summary.stopped_early:
+        draw_plots(folder)
         return Result(run=folder.path, kind=config.model.kind, summary=summary, evaluation=None, table=[])
     progress.note("held-out text: this model among simple ones that learnt from the same text")
     end = material.evaluate(trainer.model)
-    table = compare(end, material.anchors(folder.path / "anchors.json"))
+    anchors = material.anchors(folder.path / "anchors.json")
+    draw_plots(folder, anchors=plotted_losses(anchors, end, num_bytes=material.valid.num_bytes))
+    table = compare(end, anchors)
     for line in table:
         progress.note(line)
     return Result(run=folder.path, kind=config.model.kind, summary=summary, evaluation=end, table=table)
+
+
+def plotted_losses(anchors: Sequence[Anchor], evaluation: Evaluation, *, num_bytes: int) -> dict[str, float]:
+    """Return the losses of the anchors that the plot of the loss shows, in its unit: nats per target.
+
+        nats per target = bits per byte * log(2) * bytes / targets
+
+    Args:
+        anchors: each with a loss, or with bits per byte.
+        evaluation: of a model on the same text; its number of targets is taken.
+        num_bytes: of that text.
+    """
+    nats = math.log(2) * num_bytes / evaluation.targets
+    losses = {a.name: a.loss if a.loss is not None else (a.bits_per_byte or 0.0) * nats for a in anchors}
+    return {name: losses[name] for name in PLOTTED if name in losses}

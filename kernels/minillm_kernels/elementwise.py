@@ -184,7 +184,7 @@ def gated_backward(dy: Tensor, gate: Tensor, up: Tensor, function: Function) -> 
 def register_unary(
     name: str, functions: Mapping[str, Function], reference: Callable[[Tensor, Tensor | None, str], Tensor]
 ) -> Callable[[Tensor, Tensor | None, str], Tensor]:
-    """Register minillm_kernels::<name>_forward and _backward, both opaque to the compiler, and return the differentiable op.
+    """Register <name>_forward and _backward, both opaque to the compiler, and return the differentiable op.
 
     Args:
         functions: f by the word that chooses it, the op's last argument.

@@ -224,7 +224,7 @@ MathsBackward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor,
 
 
 def register(name: str, centre: bool, maths: Maths, maths_backward: MathsBackward) -> Norm:
-    """Register minillm_kernels::<name>_forward and _backward, both opaque to the compiler, and return the differentiable op.
+    """Register <name>_forward and _backward, both opaque to the compiler, and return the differentiable op.
 
     Args:
         centre: whether the mean is taken off.

@@ -100,8 +100,8 @@ def test_resume_ends_where_an_unbroken_run_ends(minillm, runs, text, tmp_path, k
 def test_init_begins_with_the_weights_of_another_run(minillm, runs, text, tmp_path):
     """--init takes weights, architecture and tokenizer: at a vanishing learning rate they stay as they were."""
     words = ("--init", runs / "decoder", "--data.input", text, "--out", tmp_path / "run", "--quiet", "--json")
-    settings = ("--optim.learning_rate", "1e-30", "--optim.weight_decay", "0", "--train.max_steps", "2")
-    status, out, err = minillm("pretrain", *words, *settings)
+    settings = ("--optim.learning_rate", "1e-30", "--optim.adamw_learning_rate", "1e-30", "--optim.weight_decay", "0")
+    status, out, err = minillm("pretrain", *words, *settings, "--train.max_steps", "2")
     assert status == 0, err
     weights = "checkpoints/step-00000{}/model.safetensors"
     assert (tmp_path / "run" / weights.format(2)).read_bytes() == (runs / "decoder" / weights.format(6)).read_bytes()

@@ -219,9 +219,7 @@ def test_record_has_every_variant_in_use_and_no_other(in_use):
 
 
 def test_nothing_on_record_spills_or_leaves_the_matrix_unit(in_use):
-    found = [
-        compile_report.complaint(row, in_use[job_of(row)], spill_limit(row)) for row in RECORD["rows"]
-    ]
+    found = [compile_report.complaint(row, in_use[job_of(row)], spill_limit(row)) for row in RECORD["rows"]]
     assert [text for text in found if text] == []
 
 

@@ -1,6 +1,9 @@
 """dispatch: one decision for every op, said in words."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import minillm_kernels as mk
@@ -120,6 +123,28 @@ def test_kernel_runs_interpreted_on_a_cpu_when_asked_for(monkeypatch):
     assert decision().backend == "torch"
     with mk.backend("fused"):
         assert decision() == mk.Decision("relu", "fused", "asked for")
+
+
+def test_the_package_works_without_triton_and_does_not_import_it():
+    """With triton hidden every op but `fused` ones runs; where it is there, importing the package leaves it alone."""
+    program = "import sys, torch{hidden}\nimport minillm_kernels as mk\nloaded = 'triton' in sys.modules\n"
+    program += "x = torch.ones(2, 3, requires_grad=True)\n"
+    program += (
+        "mk.linear_cross_entropy(mk.rms_norm(x, torch.ones(3)), torch.ones(5, 3), torch.tensor([1, 2])).backward()\n"
+    )
+    program += "q = torch.ones(1, 2, 1, 4)\nmk.attention(q, q, q, causal=True)\n{end}"
+    for hidden, end in (
+        ("; sys.modules['triton'] = None", "print(mk.dispatch.decide('attention', 'cuda').reason)"),
+        ("", "print(loaded)"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(hidden=hidden, end=end)],
+            env={**os.environ, "PYTHONPATH": str(Path(mk.__file__).parents[1])},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == ("triton is not installed" if hidden else "False")
 
 
 README = (Path(__file__).parents[2] / "kernels/README.md").read_text(encoding="utf-8")

@@ -2,18 +2,21 @@
 
 import dataclasses
 import json
+import math
 import platform
 
 import pytest
 import torch
 
 from minillm import pretrain as module
+from minillm.anchors import Anchor
 from minillm.checkpoint.native import read_tensors
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.config import build, read_toml
 from minillm.data.corpora import open_corpus
 from minillm.errors import InputError
-from minillm.pretrain import pretrain, resume
+from minillm.evaluate import Evaluation
+from minillm.pretrain import plotted_losses, pretrain, resume
 from minillm.pretrain_config import PretrainConfig
 from minillm.training.progress import Progress
 
@@ -26,6 +29,18 @@ def test_result(tiny_config, tmp_path):
     assert figures["valid_loss"] == result.evaluation.loss and figures["bits_per_byte"] > 0
     assert figures["masked_accuracy"] is None
     assert any("xz primed" in line for line in result.table) and "beats" in result.table[-1]
+
+
+def test_anchors_come_into_the_plot_in_its_unit():
+    """A model's loss follows from its bits per byte by the same rule; anchors with a loss keep it; few are shown."""
+    model = Evaluation(loss=2.5, perplexity=12.2, bits_per_byte=1.25, masked_accuracy=None, targets=100)
+    num_bytes = round(2.5 * 100 / (1.25 * math.log(2)))
+    anchors = [Anchor(name=name, bits_per_byte=1.25) for name in ("uniform", "unigram", "3-gram", "xz")]
+    assert plotted_losses(anchors, model, num_bytes=num_bytes) == pytest.approx(
+        {"unigram": 2.5, "3-gram": 2.5}, rel=0.01
+    )
+    anchors = [Anchor(name="unigram", loss=6.0, masked_accuracy=0.1)]
+    assert plotted_losses(anchors, model, num_bytes=num_bytes) == {"unigram": 6.0}
 
 
 def test_corpus_card(tiny_runs):
@@ -77,9 +92,8 @@ def test_an_interrupted_beginning_can_be_begun_again(tiny_config, tmp_path):
 
 def test_init_takes_architecture_weights_and_tokenizer(tiny_config, tiny_runs, tmp_path):
     """[model] of the new settings gives way to the other run's; weights begin where it ended."""
-    config = tiny_config(
-        model={"width": 64}, train={"max_steps": 1}, optim={"learning_rate": 1e-30, "weight_decay": 0.0}
-    )
+    nothing = {"learning_rate": 1e-30, "adamw_learning_rate": 1e-30, "weight_decay": 0.0}
+    config = tiny_config(model={"width": 64}, train={"max_steps": 1}, optim=nothing)
     pretrain(config, tmp_path / "run", init=tiny_runs["decoder"])
     old = read_tensors(tiny_runs["decoder"] / "checkpoints/step-000004/model.safetensors")
     new = read_tensors(tmp_path / "run/checkpoints/step-000001/model.safetensors")

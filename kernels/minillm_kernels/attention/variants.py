@@ -1,8 +1,8 @@
 """How the attention kernels are compiled: every entry of the table of launches, with the switches that change code.
 
-Each mask that a call has or lacks is another specialisation, so there are thousands. Listed are, for each entry of
-width 64 or more in float16 and float32, no mask at all, causality, and all that a call can ask for at once; for the
-other entries causality; and for heads of width 64 in float16 each option alone.
+Each mask that a call has or lacks is another specialisation, so there are thousands. Listed are, for each entry of the
+table, causality, or all that a call can ask for at once where that is the entry's own; for heads of width 64 on sm_90
+in float16 each option alone, and there bfloat16 too, which differs from float16 in names only.
 
 Read next: `../variant.py`.
 """
@@ -53,7 +53,6 @@ SWITCHES: dict[str, tuple[Visibility, Terms, bool]] = {
     "softcap": (_CAUSAL, _PLAIN._replace(softcap="fp32"), False),
     "dropout": (_CAUSAL, _PLAIN, True),
 }
-EXTREMES = ("full", "causal", "everything")
 KERNELS: dict[str, Any] = {
     "forward": attention_forward_kernel,
     "dk_dv": attention_dk_dv_kernel,
@@ -71,18 +70,19 @@ def variants() -> Iterator[Variant]:
         for dtype in _NAMES:
             for D in configs.WIDTHS:
                 for kernel in KERNELS:
-                    for switch in _switches(kernel, dtype, D):
+                    for switch in _switches(kernel, device, dtype, D):
                         yield variant(kernel, device, dtype, D, switch)
 
 
-def _switches(kernel: str, dtype: torch.dtype, D: int) -> tuple[str, ...]:
+def _switches(kernel: str, device: configs.Device, dtype: torch.dtype, D: int) -> tuple[str, ...]:
+    closely = device == "sm_90" and D == 64
+    if dtype == torch.bfloat16:
+        return ("everything" if kernel == "dbias" else "causal",) if closely else ()
     if kernel in ("delta", "combine"):
         return ("full",)
-    if kernel == "dbias":
-        return ("bias", "everything")
-    if dtype == torch.bfloat16 or D < 64:  # as the others, but for names and sizes
-        return ("causal",)
-    return tuple(SWITCHES) if dtype == torch.float16 and D == 64 else EXTREMES
+    if kernel == "dbias" or dtype == torch.float32:
+        return ("everything",)
+    return tuple(SWITCHES) if closely else ("causal", "everything")
 
 
 def variant(

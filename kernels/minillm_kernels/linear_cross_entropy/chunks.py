@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from minillm_kernels import dispatch
 from minillm_kernels.cross_entropy.reference import Options
@@ -345,20 +344,3 @@ def _gradients_of_losses(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...
 
 
 _losses.register_autograd(_gradients_of_losses, setup_context=_keep_inputs)
-
-
-@register_flop_formula(torch.ops.minillm_kernels.linear_cross_entropy_total)
-def _total_flops(hidden: Any, weight: Any, *rest: Any, **kwargs: Any) -> int:
-    """Count the products of all N rows: which of them are ignored is not known without waiting for the device."""
-    wanted = rest[-1]
-    return 2 * hidden[0] * weight[0] * weight[1] * (1 + wanted[0] + wanted[1])
-
-
-@register_flop_formula(torch.ops.minillm_kernels.linear_cross_entropy_losses)
-def _losses_flops(hidden: Any, weight: Any, *rest: Any, **kwargs: Any) -> int:
-    return 2 * hidden[0] * weight[0] * weight[1]
-
-
-@register_flop_formula(torch.ops.minillm_kernels.linear_cross_entropy_losses_backward)
-def _losses_backward_flops(hidden: Any, weight: Any, *rest: Any, **kwargs: Any) -> int:
-    return _total_flops(hidden, weight, *rest)

@@ -32,6 +32,13 @@ def rests(folder) -> list[str]:
 
 
 class TestInterrupt:
+    @pytest.fixture(autouse=True)
+    def pythons_own_handler(self):
+        """Whoever starts the tests in the background has SIGINT ignored, and Python leaves it at that."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
     """The first Ctrl-C ends the step, saves and stops; the second stops at once."""
 
     def test_saves_stops_and_goes_on_bit_for_bit(self, make_trainer, capsys):
