@@ -193,7 +193,7 @@ def register_unary(
 
     @torch.library.custom_op(f"minillm_kernels::{name}_forward", mutates_args=())
     def forward(x: Tensor, bias: Tensor | None, form: str) -> Tensor:
-        return unary_forward(x, bias, functions[form]) if runs_kernel(x) else reference(x, bias, form)
+        return unary_forward(x, bias, functions[form]) if runs_kernel(x) else reference(x.contiguous(), bias, form)
 
     @torch.library.custom_op(f"minillm_kernels::{name}_backward", mutates_args=())
     def backward(dy: Tensor, x: Tensor, bias: Tensor | None, form: str) -> tuple[Tensor, Tensor]:
@@ -233,7 +233,7 @@ def register_gated(
 
     @torch.library.custom_op(f"minillm_kernels::{name}_forward", mutates_args=())
     def forward(gate: Tensor, up: Tensor, form: str) -> Tensor:
-        return gated_forward(gate, up, functions[form]) if runs_kernel(gate) else reference(gate, up, form)
+        return gated_forward(gate, up, functions[form]) if runs_kernel(gate) else reference(gate.contiguous(), up, form)
 
     @torch.library.custom_op(f"minillm_kernels::{name}_backward", mutates_args=())
     def backward(dy: Tensor, gate: Tensor, up: Tensor, form: str) -> tuple[Tensor, Tensor]:
@@ -265,8 +265,8 @@ def register_gated(
 def _gradients(function: Callable[..., Tensor], dy: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     """Return the gradients that the reference's own backward pass gives."""
     with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in inputs]
-        return torch.autograd.grad(function(*leaves), leaves, dy)
+        leaves = [t.detach().contiguous().requires_grad_() for t in inputs]
+        return torch.autograd.grad(function(*leaves), leaves, dy.contiguous())
 
 
 def unary_variants(op: str, functions: Mapping[str, Function]) -> Iterator[Variant]:

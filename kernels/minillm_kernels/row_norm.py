@@ -28,6 +28,7 @@ from minillm_kernels.launching import (
     rows_of,
     runs_kernel,
     seed_on,
+    with_factor,
 )
 from minillm_kernels.philox import keep
 from minillm_kernels.variant import Variant
@@ -96,7 +97,7 @@ def forward(
             *strides,
             C,
             eps,
-            dropout_p,
+            with_factor(dropout_p),
             **switches,
             BLOCK_C=WIDE_BLOCK_C,
             threads=WIDE_THREADS,
@@ -112,7 +113,7 @@ def forward(
             R,
             C,
             eps,
-            dropout_p,
+            with_factor(dropout_p),
             **switches,
             BLOCK_R=block_r,
             BLOCK_C=block_c,
@@ -162,7 +163,7 @@ def backward(
             *tensors,
             *strides,
             C,
-            dropout_p,
+            with_factor(dropout_p),
             **switches,
             BLOCK_C=WIDE_BLOCK_C,
             threads=WIDE_THREADS,
@@ -188,7 +189,7 @@ def backward(
             *strides,
             R,
             C,
-            dropout_p,
+            with_factor(dropout_p),
             **switches,
             HAS_BIAS=has_bias,
             BLOCK_R=block_r,
@@ -244,7 +245,7 @@ def register(name: str, centre: bool, maths: Maths, maths_backward: MathsBackwar
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if runs_kernel(x):
             return forward(x, weight, bias, residual, seed, eps, dropout_p, centre)
-        s = x.float()
+        s = x.contiguous().float()
         if seed is not None:
             s = s * keep(tuple(x.shape), dropout_p, seed, x.device) / (1 - dropout_p)
         if residual is not None:
@@ -268,7 +269,9 @@ def register(name: str, centre: bool, maths: Maths, maths_backward: MathsBackwar
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if runs_kernel(s):
             return backward(dy, ds, s, weight, mean, rstd, seed, dropout_p, has_bias, centre)
-        total, dweight, dbias = maths_backward(dy.float(), s.float(), weight.float(), mean, rstd)
+        total, dweight, dbias = maths_backward(
+            dy.contiguous().float(), s.contiguous().float(), weight.float(), mean, rstd
+        )
         if ds is not None:
             total = total + ds
         dbias = dbias if has_bias else dbias.new_empty(0)
@@ -404,12 +407,12 @@ def _backward_variants(
     )
 
 
-def _types(dtype: torch.dtype) -> dict[str, str]:
+def _types(dtype: torch.dtype) -> dict[str, Any]:
     """Return the type of every parameter that is not i32: float32 weights beside activations in `dtype`."""
     activations = ("x_ptr", "residual_ptr", "y_ptr", "s_ptr", "dy_ptr", "ds_ptr", "dx_ptr", "dresidual_ptr")
     wide = ("weight_ptr", "bias_ptr", "mean_ptr", "rstd_ptr", "dweight_ptr", "dbias_ptr")
     return (
         {p: TRITON_TYPE[dtype] for p in activations}
         | dict.fromkeys(wide, "*fp32")
-        | {"seed_ptr": "*i64", "eps": "fp32", "dropout_p": "fp32"}
+        | {"seed_ptr": "*i64", "eps": "fp32", "dropout": ("fp32", "fp32")}
     )

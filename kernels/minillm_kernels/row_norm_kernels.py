@@ -25,10 +25,10 @@ import triton.language as tl
 
 
 @triton.jit
-def _drop(x, seed, index, dropout_p):
+def _drop(x, seed, index, dropout):
     """Return x / (1 - p) where uniform(seed, index) >= p, else 0."""
-    scale = 1 / (1 - dropout_p)  # one division a program
-    return tl.where(tl.rand(seed, index) >= dropout_p, x * scale, 0.0)
+    p, factor = dropout
+    return tl.where(tl.rand(seed, index) >= p, x * factor, 0.0)
 
 
 @triton.jit
@@ -40,14 +40,14 @@ def _sum(
     residual_offs,
     index,
     mask,
-    dropout_p,
+    dropout,
     HAS_RESIDUAL: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
 ):
     """Return s of (1), rounded to the dtype of x, in float32; 0 where masked."""
     s = tl.load(x_ptr + x_offs, mask=mask, other=0.0).to(tl.float32)
     if HAS_DROPOUT:
-        s = _drop(s, tl.load(seed_ptr), index, dropout_p)
+        s = _drop(s, tl.load(seed_ptr), index, dropout)
     if HAS_RESIDUAL:
         s += tl.load(residual_ptr + residual_offs, mask=mask, other=0.0).to(tl.float32)
     return s.to(x_ptr.dtype.element_ty).to(tl.float32)  # y is the norm of the s that is returned
@@ -69,7 +69,7 @@ def forward_kernel(
     num_rows,  # R
     num_cols,  # C
     eps,
-    dropout_p,
+    dropout,  # (p, 1 / (1 - p)), with HAS_DROPOUT
     CENTRE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -85,7 +85,7 @@ def forward_kernel(
     x_offs = offs_r[:, None] * x_row_stride + offs_c[None, :]
     residual_offs = offs_r[:, None] * residual_row_stride + offs_c[None, :]
     s = _sum(
-        x_ptr, residual_ptr, seed_ptr, x_offs, residual_offs, offs, mask, dropout_p, HAS_RESIDUAL, HAS_DROPOUT
+        x_ptr, residual_ptr, seed_ptr, x_offs, residual_offs, offs, mask, dropout, HAS_RESIDUAL, HAS_DROPOUT
     )  # (BLOCK_R, BLOCK_C)
     if HAS_RESIDUAL or HAS_DROPOUT:
         tl.store(s_ptr + offs, s.to(s_ptr.dtype.element_ty), mask=mask)
@@ -120,7 +120,7 @@ def backward_kernel(
     s_row_stride,  # in elements
     num_rows,  # R
     num_cols,  # C
-    dropout_p,
+    dropout,  # (p, 1 / (1 - p)), with HAS_DROPOUT
     CENTRE: tl.constexpr,
     HAS_DS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -158,7 +158,7 @@ def backward_kernel(
             total += tl.load(ds_ptr + ds_offs, mask=mask, other=0.0).to(tl.float32)  # (8)
         if HAS_DROPOUT:
             tl.store(dresidual_ptr + offs, total.to(dresidual_ptr.dtype.element_ty), mask=mask)
-            total = _drop(total, tl.load(seed_ptr), offs, dropout_p)  # (9)
+            total = _drop(total, tl.load(seed_ptr), offs, dropout)  # (9)
         tl.store(dx_ptr + offs, total.to(dx_ptr.dtype.element_ty), mask=mask)
     partial = tl.cast(program, tl.int64) * num_cols + offs_c
     tl.store(dweight_ptr + partial, tl.sum(dweight, axis=0), mask=mask_c)
@@ -181,7 +181,7 @@ def wide_forward_kernel(
     residual_row_stride,  # in elements
     num_cols,  # C
     eps,
-    dropout_p,
+    dropout,  # (p, 1 / (1 - p)), with HAS_DROPOUT
     CENTRE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -198,16 +198,14 @@ def wide_forward_kernel(
         for start in range(0, num_cols, BLOCK_C):
             offs_c = start + tl.arange(0, BLOCK_C)
             mask, index = offs_c < num_cols, row * num_cols + offs_c
-            sums += _sum(
-                x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, index, mask, dropout_p, HAS_RESIDUAL, HAS_DROPOUT
-            )
+            sums += _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, index, mask, dropout, HAS_RESIDUAL, HAS_DROPOUT)
         mean = tl.sum(sums, axis=0) / num_cols  # (2)
         tl.store(mean_ptr + row, mean)
     squares = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, num_cols, BLOCK_C):
         offs_c = start + tl.arange(0, BLOCK_C)
         mask, index = offs_c < num_cols, row * num_cols + offs_c
-        s = _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, index, mask, dropout_p, HAS_RESIDUAL, HAS_DROPOUT)
+        s = _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, index, mask, dropout, HAS_RESIDUAL, HAS_DROPOUT)
         s = tl.where(mask, s - mean, 0.0)
         squares += s * s
     rstd = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / num_cols + eps)  # (3)
@@ -215,7 +213,7 @@ def wide_forward_kernel(
     for start in range(0, num_cols, BLOCK_C):
         offs_c = start + tl.arange(0, BLOCK_C)
         mask, index = offs_c < num_cols, row * num_cols + offs_c
-        s = _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, index, mask, dropout_p, HAS_RESIDUAL, HAS_DROPOUT)
+        s = _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, index, mask, dropout, HAS_RESIDUAL, HAS_DROPOUT)
         if HAS_RESIDUAL or HAS_DROPOUT:
             tl.store(s_ptr + index, s.to(s_ptr.dtype.element_ty), mask=mask)
         y = (s - mean) * rstd * tl.load(weight_ptr + offs_c, mask=mask, other=0.0).to(tl.float32)  # (4)
@@ -239,7 +237,7 @@ def wide_backward_kernel(
     ds_row_stride,  # in elements
     s_row_stride,  # in elements
     num_cols,  # C
-    dropout_p,
+    dropout,  # (p, 1 / (1 - p)), with HAS_DROPOUT
     CENTRE: tl.constexpr,
     HAS_DS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
@@ -273,7 +271,7 @@ def wide_backward_kernel(
             total += tl.load(ds_ptr + row * ds_row_stride + offs_c, mask=mask, other=0.0).to(tl.float32)  # (8)
         if HAS_DROPOUT:
             tl.store(dresidual_ptr + index, total.to(dresidual_ptr.dtype.element_ty), mask=mask)
-            total = _drop(total, tl.load(seed_ptr), index, dropout_p)  # (9)
+            total = _drop(total, tl.load(seed_ptr), index, dropout)  # (9)
         tl.store(dx_ptr + index, total.to(dx_ptr.dtype.element_ty), mask=mask)
 
 

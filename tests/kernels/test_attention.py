@@ -283,3 +283,14 @@ def test_one_device_for_all(name):
     k = elsewhere["k"] if name == "k" else q
     with pytest.raises(ValueError, match=f"{name} is on meta, q on cpu; move one"):
         mk.attention(q, k, q, dropout_p=0.1 if name == "seed" else 0.0, **options)
+
+
+@pytest.mark.parametrize("name", ["torch", "reference"])
+def test_second_derivative_is_refused(name):
+    """What the forward pass kept is a constant to autograd: an answer would be a wrong number without a word."""
+    (q, k, v), dy = inputs((1, 3, 3, 1, 1, 4), torch.float64)
+    with mk.backend(name):
+        y = mk.attention(q, k, v, softcap=2.0)
+    (dq,) = torch.autograd.grad(y, q, dy.requires_grad_(), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dq.sum().backward()

@@ -464,3 +464,14 @@ def test_variants_name_every_parameter():
         assert list(v.signature) == list(v.kernel.arg_names), v.name
         flat = [name for name, kind in v.signature.items() if kind == "constexpr"]
         assert all(name in v.constants for name in flat), v.name
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64 - 1])
+def test_all_64_bits_of_a_seed_count(seed):
+    """A seed beyond int64 drops what the reference drops."""
+    q = torch.randn(1, 8, 1, 16, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    found = []
+    for name in ("fused", "reference"):
+        with mk.backend(name):
+            found.append(mk.attention(q, q, q, dropout_p=0.5, seed=seed))
+    torch.testing.assert_close(*found)

@@ -83,7 +83,7 @@ def terms(alibi_slopes: Tensor | None, bias: Tensor | None, softcap: float | Non
 
 def dropout(p: float, seed: Tensor | None) -> Dropout:
     """Return the dropout as the kernels take it."""
-    return Dropout(None, None) if seed is None else Dropout(float(p), seed)
+    return Dropout(None, None, None) if seed is None else Dropout(float(p), seed, 1.0 / (1.0 - p))
 
 
 def launched(kernel: Any, *grid: int) -> Any:

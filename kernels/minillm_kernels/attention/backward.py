@@ -123,7 +123,7 @@ def _add_queries(
         if drop.seed is not None:
             kept = kept_pairs(i, j, batch, head, drop, sizes)
             z = tl.where(kept, p, 0.0)  # the factor 1 / (1 - p) comes at the end
-            dp = tl.where(kept, dp * (1.0 / (1.0 - drop.p)), 0.0)  # (2)
+            dp = tl.where(kept, dp * drop.factor, 0.0)  # (2)
         dv = tl.dot(z.to(dy.dtype), dy, dv, input_precision="ieee")  # (1)
         draw = p * (dp - delta[None, :])  # (3)
         if terms.softcap is not None:
@@ -193,7 +193,7 @@ def attention_dk_dv_kernel(
 
     dk *= terms.scale  # (7)
     if drop.seed is not None:
-        dv *= 1.0 / (1.0 - drop.p)  # (1)
+        dv *= drop.factor  # (1)
     dk_rows = row_pointers(dk_ptr, dkv_strides, batch, key_head, BLOCK_N, BLOCK_D)
     dv_rows = row_pointers(dv_ptr, dkv_strides, batch, key_head, BLOCK_N, BLOCK_D)
     store_rows(dk_rows, dkv_strides, first_key, sizes.num_keys, dk, HEAD_DIM, BLOCK_N, BLOCK_D)
@@ -226,7 +226,7 @@ def _score_gradient(
     dp = tl.dot(dy, tl.trans(v), input_precision="ieee")
     if drop.seed is not None:
         kept = kept_pairs(i, j, batch, head, drop, sizes)
-        dp = tl.where(kept, dp * (1.0 / (1.0 - drop.p)), 0.0)  # (2)
+        dp = tl.where(kept, dp * drop.factor, 0.0)  # (2)
     return p * (dp - delta[:, None]), t  # (3)
 
 

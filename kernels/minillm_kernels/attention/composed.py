@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm_kernels.attention.masks import Masks
+from minillm_kernels.by_hand import by_hand
 from minillm_kernels.philox import keep
 from minillm_kernels.precision import working_dtype
 
@@ -163,6 +164,7 @@ class BatchedProducts(torch.autograd.Function):
         return (y if empty is None else y.masked_fill(empty.transpose(1, 2), 0.0)).to(q.dtype)
 
     @staticmethod
+    @by_hand
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, y, P, tanh, kept, empty = ctx.saved_tensors
         B, T, H, S, Hkv = ctx.shapes

@@ -61,8 +61,8 @@ def attention_decode_kernel(
 ):  # fmt: skip
     num_key_heads = sizes.num_heads // sizes.group
     num_rows = sizes.num_queries * sizes.group
-    split = tl.program_id(0)
-    row = tl.program_id(1)
+    row = tl.program_id(0)
+    split = tl.program_id(1)  # the second axis of a grid ends at 65,535
     batch, key_head = row // num_key_heads, row % num_key_heads
     rows = tl.arange(0, BLOCK_M)
     i = tl.minimum(rows // sizes.group, sizes.num_queries - 1)[:, None]
@@ -96,7 +96,7 @@ def attention_decode_kernel(
         begin, end, HEAD_DIM, BLOCK_D, BLOCK_N, MASKED=True,
     )  # fmt: skip
 
-    part = (tl.cast(split, tl.int64) * tl.num_programs(1) + row) * num_rows + rows
+    part = (tl.cast(split, tl.int64) * tl.num_programs(0) + row) * num_rows + rows
     tl.store(part_m_ptr + part, m, mask=rows < num_rows)
     tl.store(part_w_ptr + part, w, mask=rows < num_rows)
     tl.store(part_o_ptr + part[:, None] * HEAD_DIM + columns, o, mask=inside)
@@ -132,7 +132,7 @@ def attention_combine_kernel(
         o += tl.load(part_o_ptr + part * HEAD_DIM + columns, mask=inside, other=0.0) * factor
     y = o / tl.where(w == 0.0, 1.0, w)  # (1)
     if drop.seed is not None:
-        y *= 1.0 / (1.0 - drop.p)
+        y *= drop.factor
     key_row, r = row // num_rows, row % num_rows
     batch, key_head = key_row // num_key_heads, key_row % num_key_heads
     i, head = r // sizes.group, key_head * sizes.group + r % sizes.group
@@ -200,7 +200,7 @@ def decode(  # noqa: PLR0913
         part_o = torch.empty((splits, B * Hkv, rows, D), dtype=torch.float32, device=q.device)
         part_m, part_w = torch.empty((2, splits, B * Hkv, rows), dtype=torch.float32, device=q.device)
         width = configs.padded_width(D)
-        launched(attention_decode_kernel, splits, B * Hkv)(
+        launched(attention_decode_kernel, B * Hkv, splits)(
             q, k, v, part_o, part_m, part_w, q.stride(), k.stride(), v.stride(), *call, keys,
             HEAD_DIM=D, BLOCK_D=width, BLOCK_M=configs.padded_width(rows), BLOCK_N=launch.block_n,
             num_warps=launch.num_warps, num_stages=launch.num_stages,

@@ -154,7 +154,7 @@ def attention_forward_kernel(
     empty = w == 0.0
     factor = 1.0 / tl.where(empty, 1.0, w)
     if drop.seed is not None:
-        factor = factor / (1.0 - drop.p)
+        factor = factor * drop.factor
     y_rows = row_pointers(y_ptr, y_strides, batch, head, BLOCK_M, BLOCK_D)
     y = o * factor[:, None]  # (5)
     store_rows(y_rows, y_strides, first_query, sizes.num_queries, y, HEAD_DIM, BLOCK_M, BLOCK_D)

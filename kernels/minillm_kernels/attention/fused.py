@@ -32,6 +32,7 @@ from minillm_kernels.attention.forward import attention_forward_kernel
 from minillm_kernels.attention.masks import Masks
 from minillm_kernels.attention.scores import LOG2E
 from minillm_kernels.attention.variants import variants
+from minillm_kernels.launching import seed_on
 
 __all__ = ["attention", "attention_backward", "attention_forward", "variants"]
 
@@ -52,11 +53,7 @@ def attention(
     left, right = masks.window
     if masks.causal:
         right = 0 if right is None else min(right, 0)
-    if dropout_p == 0.0 or seed is None:
-        random = None
-    else:  # filled on the device: nobody waits for a copy
-        random = seed if isinstance(seed, Tensor) else torch.full((), seed, dtype=torch.int64, device=q.device)
-        random = random.to(q.device)
+    random = None if dropout_p == 0.0 or seed is None else seed_on(seed, q.device)
     tensors = (q, k, v) if bias is None else (q, k, v, bias)
     needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     if not needs_gradient and decodes(q, k, masks):

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from minillm_kernels.attention.masks import Masks
+from minillm_kernels.by_hand import by_hand
 from minillm_kernels.philox import uniform
 from minillm_kernels.precision import working_dtype
 
@@ -109,6 +110,7 @@ class Attention(torch.autograd.Function):
         return y.transpose(1, 2).to(q.dtype).contiguous()
 
     @staticmethod
+    @by_hand
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, P, keep, tanh = ctx.saved_tensors
         B, T, H, D = q.shape

@@ -76,10 +76,11 @@ class Terms(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """Both None without dropout. p: float. seed: pointer to one int64."""
+    """All None without dropout. p: float. seed: pointer to one int64. factor: 1 / (1 - p), of p in float64."""
 
     p: Any
     seed: Any
+    factor: Any
 
 
 @triton.jit

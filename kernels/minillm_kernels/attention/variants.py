@@ -29,7 +29,7 @@ from minillm_kernels.variant import Variant
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _STRIDES = ("i32", "i32", "i32", 1)  # of (B, T, H, D), the last axis without gaps
 _NOTHING = Visibility(*[None] * 8)
-_CAUSAL = _NOTHING._replace(right=0)
+_CAUSAL = _NOTHING._replace(right="i32")  # Triton makes constants of 1 and None, not of 0
 _PLAIN = Terms("fp32", 1, *[None] * 7)
 _BIAS = {"bias": "*fp32", "bias_b": "i32", "bias_h": "i32", "bias_t": "i32", "bias_s": 1}
 
@@ -42,6 +42,7 @@ SWITCHES: dict[str, tuple[Visibility, Terms, bool]] = {
         Terms("fp32", 1, "fp32", "*fp32", **_BIAS),
         True,
     ),
+    "grouped": (_CAUSAL, _PLAIN, False),
     "window": (_NOTHING._replace(left="i32", right="i32"), _PLAIN, False),
     "padded": (_NOTHING._replace(key_stop="*i64"), _PLAIN, False),
     "padded causal": (_CAUSAL._replace(key_start="*i64"), _PLAIN, False),
@@ -53,6 +54,7 @@ SWITCHES: dict[str, tuple[Visibility, Terms, bool]] = {
     "softcap": (_CAUSAL, _PLAIN._replace(softcap="fp32"), False),
     "dropout": (_CAUSAL, _PLAIN, True),
 }
+GROUPED = ("grouped", "everything")  # several query heads read one key head
 KERNELS: dict[str, Any] = {
     "forward": attention_forward_kernel,
     "dk_dv": attention_dk_dv_kernel,
@@ -93,7 +95,7 @@ def variant(
     see, terms, random = SWITCHES[switch]
     if kernel == "decode":
         see = see._replace(segments=None, spans=None)
-    drop = Dropout("fp32", "*i64") if random else Dropout(None, None)
+    drop = Dropout("fp32", "*i64", "fp32") if random else Dropout(None, None, None)
     entry = kernel if kernel in get_args(configs.Kernel) else "forward"  # the others have no entry of their own
     heavy = configs.is_heavy(see, terms, drop)
     launch = launch or configs.launch(cast(configs.Kernel, entry), device, dtype, D, heavy)
@@ -107,7 +109,7 @@ def variant(
         "see": see,
         "terms": terms,
         "drop": drop,
-        "sizes": Sizes("i32", "i32", "i32", 1),
+        "sizes": Sizes("i32", "i32", "i32", "i32" if switch in GROUPED else 1),
         "keys_per_split": "i32",
         "num_splits": "i32",
         "HEAD_DIM": D,

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minillm_kernels.dropout import reference
-from minillm_kernels.launching import DTYPES, TRITON_TYPE, cdiv, launch, make_variant, runs_kernel, seed_on
+from minillm_kernels.launching import DTYPES, TRITON_TYPE, cdiv, launch, make_variant, runs_kernel, seed_on, with_factor
 from minillm_kernels.variant import Variant
 
 BLOCK = 1024  # elements of a program: 8 a thread, whose random numbers are independent chains of 10 rounds
@@ -32,14 +32,14 @@ def _dropout_kernel(
     seed_ptr,  # in   () int64
     y_ptr,  # out  (N,)
     num_cols,  # N
-    dropout_p,
+    dropout,  # (p, 1 / (1 - p))
     BLOCK: tl.constexpr,
 ):
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # int64: the index of element 2**31 counts too
     mask = offs < num_cols
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    scale = 1 / (1 - dropout_p)
-    y = tl.where(tl.rand(tl.load(seed_ptr), offs) >= dropout_p, x * scale, 0.0)  # (1), (2)
+    p, factor = dropout
+    y = tl.where(tl.rand(tl.load(seed_ptr), offs) >= p, x * factor, 0.0)  # (1), (2)
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -52,7 +52,7 @@ def _op(x: Tensor, seed: Tensor, p: float) -> Tensor:
     y = torch.empty_like(x)
     if x.numel():
         grid = (cdiv(x.numel(), BLOCK),)
-        launch(_dropout_kernel, grid, x, seed, y, x.numel(), p, BLOCK=BLOCK, threads=THREADS)
+        launch(_dropout_kernel, grid, x, seed, y, x.numel(), with_factor(p), BLOCK=BLOCK, threads=THREADS)
     return y
 
 
@@ -82,7 +82,8 @@ def variants() -> Iterator[Variant]:
     """Yield every way in which the kernel is compiled."""
     for warp in (32, 64):
         for dtype in DTYPES:
-            types = {"x_ptr": TRITON_TYPE[dtype], "y_ptr": TRITON_TYPE[dtype], "seed_ptr": "*i64", "dropout_p": "fp32"}
+            types: dict[str, Any] = {"x_ptr": TRITON_TYPE[dtype], "y_ptr": TRITON_TYPE[dtype], "seed_ptr": "*i64"}
+            types["dropout"] = ("fp32", "fp32")
             yield make_variant(
                 "dropout", str(dtype), _dropout_kernel, types, {"BLOCK": BLOCK}, threads=THREADS, warp=warp
             )

@@ -107,6 +107,21 @@ def walk(
     Returns:
         losses (N,), and the gradients in the order of `wanted`, an empty tensor for each that is not wanted.
     """
+    with torch.autocast(hidden.device.type, enabled=False):  # which reaches into an operator, and would round products
+        return _walk(hidden, weight, bias, targets, options, budget, row_gradients, wanted, fused)
+
+
+def _walk(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    options: Options,
+    budget: int,
+    row_gradients: Tensor | None,
+    wanted: Sequence[bool],
+    fused: bool,
+) -> tuple[Tensor, list[Tensor]]:
     N, V = hidden.shape[0], weight.shape[0]
     check_targets(targets, V, options[0])  # the public function cannot look under torch.compile
     losses = hidden.new_zeros(N, dtype=working_dtype(hidden.dtype))
