@@ -1,8 +1,8 @@
-"""How the attention kernels are compiled: every entry of the table of launches, with the switches that change code.
+"""How the attention kernels are compiled: entries of the table of launches, with the switches that change code.
 
-Each mask that a call has or lacks is another specialisation, so there are thousands. Listed are, for each entry of the
-table, causality, or all that a call can ask for at once where that is the entry's own; for heads of width 64 on sm_90
-in float16 each option alone, and there bfloat16 too, which differs from float16 in names only.
+Each mask that a call has or lacks is another specialisation, so there are thousands. Listed are causal float16 for
+heads of every width; for widths 64 and 128 dropout, which takes the table's entries for heavy scores, and float32; and
+for width 64 on sm_90 each option alone, all at once, and bfloat16, which differs from float16 in names only.
 
 Read next: `../variant.py`.
 """
@@ -77,14 +77,16 @@ def variants() -> Iterator[Variant]:
 
 
 def _switches(kernel: str, device: configs.Device, dtype: torch.dtype, D: int) -> tuple[str, ...]:
-    closely = device == "sm_90" and D == 64
-    if dtype == torch.bfloat16:
-        return ("everything" if kernel == "dbias" else "causal",) if closely else ()
+    closely, usual = device == "sm_90" and D == 64, D in (64, 128)
+    if dtype != torch.float16 and not (closely if dtype == torch.bfloat16 else usual):
+        return ()
     if kernel in ("delta", "combine"):
-        return ("full",)
-    if kernel == "dbias" or dtype == torch.float32:
-        return ("everything",)
-    return tuple(SWITCHES) if closely else ("causal", "everything")
+        return ("full",) if usual else ()
+    if kernel == "dbias":
+        return ("bias", "everything") if closely and dtype == torch.float16 else ("bias",)
+    if dtype != torch.float16:
+        return ("causal",)
+    return tuple(SWITCHES) if closely else ("causal", "dropout") if usual else ("causal",)
 
 
 def variant(
