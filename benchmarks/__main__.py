@@ -1,4 +1,4 @@
-"""The command: python -m benchmarks [--quick] [--only SECTION] [--ops NAME,...] [--out DIR] [--compare A B]
+"""The command: python -m benchmarks, with options that --help lists.
 
 Exit status: 0 done; 1 a test or a check of this run failed; 2 the input is wrong, with one line that says what to do.
 
@@ -32,6 +32,7 @@ def parser() -> Parser:
     made.add_argument("--quick", action="store_true", help="two minutes: the first shape of each op, fewer rounds")
     made.add_argument("--only", action="append", choices=SECTION_NAMES, help="this section; may be given again")
     made.add_argument("--ops", help="these ops only, separated by commas")
+    made.add_argument("--skip", default="", help="not these providers, such as torch.compile, separated by commas")
     made.add_argument("--out", type=Path, default=RESULTS, help="folder of results (default: benchmarks/results)")
     made.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="say what changed between two results")
     return made
@@ -46,23 +47,27 @@ def main(argv: Sequence[str]) -> int:
         return compare.main(*given.compare)
     if str(ROOT / "kernels") not in sys.path:
         sys.path.insert(0, str(ROOT / "kernels"))  # from a checkout alone nothing is installed
-    names = None
-    if given.ops is not None:
-        from benchmarks.ops import BENCHMARKS
+    names, skip = None, [n.strip() for n in given.skip.split(",") if n.strip()]
+    from benchmarks.ops import BENCHMARKS
 
+    providers = dict.fromkeys(name for b in BENCHMARKS.values() for name in b.providers())
+    if given.ops is not None:
         names = [n.strip() for n in given.ops.split(",") if n.strip()]
-        if unknown := [n for n in names if n not in BENCHMARKS] or ([] if names else ["nothing"]):
+        if unknown := [n for n in names if n not in BENCHMARKS] or ([] if names else [""]):
             print(f"benchmarks: --ops: no op {unknown[0]!r}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
             return 2
+    if unknown := [n for n in skip if n not in providers]:
+        print(f"benchmarks: --skip: no provider {unknown[0]!r}; there are {', '.join(providers)}", file=sys.stderr)
+        return 2
     try:
         given.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         print(f"benchmarks: --out {given.out}: {error.strerror}; name a folder that can be written", file=sys.stderr)
         return 2
-    return run(given.only or SECTION_NAMES, names, given.out, quick=given.quick)
+    return run(given.only or SECTION_NAMES, names, skip, given.out, quick=given.quick)
 
 
-def run(chosen: Sequence[str], ops: Sequence[str] | None, out: Path, *, quick: bool) -> int:
+def run(chosen: Sequence[str], ops: Sequence[str] | None, skip: Sequence[str], out: Path, *, quick: bool) -> int:
     """Run the chosen sections in their order; the result is written after each part of each."""
     from benchmarks import machine, report, sections
 
@@ -81,7 +86,7 @@ def run(chosen: Sequence[str], ops: Sequence[str] | None, out: Path, *, quick: b
         if section.name not in chosen or budget is None:
             continue
         say(f"{section.name}: at most {budget:.0f} s")
-        context = sections.Context(kind=head["kind"], quick=quick, ops=ops, budget=budget, say=say)
+        context = sections.Context(head["kind"], quick, ops, skip, budget, say)
         began = time.monotonic()
         for part in section.run(context):
             result["sections"][section.name] = {**part, "took": time.monotonic() - began}

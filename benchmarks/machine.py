@@ -51,7 +51,7 @@ def header() -> dict[str, Any]:
             "multiprocessors": properties.multi_processor_count,
             "memory": properties.total_memory,
             "cuda": torch.version.cuda,
-            "smi": smi(),
+            "smi": {name: value for name in SMI_FIELDS if (value := smi(name))},
         }
     return found
 
@@ -64,13 +64,9 @@ def commit() -> str:
     return commit + "-dirty" * bool(output_of("git", "-C", str(ROOT), "status", "--porcelain", "-uno"))
 
 
-def smi() -> dict[str, str]:
-    """Return driver and clocks as nvidia-smi says them now; a field that this driver does not know is left out."""
-    found = {}
-    for name in SMI_FIELDS:
-        if value := output_of("nvidia-smi", f"--query-gpu={name}", "--format=csv,noheader", "-i", "0"):
-            found[name] = value
-    return found
+def smi(field: str) -> str:
+    """Return what nvidia-smi says of a field now, empty where this driver does not know it."""
+    return output_of("nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", "-i", "0")
 
 
 def output_of(*command: str) -> str:

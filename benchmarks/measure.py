@@ -9,7 +9,7 @@ Read next: `check.py`.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +39,10 @@ EFFORTS = {  # by kind of device, then whether it has to be quick
 }
 
 
-def measure_case(benchmark: OpBenchmark, shape: Shape, device: torch.device, effort: Effort) -> list[Row]:
-    """Return one row for each provider and direction of a case.
+def measure_case(
+    benchmark: OpBenchmark, shape: Shape, device: torch.device, effort: Effort, skip: Collection[str] = ()
+) -> list[Row]:
+    """Return one row for each provider and direction of a case, but for providers named in `skip`.
 
     `status` is "measured"; "wrong": measured, and its result is not within what is allowed; or "not run", with a
     `reason`.
@@ -54,7 +56,7 @@ def measure_case(benchmark: OpBenchmark, shape: Shape, device: torch.device, eff
         "check_dims": {**shape.dims, **shape.check},
         "dtype": SHORT[dtype],
     }
-    runs, checks = _checked_providers(benchmark, shape, dtype, device)
+    runs, checks = _checked_providers(benchmark, shape, dtype, device, skip)
     rows: list[Row] = []
     for direction in benchmark.directions:
         num_bytes, flops = benchmark.cost(shape.dims, dtype.itemsize).of(direction)
@@ -65,7 +67,7 @@ def measure_case(benchmark: OpBenchmark, shape: Shape, device: torch.device, eff
         )
         counted = {"direction": direction, "bytes": num_bytes, "flops": flops, "copies": copies}
         counted["unit"] = benchmark.cost(shape.dims, dtype.itemsize).unit
-        for name in benchmark.providers():
+        for name in runs:
             verdict = checks[direction].get(name, runs.get(name))
             result = times.get(name, extras.get(name, verdict))
             extra = extras.get(name)
@@ -104,13 +106,15 @@ def _outcome(result: Any, verdict: Any) -> Row:
 
 
 def _checked_providers(
-    benchmark: OpBenchmark, shape: Shape, dtype: torch.dtype, device: torch.device
+    benchmark: OpBenchmark, shape: Shape, dtype: torch.dtype, device: torch.device, skip: Collection[str]
 ) -> tuple[dict[str, Run | Exception], dict[Direction, dict[str, Error | Exception]]]:
     """Return each provider's function or why there is none, and its error in each direction or what it raised."""
     oracle = Oracle(benchmark, {**shape.dims, **shape.check}, dtype, device)
     runs: dict[str, Run | Exception] = {}
     checks: dict[Direction, dict[str, Error | Exception]] = {d: {} for d in benchmark.directions}
     for name in benchmark.providers():
+        if name in skip:
+            continue
         try:
             checked = benchmark.provider(name, oracle.dims, device)
             runs[name] = checked if shape.check == {} else benchmark.provider(name, shape.dims, device)

@@ -152,6 +152,9 @@ def _ops(part: Result, result: Result) -> Iterator[str]:
         yield ""
         yield from table(heads, [_cells(r, rows, ceilings) for r in group])
         yield ""
+    if clocks := list(dict.fromkeys(part.get("clocks", ()))):
+        yield f"Clocks at the ends of the cases: {', '.join(clocks)}."
+        yield ""
     if part["not_run"]:
         yield "Not run:"
         yield ""

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import ROOT
+from benchmarks.machine import ROOT, smi
 
 Part = dict[str, Any]
 WORDS = ("PASSED", "FAILED", "ERROR", "SKIPPED")  # what pytest -v says of each test
@@ -30,11 +30,12 @@ LONGEST_CASE = 120.0  # seconds; a case that takes longer is ended
 
 @dataclass(frozen=True)
 class Context:
-    """kind: "cuda" or "cpu". ops: names, or None for all. budget: seconds of this section."""
+    """kind: "cuda" or "cpu". ops: names, or None for all. skip: providers. budget: seconds of this section."""
 
     kind: str
     quick: bool
     ops: Sequence[str] | None
+    skip: Sequence[str]
     budget: float
     say: Callable[[str], None]
 
@@ -144,6 +145,7 @@ def ops(context: Context) -> Iterator[Part]:
     left = worker_module.cases(context.kind, quick=context.quick, ops=names)
     rows: list[Part] = []
     not_run: list[Part] = []
+    clocks: list[str] = []  # of the multiprocessors, at the end of each case
     end = time.monotonic() + context.budget
     while left and time.monotonic() < end:
         current: tuple[str, str] | None = None
@@ -159,7 +161,8 @@ def ops(context: Context) -> Iterator[Part]:
                     not_run.append({"case": list(current), "reason": line["reason"]})
                 context.say(f"{', '.join(current)}: {line.get('reason', 'measured')}")
                 current = None
-                yield {"rows": rows, "not_run": not_run + _no_time(left)}
+                clocks += [smi("clocks.sm")] if context.kind == "cuda" else []
+                yield {"rows": rows, "not_run": not_run + _no_time(left), "clocks": clocks}
         if time.monotonic() >= end:
             break
         if current is None and left:  # it ended without having begun: starting it again would not help
@@ -169,7 +172,7 @@ def ops(context: Context) -> Iterator[Part]:
             left.remove(current)
             not_run.append({"case": list(current), "reason": worker.reason})
             context.say(f"{', '.join(current)}: {worker.reason}")
-    yield {"rows": rows, "not_run": not_run + _no_time(left)}
+    yield {"rows": rows, "not_run": not_run + _no_time(left), "clocks": clocks}
 
 
 def _no_time(left: Sequence[tuple[str, str]]) -> list[Part]:
@@ -185,7 +188,7 @@ class Worker:
         self._lines.touch()
         self.reason = ""
         command = [sys.executable, "-m", "benchmarks.worker", what, "--to", str(self._lines)]
-        command += ["--cases", json.dumps(cases)] + ["--quick"] * context.quick
+        command += ["--cases", json.dumps(cases), "--skip", json.dumps(context.skip)] + ["--quick"] * context.quick
         with self._log.open("w", encoding="utf-8") as log:
             self._child = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=subprocess.STDOUT)
 

@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True, help="file to which lines are appended")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cases", type=json.loads, default=[], help="[[op, shape], ...]")
+    parser.add_argument("--skip", type=json.loads, default=[], help="[provider, ...]")
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     effort = EFFORTS[device.type][given.quick]
@@ -48,11 +49,16 @@ def main() -> None:
             for found in ceilings.measure(device, rounds=effort.rounds, seconds=effort.seconds):
                 write({"ceilings": found})
         else:
-            run_cases(given.cases, write, device, quick=given.quick)
+            run_cases(given.cases, write, device, quick=given.quick, skip=given.skip)
 
 
 def run_cases(
-    names: list[tuple[str, str]], write: Callable[[dict[str, Any]], None], device: torch.device, *, quick: bool
+    names: list[tuple[str, str]],
+    write: Callable[[dict[str, Any]], None],
+    device: torch.device,
+    *,
+    quick: bool,
+    skip: list[str],
 ) -> None:
     """Measure the cases one after another; what goes wrong with one is its result."""
     for op, shape_name in names:
@@ -60,7 +66,7 @@ def run_cases(
         shape = next(s for s in benchmark.shapes[device.type] if s.name == shape_name)
         write({"start": [op, shape_name]})
         try:
-            rows = measure_case(benchmark, shape, device, EFFORTS[device.type][quick])
+            rows = measure_case(benchmark, shape, device, EFFORTS[device.type][quick], skip)
         except Exception as error:
             if device.type == "cuda":
                 torch.cuda.synchronize()  # raises again where the device is lost to this process, which then ends

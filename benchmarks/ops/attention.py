@@ -113,7 +113,8 @@ def _flex(causal: bool, dims: Dims, device: torch.device) -> Run:
     grouped = dims["H"] != dims["Hkv"]
 
     def run(t: Tensors) -> Outputs:
-        y = compiled(*(t[n].transpose(1, 2) for n in "qkv"), block_mask=mask, enable_gqa=grouped)
+        q, k, v = (t[n].transpose(1, 2) for n in "qkv")  # (B, H, T, D)
+        y = compiled(q, k, v, block_mask=mask, enable_gqa=grouped)
         assert isinstance(y, Tensor)
         return y.transpose(1, 2)
 
