@@ -62,8 +62,10 @@ def environment() -> dict[str, str]:
 def correctness(context: Context) -> Iterator[Part]:
     """Run the kernels' own tests, a process a file: with a GPU compiled and in bfloat16 too, else interpreted."""
     tests = ROOT / "tests/kernels"
-    # What the compile report's tests look at needs no device. Large files first: they decide when the last one ends.
-    names = sorted((p for p in tests.glob("test_*.py") if p.name != "test_compile_report.py"), key=_size, reverse=True)
+    # What the compile report's tests look at needs no device. With many workers large files come first, as they decide
+    # when the last one ends; on a CPU last, as the interpreter may not end them in time.
+    names = [p for p in tests.glob("test_*.py") if p.name != "test_compile_report.py"]
+    names.sort(key=_size, reverse=context.kind == "cuda")
     if context.ops is not None:
         names = [p for p in names if any(op.split("_")[0] in p.name for op in context.ops)]
     workers = max(1, min(8, (os.cpu_count() or 2) // 2))
