@@ -34,6 +34,13 @@ test: $(READY)
 test-full: $(READY)
 	$(BIN)/python -m pytest -q -m 'slow or not slow' --durations=20
 
+# BENCH holds options, such as BENCH="--quick --only ops". Where PYTHON has what it takes, nothing is installed.
+NEEDED := torch triton numpy matplotlib pytest
+bench:
+	@if [ ! -e $(READY) ] && $(PYTHON) -c 'import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))' $(NEEDED); \
+	then PYTHONPATH=.:kernels $(PYTHON) -m benchmarks $(BENCH); \
+	else make --no-print-directory setup && $(BIN)/python -m benchmarks $(BENCH); fi
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -1,0 +1,100 @@
+"""The command: python -m benchmarks, with options that --help lists.
+
+Exit status: 0 done; 1 a test or a check of this run failed; 2 the input is wrong, with one line that says what to do.
+
+Read next: `sections.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+SECTION_NAMES = ("correctness", "ceilings", "ops", "compile")  # a test compares them with sections.SECTIONS
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"benchmarks: {message}; python -m benchmarks --help lists the options", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parser() -> Parser:
+    made = Parser(prog="python -m benchmarks", description="Measure the kernels beside references and peers.")
+    made.add_argument("--quick", action="store_true", help="two minutes: the first shape of each op, fewer rounds")
+    made.add_argument("--only", action="append", choices=SECTION_NAMES, help="this section; may be given again")
+    made.add_argument("--ops", help="these ops only, separated by commas")
+    made.add_argument("--skip", default="", help="not these providers, such as torch.compile, separated by commas")
+    made.add_argument("--out", type=Path, default=RESULTS, help="folder of results (default: benchmarks/results)")
+    made.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="say what changed between two results")
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the sections and return the exit status."""
+    given = parser().parse_args(argv)
+    if given.compare:
+        from benchmarks import compare
+
+        return compare.main(*given.compare)
+    if str(ROOT / "kernels") not in sys.path:
+        sys.path.insert(0, str(ROOT / "kernels"))  # from a checkout alone nothing is installed
+    names, skip = None, [n.strip() for n in given.skip.split(",") if n.strip()]
+    from benchmarks.ops import BENCHMARKS
+
+    providers = dict.fromkeys(name for b in BENCHMARKS.values() for name in b.providers())
+    if given.ops is not None:
+        names = [n.strip() for n in given.ops.split(",") if n.strip()]
+        if unknown := [n for n in names if n not in BENCHMARKS] or ([] if names else [""]):
+            print(f"benchmarks: --ops: no op {unknown[0]!r}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
+            return 2
+    if unknown := [n for n in skip if n not in providers]:
+        print(f"benchmarks: --skip: no provider {unknown[0]!r}; there are {', '.join(providers)}", file=sys.stderr)
+        return 2
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"benchmarks: --out {given.out}: {error.strerror}; name a folder that can be written", file=sys.stderr)
+        return 2
+    return run(given.only or SECTION_NAMES, names, skip, given.out, quick=given.quick)
+
+
+def run(chosen: Sequence[str], ops: Sequence[str] | None, skip: Sequence[str], out: Path, *, quick: bool) -> int:
+    """Run the chosen sections in their order; the result is written after each part of each."""
+    from benchmarks import machine, report, sections
+
+    head = machine.header()
+    result = {"header": head, "quick": quick, "sections": {}}
+    folder = out / machine.folder_name(head["device"])
+    stem = f"{head['date'][:10]}-{head['commit']}{'-quick' * quick}"
+    start = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - start:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    say(f"{head['device']}, commit {head['commit']}, results in {folder}")
+    for section in sections.SECTIONS:
+        budget = section.budget(head["kind"], quick)
+        if section.name not in chosen or budget is None:
+            continue
+        say(f"{section.name}: at most {budget:.0f} s")
+        context = sections.Context(head["kind"], quick, ops, skip, budget, say)
+        began = time.monotonic()
+        for part in section.run(context):
+            result["sections"][section.name] = {**part, "took": time.monotonic() - began}
+            report.write_json(result, folder / f"{stem}.json")
+        report.write_page(result, folder, stem)
+    print(folder / f"{stem}.md")
+    return report.status(result)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

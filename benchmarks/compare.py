@@ -1,0 +1,80 @@
+"""--compare A B: what changed between two results. A difference smaller than both spreads is noise, and said to be.
+
+Read next: `ops/__init__.py`, to add an op.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import figures
+from benchmarks.report import ceilings_of, rows_of, table
+
+
+class Unreadable(ValueError):
+    """A file that is no result; one line says why."""
+
+
+def main(first: Path, second: Path) -> int:
+    """Print the comparison and return the exit status."""
+    try:
+        before, after = read(first), read(second)
+    except Unreadable as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(compared(before, after)))
+    return 0
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return a result.
+
+    Raises:
+        Unreadable: there is no such file, or it is not one of ours.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        rows_of(result)
+        result["header"]["device"]
+    except OSError as error:
+        raise Unreadable(f"{path}: {error.strerror}; name the .json of a result") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Unreadable(f"{path} is not a result; name the .json that python -m benchmarks wrote") from None
+    return result
+
+
+def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of the comparison: ceilings first, as a machine that changed explains the rest."""
+    for name, result in (("A", before), ("B", after)):
+        head = result["header"]
+        yield f"{name}: {head['device']}, {head['date']}, commit {head['commit']}"
+    if before["header"]["device"] != after["header"]["device"]:
+        yield "The devices differ: times say nothing about the commits."
+    yield ""
+    for name, ceiling in ceilings_of(after).items():
+        old = ceilings_of(before).get(name, {}).get("rate")
+        if old and ceiling["rate"]:
+            yield f"ceiling {name}: {100 * (ceiling['rate'] / old - 1):+.1f} %"
+    old_rows = {(*figures.key_of(r), r["provider"]): r for r in rows_of(before)}
+    new_rows = {(*figures.key_of(r), r["provider"]): r for r in rows_of(after)}
+    cells = [[*key, *_change(old_rows[key], row)] for key, row in new_rows.items() if key in old_rows]
+    yield ""
+    yield from table(("op", "shape", "dtype", "direction", "provider", "time of B / A", "verdict"), cells)
+    for name, keys in (("A", old_rows.keys() - new_rows.keys()), ("B", new_rows.keys() - old_rows.keys())):
+        if keys:
+            yield f"only in {name}: {len(keys)} rows"
+
+
+def _change(old: figures.Row, new: figures.Row) -> tuple[str, str]:
+    if old["status"] != new["status"]:
+        return "", f"{old['status']} -> {new['status']}"
+    if "seconds" not in old or "seconds" not in new:
+        return "", new["status"]
+    ratio = new["seconds"] / old["seconds"]
+    if new["low"] <= old["high"] and old["low"] <= new["high"]:
+        return f"{ratio:.3f}", "within the spread"
+    return f"{ratio:.3f}", "slower" if ratio > 1 else "faster"

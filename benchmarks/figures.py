@@ -1,0 +1,77 @@
+"""What follows from the rows: rates, shares of a ceiling, speed-ups. Pure functions of numbers that were measured.
+
+The ceiling of a case is the roofline's: at the measured rates the task takes no less than its bytes over the copy
+bandwidth and, for products of matrices, its operations over the rate of products in its dtype; the larger of both is
+the least time, and says what bounds the op. Operations outside of the matrix unit have no measured ceiling: those ops
+move so many bytes an operation that memory is theirs.
+
+Read next: `report.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+Ceilings = Mapping[str, Mapping[str, Any]]
+BASELINE = "torch"
+KEY = ("op", "shape", "dtype", "direction")
+
+
+def key_of(row: Row) -> tuple[str, ...]:
+    """Return what the rows of one comparison have in common."""
+    return tuple(row[name] for name in KEY)
+
+
+def bound(row: Row, ceilings: Ceilings) -> tuple[str, float] | None:
+    """Return the name of the ceiling that bounds a case and the least seconds under it; None where it is unknown.
+
+    >>> row = {"bytes": 100, "flops": 900, "unit": "matrix", "dtype": "bf16"}
+    >>> bound(row, {"copy": {"rate": 50.0}, "matrix bf16": {"rate": 100.0}})
+    ('matrix bf16', 9.0)
+    """
+    names = {"copy": row["bytes"]}
+    if row["unit"] == "matrix":
+        names[f"matrix {row['dtype']}"] = row["flops"]
+    least = {}
+    for name, work in names.items():
+        rate = ceilings.get(name, {}).get("rate")
+        if not rate:
+            return None
+        least[name] = work / rate
+    name = max(least, key=lambda n: least[n])
+    return name, least[name]
+
+
+def share(row: Row, ceilings: Ceilings) -> float | None:
+    """Return the share of its ceiling that a measured row reaches; above 1 where the caches hold its data."""
+    limit = bound(row, ceilings)
+    return limit[1] / row["seconds"] if limit and "seconds" in row else None
+
+
+def spread(row: Row) -> float:
+    """Return the distance of the quartiles as a share of the median."""
+    return (row["high"] - row["low"]) / row["seconds"]
+
+
+def is_right(row: Row) -> bool:
+    """Return whether a row was timed and its result is known to be right."""
+    return row["status"] == "measured" and row.get("error_share") is not None and row.get("finite", True)
+
+
+def speedup(row: Row, rows: Sequence[Row]) -> float | None:
+    """Return how many times as fast as the baseline a row is; None unless both are right."""
+    base = baseline(row, rows)
+    return base["seconds"] / row["seconds"] if base and is_right(row) else None
+
+
+def baseline(row: Row, rows: Sequence[Row]) -> Row | None:
+    """Return the row of the baseline beside `row`, None unless it is right."""
+    return next((r for r in rows if key_of(r) == key_of(row) and r["provider"] == BASELINE and is_right(r)), None)
+
+
+def fastest_other(row: Row, rows: Sequence[Row]) -> Row | None:
+    """Return the fastest right row beside `row` of a provider that is not this project's kernel."""
+    others = [r for r in rows if key_of(r) == key_of(row) and r["provider"] != "fused" and is_right(r)]
+    return min(others, key=lambda r: r["seconds"], default=None)

@@ -1,0 +1,201 @@
+"""One case, an op at one set of sizes: every provider checked, then timed, as rows for the report.
+
+A row holds what was measured and counted and nothing that is derived from it: rates, shares of a ceiling and speed-ups
+are `figures.py`'s.
+
+Read next: `check.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.ceilings import SHORT
+from benchmarks.check import Error, Oracle, upstream
+from benchmarks.ops.registration import Direction, OpBenchmark, Run, Shape, Source, Unavailable, in_tuple, leaves_of
+from benchmarks.timing import Call, Times, copies_for, first_line, forget, interleaved
+
+Row = dict[str, Any]
+DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}  # what is trained in there
+
+
+@dataclass(frozen=True)
+class Effort:
+    """rounds: samples a provider; seconds: after which a case starts no further round."""
+
+    rounds: int
+    seconds: float
+
+
+EFFORTS = {  # by kind of device, then whether it has to be quick
+    "cuda": {False: Effort(31, 4.0), True: Effort(11, 1.0)},
+    "cpu": {False: Effort(15, 4.0), True: Effort(5, 0.5)},
+}
+
+
+def measure_case(
+    benchmark: OpBenchmark, shape: Shape, device: torch.device, effort: Effort, skip: Collection[str] = ()
+) -> list[Row]:
+    """Return one row for each provider and direction of a case, but for providers named in `skip`.
+
+    `status` is "measured"; "wrong": measured, and its result is not within what is allowed; or "not run", with a
+    `reason`.
+    """
+    dtype = DTYPES[device.type]
+    torch.compiler.reset()  # compiled code is remembered by function: many sizes would end in eager
+    blank = {
+        "op": benchmark.name,
+        "shape": shape.name,
+        "dims": dict(shape.dims),
+        "check_dims": {**shape.dims, **shape.check},
+        "dtype": SHORT[dtype],
+    }
+    runs, checks = _checked_providers(benchmark, shape, dtype, device, skip)
+    rows: list[Row] = []
+    for direction in benchmark.directions:
+        num_bytes, flops = benchmark.cost(shape.dims, dtype.itemsize).of(direction)
+        copies = copies_for(num_bytes, device)
+        calls, extras = _calls(benchmark, shape, dtype, device, runs, checks[direction], direction, copies)
+        times = interleaved(
+            calls, copies=copies, device=device, rounds=effort.rounds, seconds=effort.seconds, graph=benchmark.graph
+        )
+        counted = {"direction": direction, "bytes": num_bytes, "flops": flops, "copies": copies}
+        counted["unit"] = benchmark.cost(shape.dims, dtype.itemsize).unit
+        for name in runs:
+            verdict = checks[direction].get(name, runs.get(name))
+            result = times.get(name, extras.get(name, verdict))
+            extra = extras.get(name)
+            known = extra if isinstance(extra, dict) else {}
+            rows.append({**blank, **counted, "provider": name, **known, **_outcome(result, verdict)})
+        del calls, times
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return rows
+
+
+def _outcome(result: Any, verdict: Any) -> Row:
+    """Return the part of a row that tells what came of a provider."""
+    row: Row = {}
+    if isinstance(verdict, Error):
+        row |= {"error": verdict.error, "error_share": verdict.share, "error_where": verdict.where}
+    if not isinstance(result, Times):
+        reason = str(result) if isinstance(result, Unavailable) else first_line(result)
+        return row | {"status": "not run", "reason": reason}
+    low, high = result.quartiles
+    row |= {
+        "status": "measured",
+        "seconds": result.median,
+        "low": low,
+        "high": high,
+        "rounds": len(result.samples),
+        "method": result.method,
+    }
+    if result.note:
+        row["note"] = result.note
+    if isinstance(verdict, Error) and not verdict.passes:
+        row["status"] = "wrong"
+        row["reason"] = f"{verdict.where} is off by {verdict.share:.3g} times what is allowed"
+    return row
+
+
+def _checked_providers(
+    benchmark: OpBenchmark, shape: Shape, dtype: torch.dtype, device: torch.device, skip: Collection[str]
+) -> tuple[dict[str, Run | Exception], dict[Direction, dict[str, Error | Exception]]]:
+    """Return each provider's function or why there is none, and its error in each direction or what it raised."""
+    oracle = Oracle(benchmark, {**shape.dims, **shape.check}, dtype, device)
+    runs: dict[str, Run | Exception] = {}
+    checks: dict[Direction, dict[str, Error | Exception]] = {d: {} for d in benchmark.directions}
+    for name in benchmark.providers():
+        if name in skip:
+            continue
+        try:
+            checked = benchmark.provider(name, oracle.dims, device)
+            runs[name] = checked if shape.check == {} else benchmark.provider(name, shape.dims, device)
+        except Exception as error:  # whatever keeps a stranger's code from running is its result
+            runs[name] = error
+            forget(error)
+            continue
+        for direction in benchmark.directions:
+            if name in benchmark.unchecked:
+                continue
+            try:
+                checks[direction][name] = oracle.error(checked, direction)
+            except Exception as error:
+                checks[direction][name] = error
+                forget(error)
+    return runs, checks
+
+
+def _calls(
+    benchmark: OpBenchmark,
+    shape: Shape,
+    dtype: torch.dtype,
+    device: torch.device,
+    runs: dict[str, Run | Exception],
+    checks: dict[str, Error | Exception],
+    direction: Direction,
+    copies: int,
+) -> tuple[dict[str, Call], dict[str, Row | Exception]]:
+    """Return what is timed for each provider that ran in the check, and its memory and whether its bits repeat."""
+    source = Source(device)
+    inputs = [benchmark.inputs(shape.dims, dtype, source) for _ in range(copies)]
+    for tensors in inputs:
+        for leaf in leaves_of(benchmark, tensors).values():
+            leaf.requires_grad_(direction != "forward")
+    gradients: dict[tuple[torch.dtype, ...], list[list[Tensor]]] = {}
+
+    def call_of(run: Run) -> Call:
+        def forward(i: int) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return in_tuple(run(inputs[i]))
+
+        def both(i: int) -> tuple[Tensor, ...]:
+            outputs = in_tuple(run(inputs[i]))
+            key = tuple(y.dtype for y in outputs)
+            if key not in gradients:  # in the first call, which is never captured
+                gradients[key] = [upstream(outputs, device) for _ in range(copies)]
+            leaves = list(leaves_of(benchmark, inputs[i]).values())
+            return torch.autograd.grad(outputs, leaves, gradients[key][i])
+
+        return forward if direction == "forward" else both
+
+    calls: dict[str, Call] = {}
+    extras: dict[str, Row | Exception] = {}
+    for name, run in runs.items():
+        if isinstance(run, Exception) or isinstance(checks.get(name), Exception):
+            continue
+        call = call_of(run)
+        try:
+            extras[name] = _trial(call, device, benchmark, name)
+            calls[name] = call
+        except Exception as error:
+            extras[name] = error
+            forget(error)
+    return calls, extras
+
+
+def _trial(call: Call, device: torch.device, benchmark: OpBenchmark, name: str) -> Row:
+    """Run one call twice: the memory that it takes at its peak, and whether the results have the same bits."""
+    first = call(0)
+    row: Row = {}
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        second = call(0)
+        torch.cuda.synchronize()
+        row["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+    else:
+        second = call(0)
+    if name not in benchmark.unchecked:
+        row["repeats"] = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        finite: Callable[[Tensor], bool] = lambda t: bool(torch.isfinite(t).all())  # noqa: E731
+        row["finite"] = all(finite(t) for t in second)
+    return row

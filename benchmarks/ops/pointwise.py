@@ -1,0 +1,91 @@
+"""relu, gelu, relu2, swiglu, geglu, dropout: ops on single elements, bound by memory.
+
+Bytes, N elements of s bytes: forward reads each input and writes the result; backward reads dy and the inputs again and
+writes their gradients. Dropout's backward needs dy only: which element fell is computed anew from the seed.
+
+Read next: `tables.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import minillm_kernels as mk
+import torch
+import torch.nn.functional as F
+
+from benchmarks.ops.registration import Cost, Dims, OpBenchmark, Run, Shape, Source, Tensors, Unavailable, plain
+
+SHAPES = {
+    "cuda": (
+        Shape("GPT-2", {"R": 8192, "C": 3072}),
+        Shape("large", {"R": 8192, "C": 14336}),
+        Shape("small", {"R": 8192, "C": 1024}),
+    ),
+    "cpu": (Shape("tiny", {"R": 512, "C": 1024}), Shape("GPT-2", {"R": 1024, "C": 3072})),
+}
+DROPOUT_P, SEED = 0.1, 7
+
+
+def _inputs(names: tuple[str, ...], dims: Dims, dtype: torch.dtype, source: Source) -> Tensors:
+    return {n: source.normal(dims["R"], dims["C"], dtype=dtype) for n in names}
+
+
+def _cost(num_inputs: int, flops: int, reads_inputs: bool, dims: Dims, itemsize: int) -> Cost:
+    N = dims["R"] * dims["C"]
+    return Cost(
+        forward_bytes=(num_inputs + 1) * N * itemsize,
+        forward_flops=flops * N,
+        backward_bytes=(1 + num_inputs * (1 + reads_inputs)) * N * itemsize,
+        backward_flops=2 * flops * N,
+    )
+
+
+def _liger(name: str, dims: Dims, device: torch.device) -> Run:
+    if device.type != "cuda" or importlib.util.find_spec("liger_kernel") is None:
+        raise Unavailable("Liger-Kernel is not installed" if device.type == "cuda" else "needs a GPU")
+    functional = importlib.import_module("liger_kernel.transformers.functional")
+    function = getattr(functional, f"liger_{name}")
+    return lambda t: function(t["gate"], t["up"])
+
+
+def _benchmark(name: str, flops: int, names: tuple[str, ...], call: Callable[..., Any], **more: Any) -> OpBenchmark:
+    return OpBenchmark(
+        name=name,
+        inputs=functools.partial(_inputs, names),
+        call=lambda tensors, dims: call(**tensors),
+        cost=functools.partial(_cost, len(names), flops, name != "dropout"),
+        shapes=SHAPES,
+        **more,
+    )
+
+
+def _gated(activation: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Dims, torch.device], Run]:
+    return lambda dims, device: lambda t: activation(t["gate"]) * t["up"]
+
+
+GATED = ("gate", "up")
+POINTWISE = (
+    _benchmark("relu", 1, ("x",), mk.relu, peers={"F.relu": plain(F.relu, "x")}),
+    _benchmark("gelu", 15, ("x",), mk.gelu, peers={"F.gelu": plain(F.gelu, "x")}),
+    _benchmark("relu2", 2, ("x",), mk.relu2, peers={"F.relu, square": plain(lambda x: F.relu(x).square(), "x")}),
+    _benchmark(
+        "swiglu",
+        6,
+        GATED,
+        mk.swiglu,
+        peers={"F.silu, product": _gated(F.silu), "Liger": functools.partial(_liger, "swiglu")},
+    ),
+    _benchmark("geglu", 16, GATED, mk.geglu, peers={"F.gelu, product": _gated(F.gelu)}),  # Liger's is the tanh form
+    _benchmark(
+        "dropout",
+        2,
+        ("x",),
+        functools.partial(mk.dropout, p=DROPOUT_P, seed=SEED),
+        peers={"F.dropout": plain(F.dropout, "x", p=DROPOUT_P)},
+        unchecked=frozenset({"F.dropout"}),  # other random numbers
+    ),
+)
