@@ -1,20 +1,12 @@
 """Launch configurations of the attention kernels, by device class, kernel, dtype and width of a head.
 
 None of them has been measured on a GPU yet: they start from what FlexAttention uses on an H100, and were changed where
-a compile report showed registers spilled to memory. Compiled with Triton 3.7.1 for sm_90, registers of a thread and
-bytes spilled:
+the compile report (`../../COMPILE_REPORT.md`) showed registers spilled to memory: 128 keys a tile and 4 warps in the
+forward pass, FlexAttention's choice at D=64, spill 256 bytes a lane under causality (sm_90, Triton 3.7.1).
 
-    forward  float16 D=64   causal 237, 0   window 255, 32   packed 255, 40     D=128  causal 208, 0   window 228, 0
-    dk_dv    float16 D=64   causal 255, 0   window 242, 0    packed 254, 0      D=128  causal 254, 0   window 254, 0
-    dq       float16 D=64   causal 138, 0   window 184, 0    packed 164, 0      D=128  causal 226, 0   window 248, 0
-    D=256, causal           forward 255, 40                  dk_dv 255, 144     dq 255, 104
-    float32, D=64, causal   forward 107, 0                   dk_dv (32 keys, 4 warps) 230, 0            dq 80, 0
-
-128 keys a tile and 4 warps in the forward pass, FlexAttention's choice at D=64, spill 256 bytes here under causality.
-With a dropout, a bias, a softcap, alibi or segments ("heavy") the tiles above spilled up to 6 KiB when all were asked
-for: a random number takes several registers, and the address of a bias two, for each pair. Those calls have smaller
-tiles. With one of these options none spills at D = 64 and 128; with every option of all at once dk_dv spills 16 bytes
-at D=64 and 200 at D=128.
+With a dropout, a bias, a softcap, alibi or segments ("heavy") a pair of query and key takes more registers: a random
+number several, the address of a bias two. Those calls have smaller tiles. Only a call with all of these at once spills
+much in dk_dv.
 
 float16 and bfloat16 use the warpgroup instructions on sm_90, but for decoding: its tile has 16 rows, those want 64.
 float32 multiplies as "ieee", without tensor cores: tf32x3 keeps some 22 of 24 bits, and an error may be no more than
