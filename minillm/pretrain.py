@@ -24,7 +24,7 @@ from minillm.anchors import Anchor
 from minillm.checkpoint.files import write_text
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder
-from minillm.config import build, override, read_toml, write_toml
+from minillm.config import build, override, read_toml, toml_text
 from minillm.data.corpora import Corpus, open_corpus
 from minillm.errors import InputError
 from minillm.evaluate import Evaluation, compare
@@ -108,7 +108,7 @@ def pretrain(
         config = dataclasses.replace(config, model=_with_vocabulary(config, tokenizer))
         folder.create(overwrite)  # not before all of that is known to do: a run that stands here is removed
         tokenizer.save(folder.tokenizer_path)
-        write_toml(config, folder.config_path)
+        write_text(folder.config_path, toml_text(config))
         material = gather(config, folder, tokenizer, progress=progress)
         write_text(folder.corpus_path, json.dumps(_corpus_card(material.corpus), indent=1) + "\n")
         trainer = _trainer(config, folder, material, progress)
@@ -145,7 +145,7 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
     material = gather(config, folder, load_tokenizer(folder.tokenizer_path), progress=progress)
     trainer = _trainer(config, folder, material, progress)
     trainer.resume()
-    write_toml(config, folder.config_path)
+    write_text(folder.config_path, toml_text(config), safe=folder.safe())
     return _train(trainer, material, config, progress)
 
 

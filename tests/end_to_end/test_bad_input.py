@@ -220,6 +220,24 @@ def test_full_disk(tmp_path, text):
     assert not list(tmp_path.glob("run/checkpoints/step-*"))
 
 
+def test_full_disk_on_resume(runs, tmp_path):
+    """Going on without room: one line, status 2, and config.toml keeps every byte, so that the run can go on later."""
+    shutil.copytree(runs / "decoder", tmp_path / "run")
+    before = (tmp_path / "run/config.toml").read_bytes()
+    done = in_a_process(
+        "-c",
+        "import resource, signal, sys\n"
+        "from minillm.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "sys.exit(main(['pretrain', *sys.argv[1:]]))",
+        *("--resume", tmp_path / "run", "--train.max_steps", 9, "--quiet"),
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and "config.toml" in done.stderr, done.stderr
+    assert (tmp_path / "run/config.toml").read_bytes() == before
+
+
 def test_full_disk_while_shards_are_prepared(tmp_path, text):
     """`data prepare` without room: one line, status 2, and neither shards nor drafts of them."""
     (tmp_path / "long.txt").write_text(text.read_text() * 4)
