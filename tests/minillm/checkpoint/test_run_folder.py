@@ -203,8 +203,31 @@ class TestCreate:
     def test_a_folder_with_other_things_is_refused(self, tmp_path):
         (tmp_path / "thesis.tex").touch()
         for overwrite in (False, True):
-            with pytest.raises(InputError, match="is not empty and not a run; choose another --out"):
+            with pytest.raises(InputError, match="is not empty and not a run: .*thesis.tex.*; choose another --out"):
                 RunFolder(tmp_path).create(overwrite)
+
+    @pytest.mark.parametrize(
+        "names, words",
+        [
+            (["config.toml", "metrics.csv", "thesis.txt"], "config.toml and no folder checkpoints"),
+            (["config.toml", "metrics.csv"], "config.toml and no folder checkpoints"),
+            (["checkpoints/", "config.toml", "thesis.txt"], "it has thesis.txt"),
+            (["checkpoints/", "checkpoints/epoch-1.pt"], "it has checkpoints/epoch-1.pt"),
+        ],
+    )
+    def test_a_folder_of_ones_own_with_a_name_of_ours_is_refused(self, tmp_path, names, words):
+        for name in names:
+            (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_text("mine")
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match=f"is not empty and not a run: .*{words}"):
+                RunFolder(tmp_path).create(overwrite)
+        assert all((tmp_path / name).read_text() == "mine" for name in names if not name.endswith("/"))
+
+    def test_what_an_interrupted_beginning_leaves_is_taken(self, folder):
+        for name in ("config.toml", ".writing-corpus.json", "loss.png", "anchors.json", "checkpoints/latest"):
+            (folder.path / name).touch()
+        (folder.checkpoints / ".writing-step-000002").mkdir()
+        folder.create()
 
     def test_an_empty_folder_is_taken_and_a_file_refused(self, tmp_path):
         RunFolder(tmp_path).create()
