@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from small_runs import in_a_process, options
 
 
@@ -166,7 +167,7 @@ def test_a_run_that_is_there_already_is_not_touched(minillm, runs, text):
 
 
 def test_overwrite_removes_nothing_before_the_new_text_is_known_to_do(minillm, runs, text, tmp_path):
-    """--overwrite with an empty text, or a setting that does not do: the run that was there stays, and still loads."""
+    """--overwrite with a text, setting or device that does not do: the run that was there stays, and still loads."""
     shutil.copytree(runs / "decoder", tmp_path / "run")
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     (tmp_path / "empty.txt").touch()
@@ -177,6 +178,11 @@ def test_overwrite_removes_nothing_before_the_new_text_is_known_to_do(minillm, r
     )
     assert "nowhere" in one_line(train(minillm, text, tmp_path / "run", "--overwrite", "--init", tmp_path / "nowhere"))
     assert "vocab_size" in one_line(train(minillm, text, tmp_path / "run", "--overwrite", model__vocab_size=9))
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    assert missing in one_line(train(minillm, text, tmp_path / "run", "--overwrite", train__device=missing))
+    for size in (10**13, 10**17):  # more than an address space, more than an int64 counts
+        line = one_line(train(minillm, text, tmp_path / "run", "--overwrite", model__vocab_size=size))
+        assert "does not fit into memory; lower model.width" in line
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
 
