@@ -223,7 +223,7 @@ class RunFolder:
         """Return a checkpoint.
 
         Args:
-            which: the newest, the one with the lowest validation loss, or a step.
+            which: the newest, the one with the lowest validation loss (the newest where none was evaluated), or a step.
         Raises:
             InputError: there is no run here, no such checkpoint, or it is damaged.
         """
@@ -232,10 +232,8 @@ class RunFolder:
         if not steps:
             raise InputError(f"{self.path} has no checkpoint yet; train it first")
         step = which if isinstance(which, int) else self._marked(which)
-        if step is None and which == "latest":  # every step folder is whole: the marker is a convenience
+        if step is None:  # every step folder is whole: the marker is a convenience
             step = steps[-1]
-        if step is None:
-            raise InputError(f"{self.path} has no best checkpoint: it was never evaluated; take the latest")
         if step not in steps:
             raise InputError(f"{self.path} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
         folder = self.folder_of(step)

@@ -57,11 +57,7 @@ def test_the_newest_and_the_best_stay(folder, keep, best_at, kept):
         save(folder, step, best=step == best_at, keep=keep)
     assert folder.steps() == kept
     assert folder.load().step == 6
-    if best_at is not None:
-        assert folder.load("best").step == best_at
-    else:
-        with pytest.raises(InputError, match="has no best checkpoint: it was never evaluated; take the latest"):
-            folder.load("best")
+    assert folder.load("best").step == (best_at or 6)  # Ctrl-C before the first evaluation: the newest will do
 
 
 def test_steps_of_seven_digits_are_in_order_of_number(folder):
@@ -93,10 +89,10 @@ class TestAccidents:
         assert folder.load().step == 2
 
     def test_marker_that_is_not_text(self, folder):
-        save(folder, 1, best=True)
+        save(folder, 1, best=True, keep=9)
+        save(folder, 2, keep=9)
         (folder.checkpoints / "best").write_bytes(b"\xff\xfe")
-        with pytest.raises(InputError, match="has no best checkpoint"):
-            folder.load("best")
+        assert folder.load("best").step == 2
 
     def test_half_written_checkpoints_are_not_seen_and_go_with_the_next_one(self, folder):
         save(folder, 1)
