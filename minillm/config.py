@@ -184,7 +184,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: no such file, not text, or not TOML; the text names the file and, for a syntax error, the line.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise InputError(f"no configuration file {path}; give a .toml file, or --preset NAME") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

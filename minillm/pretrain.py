@@ -24,7 +24,7 @@ from minillm.anchors import Anchor
 from minillm.checkpoint.files import write_text
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder
-from minillm.config import build, override, read_toml, toml_text
+from minillm.config import build, override, read_toml, to_table, toml_text
 from minillm.data.corpora import Corpus, open_corpus
 from minillm.errors import InputError
 from minillm.evaluate import Evaluation, compare
@@ -106,7 +106,7 @@ def pretrain(
         device = choose_device(config.train.device)
         tokenizer, weights = _beginning(config, init, progress)
         if init is not None:
-            config = dataclasses.replace(config, model=_model_config(init))
+            config = _with_model_of(config, init)
         config = dataclasses.replace(config, model=_with_vocabulary(config, tokenizer))
         make_objective(config, tokenizer)  # raises where the two do not go together
         model = _initial_model(config)
@@ -185,12 +185,15 @@ def _beginning(config: PretrainConfig, init: Path | None, progress: Progress) ->
     return tokenizer, None
 
 
-def _model_config(init: Path) -> Any:
-    """Return the architecture of another run's latest checkpoint."""
-    from minillm.model.config import ModelConfig
+def _with_model_of(config: PretrainConfig, init: Path) -> PretrainConfig:
+    """Return the configuration with the architecture of another run's latest checkpoint.
 
+    Raises:
+        InputError: the objective does not fit that run's kind of model, or its checkpoint is damaged.
+    """
     checkpoint = RunFolder(init).load("latest")
-    return build(ModelConfig, checkpoint.model_config, source=str(checkpoint.folder / "config.json"))
+    table = to_table(config) | {"model": checkpoint.model_config}
+    return build(PretrainConfig, table, source=str(checkpoint.folder / "config.json"))
 
 
 def _with_vocabulary(config: PretrainConfig, tokenizer: Tokenizer) -> Any:

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     from minillm.training.precision import choose_device
     from minillm.training.progress import Progress
 
-    device = choose_device(arguments.device)
+    device = choose_device(arguments.device, setting="--device")
     loaded = minillm.load(arguments.run, which=arguments.checkpoint, device=device)
     if loaded.config is None:
         raise InputError(f"{arguments.run} has no config.toml, which says what it learnt from; it cannot be evaluated")

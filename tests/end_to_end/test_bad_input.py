@@ -103,7 +103,7 @@ def test_an_unknown_key_in_a_file(minillm, tmp_path, text):
         pytest.param(("fill", "nowhere"), "--text", id="missing option"),
         pytest.param(("tokenizer", "trian"), "train", id="tokenizer's command"),
         pytest.param(("data", "shwo"), "show", id="data's command"),
-        pytest.param(("kernels", "--device", "abacus"), "abacus", id="device"),
+        pytest.param(("kernels", "--device", "abacus"), "--device asks for abacus", id="device"),
     ],
 )
 def test_wrong_words(minillm, words, hint):
@@ -176,7 +176,17 @@ def test_overwrite_removes_nothing_before_the_new_text_is_known_to_do(minillm, r
     assert "UTF-8" in one_line(
         train(minillm, tmp_path / "picture.txt", tmp_path / "run", "--overwrite", tokenizer__kind="byte")
     )
-    assert "nowhere" in one_line(train(minillm, text, tmp_path / "run", "--overwrite", "--init", tmp_path / "nowhere"))
+    words = (
+        "--preset",
+        "tiny-decoder",
+        "--data.input",
+        text,
+        "--out",
+        tmp_path / "run",
+        "--init",
+        tmp_path / "nowhere",
+    )
+    assert "nowhere" in one_line(minillm("pretrain", *words, "--overwrite", "--quiet"))
     assert "vocab_size" in one_line(train(minillm, text, tmp_path / "run", "--overwrite", model__vocab_size=9))
     missing = "mps" if torch.cuda.is_available() else "cuda"
     assert missing in one_line(train(minillm, text, tmp_path / "run", "--overwrite", train__device=missing))
@@ -200,6 +210,20 @@ def test_out_in_a_folder_with_other_things(minillm, text, tmp_path):
     (tmp_path / "letters/mine.txt").write_text("dear")
     assert "not empty" in one_line(train(minillm, text, tmp_path / "letters"))
     assert [p.name for p in (tmp_path / "letters").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    "words, hint",
+    [
+        pytest.param(("--preset", "tiny-encoder"), "objective.name (masked_lm) does not fit model.kind", id="kind"),
+        pytest.param(("--model.width", "32"), "leave out --model.width", id="another architecture"),
+    ],
+)
+def test_init_takes_the_model_as_it_is(minillm, runs, text, tmp_path, words, hint):
+    """--init with a preset of the other kind, or with a setting of the model that could only be ignored."""
+    common = ("--init", runs / "decoder", "--data.input", text, "--out", tmp_path / "run", "--quiet")
+    assert hint in one_line(minillm("pretrain", *common, *words))
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_refuses_another_model(minillm, runs):
