@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from minillm.checkpoint.files import write_text
-from minillm.data.batch import Batch
+from minillm.data.batch import IGNORED, Batch
 from minillm.data.corpora import Corpus, Split
 from minillm.errors import InputError
 from minillm.ngram import NGram
@@ -174,7 +174,7 @@ def masked_anchors(
         for row in range(len(targets)):
             for start, stop in _documents_of(batch, row):
                 pieces.append(batch.tokens[row, start:stop].numpy())
-                chosen.append((targets[row, start:stop] != -100).numpy())
+                chosen.append((targets[row, start:stop] != IGNORED).numpy())
     asked = np.concatenate(chosen) if chosen else np.zeros(0, bool)
     if not asked.any():
         raise InputError("no targets to compare on; the held-out text is too short, hold out more of it")
