@@ -101,7 +101,7 @@ def pretrain(
     progress = progress or Progress(quiet=True)
     config = rehearsal(config, progress.note)
     folder = RunFolder(out)
-    with _cleaned_up(folder):
+    with _cleaned_up(folder), progress.shown():
         folder.check_free(overwrite)
         device = choose_device(config.train.device)
         tokenizer, weights = _beginning(config, init, progress)
@@ -132,6 +132,12 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
         InputError: no run, a setting that cannot change, or text that is not what it was.
     """
     progress = progress or Progress(quiet=True)
+    with progress.shown():
+        return _resumed(run, overrides, progress)
+
+
+def _resumed(run: Path, overrides: Mapping[str, Any], progress: Progress) -> Result:
+    """Do what `resume` says."""
     folder = RunFolder(run)
     done = folder.load().step  # says what is missing before anything else happens
     table = read_toml(folder.config_path)

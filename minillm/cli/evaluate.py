@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     if loaded.config is None:
         raise InputError(f"{arguments.run} has no config.toml, which says what it learnt from; it cannot be evaluated")
     folder, progress = RunFolder(arguments.run), Progress(quiet=arguments.json)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, progress.shown():
         held_out = None if arguments.input is None else (arguments.input, Path(scratch))
         material = gather(loaded.config, folder, loaded.require_tokenizer(), held_out=held_out, progress=progress)
         figures = material.evaluate(loaded.model)
