@@ -3,6 +3,9 @@
     causal LM, bits per byte of held-out text    uniform, unigram, 2- to 6-gram over bytes, xz alone and primed
     masked LM, nats per masked token             uniform, unigram, 2- and 3-gram over tokens, from the left only
 
+Tokens stop at order 3: on stdlib-docs, 0.93 million tokens of 2,048 kinds, orders 3, 4 and 5 have a loss of 4.03, 4.13
+and 4.21 nats. A higher order guesses a little more often right (27.3, 28.8 and 29.1 %), at a loss that is worse.
+
 Read next: `ngram.py`, then `evaluate.py`, which puts the model beside them.
 """
 
