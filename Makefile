@@ -1,4 +1,4 @@
-# Targets: quickstart, test, test-full, lint, format, bench, lock, clean. Each sets up .venv from the lock first.
+# Targets: quickstart, test, test-full, lint, format, bench, setup, clean. Each sets up .venv from the lock first.
 # TORCH_INDEX=URL takes torch from another package index (a plain Linux machine gets the CUDA build, gigabytes).
 # PYTHON=python3.12 chooses the interpreter; the default is the first of python3, python3.11, ... that is 3.11 or newer.
 
@@ -51,4 +51,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache *.egg-info

@@ -3,6 +3,9 @@
     causal LM, bits per byte of held-out text    uniform, unigram, 2- to 6-gram over bytes, xz alone and primed
     masked LM, nats per masked token             uniform, unigram, 2- and 3-gram over tokens, from the left only
 
+Tokens stop at order 3: on stdlib-docs, 0.93 million tokens of 2,048 kinds, orders 3, 4 and 5 have a loss of 4.03, 4.13
+and 4.21 nats. A higher order guesses a little more often right (27.3, 28.8 and 29.1 %), at a loss that is worse.
+
 Read next: `ngram.py`, then `evaluate.py`, which puts the model beside them.
 """
 
@@ -25,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from minillm.checkpoint.files import write_text
-from minillm.data.batch import Batch
+from minillm.data.batch import IGNORED, Batch
 from minillm.data.corpora import Corpus, Split
 from minillm.errors import InputError
 from minillm.ngram import NGram
@@ -174,7 +177,7 @@ def masked_anchors(
         for row in range(len(targets)):
             for start, stop in _documents_of(batch, row):
                 pieces.append(batch.tokens[row, start:stop].numpy())
-                chosen.append((targets[row, start:stop] != -100).numpy())
+                chosen.append((targets[row, start:stop] != IGNORED).numpy())
     asked = np.concatenate(chosen) if chosen else np.zeros(0, bool)
     if not asked.any():
         raise InputError("no targets to compare on; the held-out text is too short, hold out more of it")

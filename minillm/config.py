@@ -2,7 +2,7 @@
 
 A section is a frozen, keyword-only dataclass whose fields are made by `setting(default, meaning)`; a whole
 configuration is a dataclass of sections. Nothing here knows any section: those live with the code they set
-(`model/config.py`, `training/config.py`, ...), and `pretrain.py` puts them together.
+(`model/config.py`, `training/config.py`, ...), and `pretrain_config.py` puts them together.
 
 Read next: `model/config.py`.
 """
@@ -184,7 +184,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: no such file, not text, or not TOML; the text names the file and, for a syntax error, the line.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise InputError(f"no configuration file {path}; give a .toml file, or --preset NAME") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -193,8 +193,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
-def write_toml(config: Any, path: Path) -> None:
-    """Write a configuration as TOML that `build(type(config), read_toml(path))` turns back into an equal one."""
+def toml_text(config: Any) -> str:
+    """Return a configuration as TOML; `build(type(config), read_toml(path))` makes an equal one of a file with it."""
     import tomli_w
 
-    path.write_text(tomli_w.dumps(to_table(config)), encoding="utf-8")
+    return tomli_w.dumps(to_table(config))

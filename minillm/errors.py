@@ -1,8 +1,27 @@
-"""The one error that is the user's to mend. The command line prints its single line and exits with status 2.
+"""The errors that are the user's to mend. The command line prints a single line for each and exits with status 2.
 
-Read next: `config.py`, which raises it for unknown keys.
+Read next: `config.py`, which raises InputError for unknown keys.
 """
+
+from __future__ import annotations
+
+import errno
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+NO_ROOM = (*FULL_DISK, errno.EFBIG)  # what a write can fail with that does not know its file's name
 
 
 class InputError(ValueError):
     """What the user gave is wrong: the text says what was asked, what came and what to do, in one line."""
+
+
+def disk_trouble(error: OSError) -> str | None:
+    """Return one line for a read or write that the system refused; None where the error is of another kind: a defect.
+
+    >>> disk_trouble(OSError(errno.ENOSPC, "No space left on device"))
+    'writing: the disk is full; free some space and run again'
+    """
+    if error.filename is None and error.errno not in NO_ROOM:
+        return None
+    reason = "the disk is full; free some space and run again" if error.errno in FULL_DISK else error.strerror
+    return f"{error.filename or 'writing'}: {reason}"

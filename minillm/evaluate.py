@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.anchors import Anchor
-from minillm.data.batch import Batch
+from minillm.data.batch import IGNORED, Batch
 from minillm.errors import InputError
 from minillm.model.transformer import Decoder, Encoder
 
@@ -130,7 +130,7 @@ def _sums(model: Decoder | Encoder, batch: Batch) -> tuple[float, int, int]:
     """Return the summed loss in nats, the number of right guesses and the number of targets of a prepared batch."""
     assert batch.targets is not None
     hidden = model(batch.tokens, **batch.model_inputs())  # (B, T, C)
-    chosen = batch.targets != -100  # (B, T)
+    chosen = batch.targets != IGNORED  # (B, T)
     parts = list(_by_parts(model, hidden[chosen], batch.targets[chosen]))
     return sum(loss for loss, _ in parts), sum(hits for _, hits in parts), int(chosen.sum())
 

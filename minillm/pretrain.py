@@ -24,16 +24,17 @@ from minillm.anchors import Anchor
 from minillm.checkpoint.files import write_text
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder
-from minillm.config import build, override, read_toml, write_toml
+from minillm.config import build, override, read_toml, to_table, toml_text
 from minillm.data.corpora import Corpus, open_corpus
 from minillm.errors import InputError
 from minillm.evaluate import Evaluation, compare
-from minillm.material import Material, gather
+from minillm.material import Material, gather, make_objective
 from minillm.model.count import count_parameters, flops_per_token
-from minillm.model.transformer import build_model
+from minillm.model.transformer import Decoder, Encoder, build_model
 from minillm.pretrain_config import PretrainConfig, rehearsal
 from minillm.tokenizer.base import Tokenizer, load_tokenizer
 from minillm.tokenizer.training import train_tokenizer
+from minillm.training.failures import size_explained
 from minillm.training.plots import draw_plots
 from minillm.training.precision import choose_compute_dtype, choose_device
 from minillm.training.progress import Progress
@@ -100,20 +101,23 @@ def pretrain(
     progress = progress or Progress(quiet=True)
     config = rehearsal(config, progress.note)
     folder = RunFolder(out)
-    with _cleaned_up(folder):
+    with _cleaned_up(folder), progress.shown():
         folder.check_free(overwrite)
+        device = choose_device(config.train.device)
         tokenizer, weights = _beginning(config, init, progress)
         if init is not None:
-            config = dataclasses.replace(config, model=_model_config(init))
+            config = _with_model_of(config, init)
         config = dataclasses.replace(config, model=_with_vocabulary(config, tokenizer))
+        make_objective(config, tokenizer)  # raises where the two do not go together
+        model = _initial_model(config)
+        if weights is not None:
+            put_tensors(model, weights, source=Path(init or out))
         folder.create(overwrite)  # not before all of that is known to do: a run that stands here is removed
         tokenizer.save(folder.tokenizer_path)
-        write_toml(config, folder.config_path)
+        write_text(folder.config_path, toml_text(config))
         material = gather(config, folder, tokenizer, progress=progress)
         write_text(folder.corpus_path, json.dumps(_corpus_card(material.corpus), indent=1) + "\n")
-        trainer = _trainer(config, folder, material, progress)
-        if weights is not None:
-            put_tensors(trainer.model, weights, source=Path(init or out))
+        trainer = _trainer(config, folder, material, model, device, progress)
         return _train(trainer, material, config, progress)
 
 
@@ -128,6 +132,12 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
         InputError: no run, a setting that cannot change, or text that is not what it was.
     """
     progress = progress or Progress(quiet=True)
+    with progress.shown():
+        return _resumed(run, overrides, progress)
+
+
+def _resumed(run: Path, overrides: Mapping[str, Any], progress: Progress) -> Result:
+    """Do what `resume` says."""
     folder = RunFolder(run)
     done = folder.load().step  # says what is missing before anything else happens
     table = read_toml(folder.config_path)
@@ -142,10 +152,12 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
             override(table, name, value)
     config: PretrainConfig = build(PretrainConfig, table, source=str(folder.config_path))
     config = rehearsal(config, progress.note, done=done)
+    device = choose_device(config.train.device)
+    model = _initial_model(config)
     material = gather(config, folder, load_tokenizer(folder.tokenizer_path), progress=progress)
-    trainer = _trainer(config, folder, material, progress)
+    trainer = _trainer(config, folder, material, model, device, progress)
     trainer.resume()
-    write_toml(config, folder.config_path)
+    write_text(folder.config_path, toml_text(config), safe=folder.safe())
     return _train(trainer, material, config, progress)
 
 
@@ -179,12 +191,15 @@ def _beginning(config: PretrainConfig, init: Path | None, progress: Progress) ->
     return tokenizer, None
 
 
-def _model_config(init: Path) -> Any:
-    """Return the architecture of another run's latest checkpoint."""
-    from minillm.model.config import ModelConfig
+def _with_model_of(config: PretrainConfig, init: Path) -> PretrainConfig:
+    """Return the configuration with the architecture of another run's latest checkpoint.
 
+    Raises:
+        InputError: the objective does not fit that run's kind of model, or its checkpoint is damaged.
+    """
     checkpoint = RunFolder(init).load("latest")
-    return build(ModelConfig, checkpoint.model_config, source=str(checkpoint.folder / "config.json"))
+    table = to_table(config) | {"model": checkpoint.model_config}
+    return build(PretrainConfig, table, source=str(checkpoint.folder / "config.json"))
 
 
 def _with_vocabulary(config: PretrainConfig, tokenizer: Tokenizer) -> Any:
@@ -208,12 +223,23 @@ def _corpus_card(corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _trainer(config: PretrainConfig, folder: RunFolder, material: Material, progress: Progress) -> Trainer:
-    """Return the trainer of a run, with its model at its initial weights."""
-    device = choose_device(config.train.device)
-    choice = choose_compute_dtype(config.train.compute_dtype, device)
+def _initial_model(config: PretrainConfig) -> Decoder | Encoder:
+    """Return the model at its initial weights, which the run's seed decides."""
     torch.manual_seed(config.train.seed)
-    model = build_model(config.model)
+    with size_explained():
+        return build_model(config.model)
+
+
+def _trainer(
+    config: PretrainConfig,
+    folder: RunFolder,
+    material: Material,
+    model: Decoder | Encoder,
+    device: torch.device,
+    progress: Progress,
+) -> Trainer:
+    """Return the trainer of a run."""
+    choice = choose_compute_dtype(config.train.compute_dtype, device)
     progress.note(
         f"{config.model.kind} of {count_parameters(model):,} parameters on {device} in "
         f"{str(choice.dtype).removeprefix('torch.')} ({choice.reason}); "

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import minillm
 from minillm.config import build
-from minillm.errors import InputError
+from minillm.errors import InputError, disk_trouble
 from minillm.fill import fill
 from minillm.generate import GenerateConfig, generate
 from minillm.pretrain import Result, pretrain
@@ -80,12 +80,24 @@ def show_holes(result: Result) -> None:
     print()
 
 
-if __name__ == "__main__":
+def run() -> int:
+    """Do `main` and return the exit status, as the command line does."""
     try:
         main()
+        return 0
     except InputError as error:
         print(f"quickstart: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    except OSError as error:
+        line = disk_trouble(error)
+        if line is None:
+            raise
+        print(f"quickstart: {line}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("quickstart: interrupted; run it again, it begins anew", file=sys.stderr)
-        sys.exit(130)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(run())

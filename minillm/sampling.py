@@ -38,15 +38,19 @@ class SamplingConfig:
     )
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature must be 0 or above, got {self.temperature}; 0 takes the likeliest token")
+        if self.temperature != 0.0 and not 1e-3 <= self.temperature <= 1e3:  # beyond, float32 logits would overflow
+            raise InputError(
+                f"temperature must be 0 or in [0.001, 1000], got {self.temperature}; 0 takes the likeliest token"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k must be at least 1, got {self.top_k}; leave it out to draw from all tokens")
         for name in ("top_p", "min_p"):
             if (value := getattr(self, name)) is not None and not 0.0 < value <= 1.0:
                 raise InputError(f"{name} must be in (0, 1], got {value}; leave it out to draw from all tokens")
-        if not 0.0 < self.repetition_penalty < float("inf"):
-            raise InputError(f"repetition_penalty must be above 0, got {self.repetition_penalty}; 1 switches it off")
+        if not 0.01 <= self.repetition_penalty <= 100.0:
+            raise InputError(
+                f"repetition_penalty must be in [0.01, 100], got {self.repetition_penalty}; 1 switches it off"
+            )
 
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

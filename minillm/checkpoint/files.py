@@ -147,8 +147,13 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
+def is_passing(name: str) -> bool:
+    """Return whether a file or folder of this name is being written or removed."""
+    return name.startswith((WRITING, REMOVING))
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what an interrupted write or removal left in `folder`."""
     for path in folder.iterdir():
-        if path.name.startswith((WRITING, REMOVING)):
+        if is_passing(path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

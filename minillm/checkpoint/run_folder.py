@@ -1,6 +1,6 @@
 """The folder of a run: what lies where, and checkpoints that are whole or not there.
 
-    config.toml  corpus.json  tokenizer/  tokens/  metrics.csv  timing.csv  *.png
+    config.toml  corpus.json  tokenizer/  tokens/  metrics.csv  timing.csv  anchors.json  *.png
     checkpoints/step-000250/   model.safetensors config.json (of the model) optimiser.safetensors state.json
     checkpoints/latest         one line, "step-000250"; `best` likewise: the lowest validation loss so far
 
@@ -25,6 +25,9 @@ from minillm.config import build, to_table
 from minillm.errors import InputError
 
 STEP_NAME = re.compile(r"step-(\d{6,})")  # a marker with anything else is not followed
+MARKERS = ("latest", "best")
+PLOTS = ("loss.png", "learning_rate.png", "throughput.png")
+OURS = {"config.toml", "corpus.json", "tokenizer", "tokens", "metrics.csv", "timing.csv", "anchors.json", "checkpoints"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +101,26 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file, not a folder for a run; choose another --out")
         with files.explained(self.path):
-            if self.path.is_dir() and any(self.path.iterdir()) and not self.is_run():
-                raise InputError(f"{self.path} is not empty and not a run; choose another --out")
             if self.steps() and not overwrite:
                 raise InputError(
                     f"{self.path} already holds a run, saved at step {self.steps()[-1]}; "
                     f"choose another --out or use --resume {self.path}"
                 )
+            if not self.steps() and self.path.is_dir() and (stranger := self._stranger()):
+                raise InputError(f"{self.path} is not empty and not a run: it has {stranger}; choose another --out")
+
+    def _stranger(self) -> str | None:
+        """Return what tells this folder from a run that never reached its first checkpoint; None: nothing does.
+
+        One name of ours is not enough: a config.toml or a metrics.csv may be anyone's.
+        """
+        names = {path.name for path in self.path.iterdir()}
+        if names and not self.checkpoints.is_dir():
+            return f"{min(names)} and no folder checkpoints"
+        inside = {path.name for path in self.checkpoints.iterdir()} if names else set()
+        strangers = [name for name in names if name not in {*OURS, *PLOTS} and not files.is_passing(name)]
+        strangers += [f"checkpoints/{name}" for name in inside if name not in MARKERS and not files.is_passing(name)]
+        return min(strangers, default=None)
 
     def create(self, overwrite: bool = False) -> None:
         """Make the folder for a new run.
@@ -118,7 +134,7 @@ class RunFolder:
         self.check_free(overwrite)
         with files.explained(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            for marker in ("latest", "best"):  # first: a marker must not outlive its checkpoint
+            for marker in MARKERS:  # first: a marker must not outlive its checkpoint
                 (self.checkpoints / marker).unlink(missing_ok=True)
             for step in self.steps():
                 files.remove_folder(self.folder_of(step))
@@ -207,7 +223,7 @@ class RunFolder:
         """Return a checkpoint.
 
         Args:
-            which: the newest, the one with the lowest validation loss, or a step.
+            which: the newest, the one with the lowest validation loss (the newest where none was evaluated), or a step.
         Raises:
             InputError: there is no run here, no such checkpoint, or it is damaged.
         """
@@ -216,10 +232,8 @@ class RunFolder:
         if not steps:
             raise InputError(f"{self.path} has no checkpoint yet; train it first")
         step = which if isinstance(which, int) else self._marked(which)
-        if step is None and which == "latest":  # every step folder is whole: the marker is a convenience
+        if step is None:  # every step folder is whole: the marker is a convenience
             step = steps[-1]
-        if step is None:
-            raise InputError(f"{self.path} has no best checkpoint: it was never evaluated; take the latest")
         if step not in steps:
             raise InputError(f"{self.path} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
         folder = self.folder_of(step)

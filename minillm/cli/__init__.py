@@ -5,13 +5,15 @@ Read next: `pretrain.py`.
 
 from __future__ import annotations
 
-import errno
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from minillm.config import nearest
-from minillm.errors import InputError
+from minillm.errors import InputError, disk_trouble
 
 COMMANDS = {  # name -> what it does, in the order in which a newcomer meets them
     "pretrain": "train an encoder or decoder on text; also resumes a run",
@@ -22,9 +24,6 @@ COMMANDS = {  # name -> what it does, in the order in which a newcomer meets the
     "tokenizer": "train a tokenizer, or encode and decode with one",
     "kernels": "say for every op which backend computes it here, and why",
 }
-
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-NO_ROOM = (*FULL_DISK, errno.EFBIG)  # what a write can fail with that does not know its file's name
 
 
 def usage() -> str:
@@ -54,37 +53,59 @@ def main(argv: Sequence[str]) -> int:
     A defect raises what it raises: the traceback is for whoever mends it, and Python then exits with 1.
     """
     try:
-        if not argv or argv[0] in ("-h", "--help", "help"):
-            print(usage())
-            return 0
-        if argv[0] == "--version":
-            from minillm import __version__
-
-            print(f"minillm {__version__}")
-            return 0
-        name = argv[0]
-        if name not in COMMANDS:
-            raise InputError(f"no command {name!r}{nearest(name, COMMANDS)}")
-        command = importlib.import_module(f"minillm.cli.{name}")
-        command.main(list(argv[1:]))
+        _command(argv)
+        sys.stdout.flush()  # here, where a failure is answered: at Python's exit it would be status 120
         return 0
     except InputError as error:
         print(f"minillm: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader went away (`| head`): nothing is wrong
-        sys.stderr.close()
+        _settle(sys.stdout)
+        _settle(sys.stderr)
         return 0
     except OSError as error:
-        if error.filename is None and error.errno not in NO_ROOM:
+        line = disk_trouble(error)
+        if line is None:
             raise
-        reason = "the disk is full; free some space and run again" if error.errno in FULL_DISK else error.strerror
-        print(f"minillm: {error.filename or 'writing'}: {reason}", file=sys.stderr)
+        _settle(sys.stdout)
+        print(f"minillm: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("minillm: interrupted", file=sys.stderr)
         return 130
 
 
+def _command(argv: Sequence[str]) -> None:
+    """Do what the words say."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return
+    if argv[0] == "--version":
+        from minillm import __version__
+
+        print(f"minillm {__version__}")
+        return
+    name = argv[0]
+    if name not in COMMANDS:
+        raise InputError(f"no command {name!r}{nearest(name, COMMANDS)}")
+    command = importlib.import_module(f"minillm.cli.{name}")
+    try:
+        command.main(list(argv[1:]))
+    except SystemExit:  # argparse leaves so after --help; its mistakes are InputErrors
+        return
+
+
+def _settle(stream: TextIO) -> None:
+    """Empty a stream's buffer, into nothing where its reader or its disk is gone: Python flushes it again at exit."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def run() -> None:
-    """Enter from the shell."""
+    """Enter from the shell. What the terminal's encoding lacks is written as an escape, such as \\xe9."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(main(sys.argv[1:]))

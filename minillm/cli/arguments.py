@@ -100,7 +100,8 @@ def override_settings(table: dict[str, Any], arguments: argparse.Namespace, conf
 
 def print_json(result: dict[str, Any]) -> None:
     """Print one JSON object, on one line, on standard output; a number that is not finite becomes null."""
-    print(json.dumps(finite(result), ensure_ascii=False), flush=True)
+    utf8 = (sys.stdout.encoding or "").lower() in ("utf-8", "utf8")
+    print(json.dumps(finite(result), ensure_ascii=not utf8), flush=True)
 
 
 def finite(value: Any) -> Any:

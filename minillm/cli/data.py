@@ -49,7 +49,7 @@ def show(argv: Sequence[str]) -> None:
         return
     print(f"{corpus.name}  sha256 {corpus.digest[:16]}")
     for split in splits:
-        beginning = next(iter(corpus.documents(split)))[:60]
+        beginning = next(corpus.parts(split))[0][:60]
         print(f"  {split}  {sizes[split]:>12,} bytes  {documents[split]:>7,} documents  begins {beginning!r}")
 
 
@@ -85,14 +85,15 @@ def prepare(argv: Sequence[str]) -> None:
     specials, progress = tokenizer.specials, Progress(quiet=arguments.json)
     around = (specials.cls, specials.sep) if arguments.encoder else (specials.bos, specials.eos)
     prefix, suffix = ([token] if token is not None else [] for token in around)
-    shards.prepare(
-        corpus,
-        tokenizer,
-        arguments.out,
-        prefix=prefix,
-        suffix=suffix,
-        on_progress=lambda done, total: progress.share("encoding", done, total),
-    )
+    with progress.shown():
+        shards.prepare(
+            corpus,
+            tokenizer,
+            arguments.out,
+            prefix=prefix,
+            suffix=suffix,
+            on_progress=lambda done, total: progress.share("encoding", done, total),
+        )
     tokens = {split: len(shards.TokenStore.open(arguments.out, split).tokens) for split in ("train", "valid")}
     if arguments.json:
         print_json({"folder": str(arguments.out), "vocab_size": tokenizer.vocab_size, "tokens": tokens})

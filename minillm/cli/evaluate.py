@@ -35,12 +35,12 @@ def main(argv: Sequence[str]) -> None:
     from minillm.training.precision import choose_device
     from minillm.training.progress import Progress
 
-    device = choose_device(arguments.device)
+    device = choose_device(arguments.device, setting="--device")
     loaded = minillm.load(arguments.run, which=arguments.checkpoint, device=device)
     if loaded.config is None:
         raise InputError(f"{arguments.run} has no config.toml, which says what it learnt from; it cannot be evaluated")
     folder, progress = RunFolder(arguments.run), Progress(quiet=arguments.json)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, progress.shown():
         held_out = None if arguments.input is None else (arguments.input, Path(scratch))
         material = gather(loaded.config, folder, loaded.require_tokenizer(), held_out=held_out, progress=progress)
         figures = material.evaluate(loaded.model)

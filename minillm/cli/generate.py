@@ -72,7 +72,7 @@ def read_prompts(words: list[str] | None, file: Path | None) -> list[str]:
     prompts = list(words or [])
     if file is not None:
         try:
-            prompts += [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+            prompts += [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line]
         except UnicodeDecodeError as error:
             raise InputError(f"--prompts {file} is not UTF-8 text: byte {error.start}") from error
         if not prompts:

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
 
     from minillm.training.precision import choose_device
 
-    device = choose_device(arguments.device or "auto")
+    device = choose_device(arguments.device or "auto", setting="--device")
     decisions = explain_dispatch(device)
     if arguments.json:
         print_json({"device": str(device), "ops": [dataclasses.asdict(d) for d in decisions]})

@@ -92,7 +92,10 @@ def _config(arguments: argparse.Namespace) -> tuple[PretrainConfig, str]:
         run = RunFolder(arguments.init)
         run.check()
         table, source, stem = read_toml(run.config_path), str(run.config_path), f"{run.path.name}-continued"
-    override_settings(table, arguments, PretrainConfig)
+    names = override_settings(table, arguments, PretrainConfig)
+    shape = [f"--{name}" for name in names if name.startswith("model.")]
+    if arguments.init is not None and shape:
+        raise InputError(f"--init takes the architecture of {arguments.init} as it is; leave out {', '.join(shape)}")
     return build(PretrainConfig, table, source=source), stem
 
 

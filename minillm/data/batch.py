@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+IGNORED = -100  # the target of a place that has none
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:

@@ -189,6 +189,7 @@ def open_corpus(name: str, *, valid_fraction: float = 0.1) -> Corpus:
     """
     if not 0.0 < valid_fraction < 1.0:
         raise InputError(f"the share that is held out must be above 0 and below 1, got {valid_fraction}")
+    _check_name(name)
     if name in stdlib.CORPORA:
         documents = stdlib.CORPORA[name]
         named = [Source(key, lambda key=key: iter([documents()[key]])) for key in sorted(documents())]
@@ -203,6 +204,8 @@ def open_corpus(name: str, *, valid_fraction: float = 0.1) -> Corpus:
         )
         if not found:
             raise InputError(f"the folder {name} holds no .txt or .md file with text in it")
+        for key, _ in found:
+            _check_name(key)
         return Corpus(name, [Source(key, lambda file=file: read_parts(file)) for key, file in found], valid_fraction)
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
@@ -213,14 +216,24 @@ def open_corpus(name: str, *, valid_fraction: float = 0.1) -> Corpus:
     raise InputError(f"no text at {name}: it is no file, no folder and no embedded corpus{hint}")
 
 
+def _check_name(name: str) -> None:
+    """Raise InputError unless a name can be written as UTF-8: digests and config.toml hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the name {name!a} is not UTF-8; rename it") from error
+
+
 def read_parts(path: Path) -> Iterator[str]:
     """Yield the text of a file in parts of about a million characters that end with a line, line ends as they are.
+
+    A byte order mark at its beginning is left out.
 
     Raises:
         InputError: the file cannot be read, or is not UTF-8; the text names the first byte that is not.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             while part := stream.read(PART):
                 yield part + stream.readline(PART)
     except UnicodeDecodeError as error:

@@ -25,12 +25,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from minillm.data.batch import Batch
+from minillm.data.batch import IGNORED, Batch
 from minillm.data.sampler import mix, permuted
 from minillm.data.shards import TokenStore
 from minillm.errors import InputError
 
-IGNORED = -100  # the target of a place that has none
 ORDER, PHASE, BATCH, EVALUATION = range(4)  # what a seed is mixed for
 
 

@@ -23,14 +23,15 @@ def flops_per_token(model: Transformer, length: int, *, head_share: float = 1.0)
     N counts the weights that take part in a product: those of all linear layers, and the output weight, tied or not,
     for the share of the tokens that enter it. Embedding lookups multiply nothing; norms, biases and softmax are left
     out. The factor 6 is 2 (a product adds and multiplies) times 3 (forward, and backward for inputs and for weights);
-    attention has two products. A causal mask does not halve it: that is the convention.
+    attention has two products. A causal mask does not halve it: that is the convention. What is recomputed in the
+    backward pass counts once.
 
     Args:
         model: its adapters, if there are any, count as what they are.
         length: T, tokens that a query could see.
         head_share: share of the tokens that enter the head: 1 for causal LM, the masking rate for masked LM.
 
-    Source: Chowdhery et al. (2022), arXiv:2204.02311, appendix B.
+    Source: Chowdhery et al. (2022), arXiv:2204.02311, appendix B; it has no rules for embeddings, windows and heads.
     """
     config, head = model.config, model.lm_head
     body, top = _product_weights(model.blocks), 0

@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from minillm.data.batch import Batch
+from minillm.data.batch import IGNORED, Batch
 from minillm.objectives.config import ObjectiveConfig
 from minillm.objectives.loss import Loss
-from minillm.objectives.protocol import IGNORED, LanguageModel, prediction_loss
+from minillm.objectives.protocol import LanguageModel, prediction_loss
 
 
 class MaskedLM:

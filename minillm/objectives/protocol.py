@@ -10,11 +10,9 @@ from typing import Any, Protocol
 from minillm_kernels import linear_cross_entropy
 from torch import Tensor
 
-from minillm.data.batch import Batch
+from minillm.data.batch import IGNORED, Batch
 from minillm.objectives.config import ObjectiveConfig
 from minillm.objectives.loss import Loss
-
-IGNORED = -100  # the target of a place that has none
 
 
 class LanguageModel(Protocol):

@@ -11,6 +11,8 @@ from typing import Literal
 from minillm.config import setting
 
 Kind = Literal["bpe", "unigram", "byte", "char"]
+MOST_TOKENS = 10_000_000  # sentencepiece takes up to 2**31 - 1, and dies of some numbers near it
+MOST_THREADS, LEAST_COVERAGE = 1024, 0.98  # sentencepiece's own bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,8 @@ class TokenizerConfig:
     kind: Kind = setting("bpe", "bpe or unigram (sentencepiece, trained on the text), byte, or char (its characters)")
     vocab_size: int = setting(4096, "bpe, unigram: number of tokens, control symbols included; a small text gets fewer")
     character_coverage: float = setting(
-        0.9995, "bpe, unigram: share of the text's characters that get a token of their own; the rest go as bytes"
+        0.9995,
+        "bpe, unigram: share of the text's characters that get their own token, in [0.98, 1]; the rest go as bytes",
     )
     max_training_bytes: int = setting(
         100_000_000, "bpe, unigram: bytes of the text that are trained on, from its start"
@@ -30,5 +33,11 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         if self.vocab_size < 1 or self.threads < 1 or self.max_training_bytes < 1:
             raise ValueError("tokenizer.vocab_size, threads and max_training_bytes must be at least 1")
-        if not 0.0 < self.character_coverage <= 1.0:
-            raise ValueError(f"tokenizer.character_coverage must be above 0, at most 1, got {self.character_coverage}")
+        if self.vocab_size > MOST_TOKENS:
+            raise ValueError(f"tokenizer.vocab_size must be at most {MOST_TOKENS}, got {self.vocab_size}")
+        if self.threads > MOST_THREADS:
+            raise ValueError(f"tokenizer.threads must be at most {MOST_THREADS}, got {self.threads}")
+        if not LEAST_COVERAGE <= self.character_coverage <= 1.0:
+            raise ValueError(
+                f"tokenizer.character_coverage must be in [{LEAST_COVERAGE}, 1], got {self.character_coverage}"
+            )

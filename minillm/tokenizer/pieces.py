@@ -108,10 +108,10 @@ class SentencePieceTokenizer(Tokenizer):
             raise InputError(
                 f"sentencepiece finds no {cls.kind} vocabulary for this text; set tokenizer.kind to byte or char"
             )
-        if tokenizer.vocab_size != config.vocab_size:
-            tokenizer.notice = (
-                f"the text fills {tokenizer.vocab_size:,} tokens, not tokenizer.vocab_size = {config.vocab_size:,}"
-            )
+        asked, came = config.vocab_size, tokenizer.vocab_size
+        if came != asked:
+            words = f"fills {came:,} tokens" if came < asked else f"needs at least {came:,} tokens"
+            tokenizer.notice = f"the text {words}, not tokenizer.vocab_size = {asked:,}"
         return tokenizer
 
 

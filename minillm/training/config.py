@@ -28,7 +28,7 @@ class TrainConfig:
     checkpoint_every: int = setting(250, "steps between checkpoints; 0: only at the end")
     keep_checkpoints: int = setting(1, "newest checkpoints that are kept, beside the best one")
     log_every: int = setting(10, "steps between rows of metrics.csv")
-    seed: int = setting(0, "of initial weights, data order, masking and dropout")
+    seed: int = setting(0, "of initial weights, data order, masking and dropout; below 2**63")
     device: Device = setting("auto", "auto (cuda, then mps, then cpu), cpu, cuda or mps")
     compute_dtype: ComputeDtype = setting(
         "auto", "dtype of activations: auto (bfloat16 where the device is fast at it), float32, bfloat16 or float16"
@@ -44,6 +44,8 @@ class TrainConfig:
         for name in ("eval_every", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)}")
+        if self.seed >= 2**63:
+            raise ValueError(f"train.seed must be below 2**63 = {2**63}, got {self.seed}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"train.threads must be at least 1, got {self.threads}; leave it out for the default")
         if not 0.0 <= self.grad_clip < float("inf"):

@@ -1,4 +1,4 @@
-"""What can go wrong in a step through no fault of the code, each in one line that says what to do.
+"""What can go wrong in a step, or while the model is built, each in one line that says what to do.
 
 Read next: `trainer.py`.
 """
@@ -15,6 +15,7 @@ from minillm.training.config import TrainConfig
 
 # What PyTorch's CPU allocator says when the system gives it nothing; it raises a bare RuntimeError.
 CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator: not enough memory", "DefaultCPUAllocator: can't allocate memory")
+TOO_LARGE = (*CPU_OUT_OF_MEMORY, "Storage size calculation overflowed")  # while a model is built
 
 
 @contextmanager
@@ -31,6 +32,23 @@ def memory_explained(train: TrainConfig, device: torch.device) -> Iterator[None]
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in CPU_OUT_OF_MEMORY):
             raise out_of_memory(train, device) from error
+        raise
+
+
+@contextmanager
+def size_explained() -> Iterator[None]:
+    """Turn a model that does not fit into memory, built inside the block, into an InputError.
+
+    Raises:
+        InputError: in place of what PyTorch's CPU allocator raises.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in TOO_LARGE):
+            raise InputError(
+                "the model does not fit into memory; lower model.width, model.num_layers or model.vocab_size"
+            ) from error
         raise
 
 

@@ -21,10 +21,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from minillm.data.batch import Batch
+from minillm.data.batch import IGNORED, Batch
 from minillm.objectives.loss import Loss
-
-IGNORED = -100  # the target of a place that has none
 
 
 class Objective(Protocol):

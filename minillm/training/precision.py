@@ -27,9 +27,12 @@ class DtypeChoice:
     reason: str
 
 
-def choose_device(name: Device) -> torch.device:
+def choose_device(name: Device, *, setting: str = "train.device") -> torch.device:
     """Return the device that is asked for; "auto" is the first of cuda, mps and cpu that is there.
 
+    Args:
+        name: the device.
+        setting: where it was asked for, for the error's text.
     Raises:
         InputError: the device is not one that this machine and this PyTorch have.
     """
@@ -39,7 +42,7 @@ def choose_device(name: Device) -> torch.device:
     if not there.get(name):
         have = ", ".join(kind for kind, here in there.items() if here)
         raise InputError(
-            f"train.device asks for {name}, but PyTorch {torch.__version__} finds only {have} here; take auto or {have}"
+            f"{setting} asks for {name}, but PyTorch {torch.__version__} finds only {have} here; take auto or {have}"
         )
     return torch.device(name)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -98,6 +100,14 @@ class Progress:
         elif not self._quiet and now - self._shown >= PLAIN_EVERY:
             self._shown = now
             print(f"{what}  {done / total:.0%}", file=self._stream, flush=True)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Take the bar away however the block ends: what it hides of the terminal, the cursor, comes back."""
+        try:
+            yield
+        finally:
+            self.stop()
 
     def stop(self) -> None:
         """Take the bar away; may be called twice."""

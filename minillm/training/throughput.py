@@ -1,14 +1,8 @@
 """Tokens per second, and the share of the hardware that they use (MFU), by a stated formula.
 
     MFU = tokens_per_second * flops_per_token / yardstick                          in [0, 1]
-    flops_per_token = 6 * N + 12 * L * C * T
 
-N counts the parameters that take part in a matrix product: every weight but the embedding tables, whose lookups
-multiply nothing; the output weight counts once, also where it is tied to the token embedding. 6 = 2 (a product adds
-and multiplies) * 3 (forward, and backward for inputs and for weights). L layers, C the joint width of the heads, T
-the context: 12 * L * C * T are the two products of attention, all T * T scores counted, also under a causal mask. What
-is recomputed counts once. (Chowdhery et al. 2022, arXiv:2204.02311, appendix B; there without the embedding rule.)
-`minillm.model.count.flops_per_token` computes it; the trainer is handed the number.
+`minillm.model.count.flops_per_token` states what counts and computes it; the trainer is handed the number.
 
 The yardstick is the data sheet's dense bfloat16 / float16 rate for a GPU that is listed here. For any other GPU, for a
 CPU and for float32 it is the rate of a large matrix product, measured at the start, and is called that: nobody

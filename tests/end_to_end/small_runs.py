@@ -27,15 +27,18 @@ def options(**changed):
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
-def in_a_process(*words, **options):
+def in_a_process(*words, environment=None, **options):
     """Run Python on the words in a process of its own, from the project's root, and return what came of it."""
+    streams = {} if "stdout" in options else {"stdout": subprocess.PIPE}
     return subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+        | (environment or {}),
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=120,
+        **streams,
         **options,
     )

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from small_runs import in_a_process, options
 
 
@@ -102,7 +103,7 @@ def test_an_unknown_key_in_a_file(minillm, tmp_path, text):
         pytest.param(("fill", "nowhere"), "--text", id="missing option"),
         pytest.param(("tokenizer", "trian"), "train", id="tokenizer's command"),
         pytest.param(("data", "shwo"), "show", id="data's command"),
-        pytest.param(("kernels", "--device", "abacus"), "abacus", id="device"),
+        pytest.param(("kernels", "--device", "abacus"), "--device asks for abacus", id="device"),
     ],
 )
 def test_wrong_words(minillm, words, hint):
@@ -166,7 +167,7 @@ def test_a_run_that_is_there_already_is_not_touched(minillm, runs, text):
 
 
 def test_overwrite_removes_nothing_before_the_new_text_is_known_to_do(minillm, runs, text, tmp_path):
-    """--overwrite with an empty text, or a setting that does not do: the run that was there stays, and still loads."""
+    """--overwrite with a text, setting or device that does not do: the run that was there stays, and still loads."""
     shutil.copytree(runs / "decoder", tmp_path / "run")
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     (tmp_path / "empty.txt").touch()
@@ -175,8 +176,23 @@ def test_overwrite_removes_nothing_before_the_new_text_is_known_to_do(minillm, r
     assert "UTF-8" in one_line(
         train(minillm, tmp_path / "picture.txt", tmp_path / "run", "--overwrite", tokenizer__kind="byte")
     )
-    assert "nowhere" in one_line(train(minillm, text, tmp_path / "run", "--overwrite", "--init", tmp_path / "nowhere"))
+    words = (
+        "--preset",
+        "tiny-decoder",
+        "--data.input",
+        text,
+        "--out",
+        tmp_path / "run",
+        "--init",
+        tmp_path / "nowhere",
+    )
+    assert "nowhere" in one_line(minillm("pretrain", *words, "--overwrite", "--quiet"))
     assert "vocab_size" in one_line(train(minillm, text, tmp_path / "run", "--overwrite", model__vocab_size=9))
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    assert missing in one_line(train(minillm, text, tmp_path / "run", "--overwrite", train__device=missing))
+    for size in (10**13, 10**17):  # more than an address space, more than an int64 counts
+        line = one_line(train(minillm, text, tmp_path / "run", "--overwrite", model__vocab_size=size))
+        assert "does not fit into memory; lower model.width" in line
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
 
@@ -194,6 +210,20 @@ def test_out_in_a_folder_with_other_things(minillm, text, tmp_path):
     (tmp_path / "letters/mine.txt").write_text("dear")
     assert "not empty" in one_line(train(minillm, text, tmp_path / "letters"))
     assert [p.name for p in (tmp_path / "letters").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    "words, hint",
+    [
+        pytest.param(("--preset", "tiny-encoder"), "objective.name (masked_lm) does not fit model.kind", id="kind"),
+        pytest.param(("--model.width", "32"), "leave out --model.width", id="another architecture"),
+    ],
+)
+def test_init_takes_the_model_as_it_is(minillm, runs, text, tmp_path, words, hint):
+    """--init with a preset of the other kind, or with a setting of the model that could only be ignored."""
+    common = ("--init", runs / "decoder", "--data.input", text, "--out", tmp_path / "run", "--quiet")
+    assert hint in one_line(minillm("pretrain", *common, *words))
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_refuses_another_model(minillm, runs):
@@ -218,6 +248,24 @@ def test_full_disk(tmp_path, text):
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("minillm: "), done.stderr
     assert not list(tmp_path.glob("run/checkpoints/step-*"))
+
+
+def test_full_disk_on_resume(runs, tmp_path):
+    """Going on without room: one line, status 2, and config.toml keeps every byte, so that the run can go on later."""
+    shutil.copytree(runs / "decoder", tmp_path / "run")
+    before = (tmp_path / "run/config.toml").read_bytes()
+    done = in_a_process(
+        "-c",
+        "import resource, signal, sys\n"
+        "from minillm.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "sys.exit(main(['pretrain', *sys.argv[1:]]))",
+        *("--resume", tmp_path / "run", "--train.max_steps", 9, "--quiet"),
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and "config.toml" in done.stderr, done.stderr
+    assert (tmp_path / "run/config.toml").read_bytes() == before
 
 
 def test_full_disk_while_shards_are_prepared(tmp_path, text):

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import statistics
 import time
+from pathlib import Path
 
 import pytest
 from small_runs import in_a_process, options
@@ -38,6 +40,37 @@ def test_help_imports_no_torch():
         "    assert 'torch' not in sys.modules, name\n",
     )
     assert done.returncode == 0, done.stderr
+
+
+BUFFERED = {"PYTHONUNBUFFERED": ""}  # as a shell has it: what is printed is written when the buffer is flushed
+
+
+@pytest.mark.parametrize("words", [("--help",), ("pretrain", "--help"), ("kernels",)], ids=" ".join)
+def test_a_reader_that_went_away(words):
+    """`minillm ... | true`: status 0 and not a word."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = in_a_process("-m", "minillm", *words, stdout=writer, environment=BUFFERED)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_output_on_a_full_disk():
+    """`minillm --help > /dev/full`: one line and status 2."""
+    with open("/dev/full", "w") as full:
+        done = in_a_process("-m", "minillm", "--help", stdout=full, environment=BUFFERED)
+    assert (done.returncode, done.stderr) == (2, "minillm: writing: the disk is full; free some space and run again\n")
+
+
+def test_a_terminal_that_lacks_a_letter(runs):
+    """An ASCII stream gets escapes, in text and in JSON, in place of an exception."""
+    words = ("-m", "minillm", "generate", runs / "decoder", "--prompt", "caf\u00e9", "--max-tokens", 1)
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
+    done = in_a_process(*words, environment=ascii_only)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(r"caf\xe9")
+    done = in_a_process(*words, "--json", environment=ascii_only)
+    assert last_json(done.stdout)["results"][0]["prompt"] == "caf\u00e9"
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])

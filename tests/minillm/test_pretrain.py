@@ -82,6 +82,28 @@ def test_what_cannot_begin_leaves_no_folder(tiny_config, tmp_path, monkeypatch):
     assert (tmp_path / "run").exists()
 
 
+def test_the_bar_goes_when_text_is_interrupted(tiny_config, tiny_runs, tmp_path, monkeypatch):
+    """Ctrl-C while text is encoded, in a new run and on resume: the bar, which hides the cursor, is taken away."""
+    stopped = []
+
+    class Watched(Progress):
+        def stop(self):
+            stopped.append(self)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "gather", interrupted)
+    for go in (
+        lambda progress: pretrain(tiny_config(), tmp_path / "run", progress=progress),
+        lambda progress: resume(tiny_runs["decoder"], {}, progress=progress),
+    ):
+        progress = Watched(quiet=True)
+        with pytest.raises(KeyboardInterrupt):
+            go(progress)
+        assert stopped[-1] is progress
+
+
 def test_an_interrupted_beginning_can_be_begun_again(tiny_config, tmp_path):
     """A folder without a checkpoint has nothing to lose: no --overwrite is needed, nor the same text."""
     folder = RunFolder(tmp_path / "run")

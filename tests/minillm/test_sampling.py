@@ -101,7 +101,7 @@ def test_temperature_zero_is_greedy(dtype):
     logits = logits_of(4, 64, dtype)
     seen = torch.zeros(4, 64, dtype=torch.bool)
     expected = logits.argmax(-1)
-    for config in (SamplingConfig(temperature=0.0, top_p=0.1), SamplingConfig(temperature=1e-4)):
+    for config in (SamplingConfig(temperature=0.0, top_p=0.1), SamplingConfig(temperature=1e-3)):
         assert torch.equal(choose(logits, seen, config, row_generators(3, list("abcd"))), expected)
 
 
@@ -136,12 +136,15 @@ def test_a_row_is_drawn_alike_alone_and_in_a_batch():
 @pytest.mark.parametrize(
     "values, message",
     [
-        pytest.param({"temperature": -1.0}, "temperature must be 0 or above, got -1.0", id="temperature"),
+        pytest.param({"temperature": -1.0}, r"temperature must be 0 or in \[0.001, 1000\], got -1.0", id="temperature"),
+        pytest.param({"temperature": 1e-40}, "temperature", id="overflow"),
+        pytest.param({"temperature": 1e300}, "temperature", id="hot"),
         pytest.param({"temperature": float("nan")}, "temperature", id="nan"),
         pytest.param({"top_k": 0}, "top_k must be at least 1, got 0", id="top-k"),
         pytest.param({"top_p": 0.0}, "top_p must be in", id="top-p"),
         pytest.param({"min_p": 1.5}, "min_p must be in", id="min-p"),
-        pytest.param({"repetition_penalty": 0.0}, "repetition_penalty must be above 0", id="penalty"),
+        pytest.param({"repetition_penalty": 0.0}, "repetition_penalty must be in", id="penalty"),
+        pytest.param({"repetition_penalty": 1e-300}, "repetition_penalty must be in", id="small penalty"),
     ],
 )
 def test_settings_out_of_range_are_refused(values, message):

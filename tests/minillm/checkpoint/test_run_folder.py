@@ -57,11 +57,7 @@ def test_the_newest_and_the_best_stay(folder, keep, best_at, kept):
         save(folder, step, best=step == best_at, keep=keep)
     assert folder.steps() == kept
     assert folder.load().step == 6
-    if best_at is not None:
-        assert folder.load("best").step == best_at
-    else:
-        with pytest.raises(InputError, match="has no best checkpoint: it was never evaluated; take the latest"):
-            folder.load("best")
+    assert folder.load("best").step == (best_at or 6)  # Ctrl-C before the first evaluation: the newest will do
 
 
 def test_steps_of_seven_digits_are_in_order_of_number(folder):
@@ -93,10 +89,10 @@ class TestAccidents:
         assert folder.load().step == 2
 
     def test_marker_that_is_not_text(self, folder):
-        save(folder, 1, best=True)
+        save(folder, 1, best=True, keep=9)
+        save(folder, 2, keep=9)
         (folder.checkpoints / "best").write_bytes(b"\xff\xfe")
-        with pytest.raises(InputError, match="has no best checkpoint"):
-            folder.load("best")
+        assert folder.load("best").step == 2
 
     def test_half_written_checkpoints_are_not_seen_and_go_with_the_next_one(self, folder):
         save(folder, 1)
@@ -203,8 +199,31 @@ class TestCreate:
     def test_a_folder_with_other_things_is_refused(self, tmp_path):
         (tmp_path / "thesis.tex").touch()
         for overwrite in (False, True):
-            with pytest.raises(InputError, match="is not empty and not a run; choose another --out"):
+            with pytest.raises(InputError, match="is not empty and not a run: .*thesis.tex.*; choose another --out"):
                 RunFolder(tmp_path).create(overwrite)
+
+    @pytest.mark.parametrize(
+        "names, words",
+        [
+            (["config.toml", "metrics.csv", "thesis.txt"], "config.toml and no folder checkpoints"),
+            (["config.toml", "metrics.csv"], "config.toml and no folder checkpoints"),
+            (["checkpoints/", "config.toml", "thesis.txt"], "it has thesis.txt"),
+            (["checkpoints/", "checkpoints/epoch-1.pt"], "it has checkpoints/epoch-1.pt"),
+        ],
+    )
+    def test_a_folder_of_ones_own_with_a_name_of_ours_is_refused(self, tmp_path, names, words):
+        for name in names:
+            (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_text("mine")
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match=f"is not empty and not a run: .*{words}"):
+                RunFolder(tmp_path).create(overwrite)
+        assert all((tmp_path / name).read_text() == "mine" for name in names if not name.endswith("/"))
+
+    def test_what_an_interrupted_beginning_leaves_is_taken(self, folder):
+        for name in ("config.toml", ".writing-corpus.json", "loss.png", "anchors.json", "checkpoints/latest"):
+            (folder.path / name).touch()
+        (folder.checkpoints / ".writing-step-000002").mkdir()
+        folder.create()
 
     def test_an_empty_folder_is_taken_and_a_file_refused(self, tmp_path):
         RunFolder(tmp_path).create()

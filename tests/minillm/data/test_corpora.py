@@ -1,5 +1,8 @@
 """Corpora: what counts as text, how it is split, that nothing leaks, and that a digest stands for one text."""
 
+import os
+import sys
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -163,3 +166,19 @@ def test_a_file_that_ends_inside_a_character(tmp_path):
     (tmp_path / "a.txt").write_bytes("good é".encode()[:-1])
     with pytest.raises(InputError, match=r"byte [56] "):
         list(read_parts(tmp_path / "a.txt"))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    """What some editors put before the first letter does not reach the model."""
+    (tmp_path / "a.txt").write_text("\ufeffone\ntwo\n" * 9, encoding="utf-8")
+    assert next(open_corpus(str(tmp_path / "a.txt")).texts("train")).startswith("one")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not take such names")
+def test_a_name_that_is_not_utf8(tmp_path):
+    """A file whose name the digest could not hold is named, by itself and in a folder."""
+    file = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    file.write_text("one\n" * 9)
+    for name in (file, tmp_path):
+        with pytest.raises(InputError, match=r"caf.udce9.txt' is not UTF-8; rename it"):
+            open_corpus(str(name))

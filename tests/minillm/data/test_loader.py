@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minillm.data.loader import IGNORED, Loader
+from minillm.data.batch import IGNORED
+from minillm.data.loader import Loader
 from minillm.errors import InputError
 from minillm.model.config import ModelConfig
 from minillm.model.transformer import build_model

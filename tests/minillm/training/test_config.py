@@ -15,6 +15,7 @@ from minillm.training.config import OptimConfig, TrainConfig
         (TrainConfig, {"log_every": 0}, "train.log_every must be at least 1, got 0"),
         (TrainConfig, {"keep_checkpoints": 0}, "train.keep_checkpoints must be at least 1"),
         (TrainConfig, {"eval_every": -1}, "train.eval_every must not be negative"),
+        (TrainConfig, {"seed": 2**63}, r"train.seed must be below 2\*\*63"),
         (TrainConfig, {"threads": 0}, "train.threads must be at least 1, got 0; leave it out"),
         (TrainConfig, {"grad_clip": float("nan")}, "train.grad_clip must be 0 or above, got nan"),
         (TrainConfig, {"batch_size": 12, "micro_batch_size": 5}, r"batch_size \(5\) must divide .* \(12\); try 4"),
