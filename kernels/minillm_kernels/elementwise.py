@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm_kernels import dispatch
 from minillm_kernels import elementwise_kernels as kernels
 from minillm_kernels.launching import (
     DTYPES,
@@ -26,7 +27,6 @@ from minillm_kernels.launching import (
     next_power_of_2,
     num_sms,
     rows_of,
-    runs_kernel,
 )
 from minillm_kernels.variant import Variant
 
@@ -193,11 +193,13 @@ def register_unary(
 
     @torch.library.custom_op(f"minillm_kernels::{name}_forward", mutates_args=())
     def forward(x: Tensor, bias: Tensor | None, form: str) -> Tensor:
-        return unary_forward(x, bias, functions[form]) if runs_kernel(x) else reference(x.contiguous(), bias, form)
+        return (
+            unary_forward(x, bias, functions[form]) if dispatch.launches(x) else reference(x.contiguous(), bias, form)
+        )
 
     @torch.library.custom_op(f"minillm_kernels::{name}_backward", mutates_args=())
     def backward(dy: Tensor, x: Tensor, bias: Tensor | None, form: str) -> tuple[Tensor, Tensor]:
-        if runs_kernel(x):
+        if dispatch.launches(x):
             return unary_backward(dy, x, bias, functions[form])
         if bias is None:
             return _gradients(lambda x: reference(x, None, form), dy, x)[0], x.new_empty(0)
@@ -233,11 +235,15 @@ def register_gated(
 
     @torch.library.custom_op(f"minillm_kernels::{name}_forward", mutates_args=())
     def forward(gate: Tensor, up: Tensor, form: str) -> Tensor:
-        return gated_forward(gate, up, functions[form]) if runs_kernel(gate) else reference(gate.contiguous(), up, form)
+        return (
+            gated_forward(gate, up, functions[form])
+            if dispatch.launches(gate)
+            else reference(gate.contiguous(), up, form)
+        )
 
     @torch.library.custom_op(f"minillm_kernels::{name}_backward", mutates_args=())
     def backward(dy: Tensor, gate: Tensor, up: Tensor, form: str) -> tuple[Tensor, Tensor]:
-        if runs_kernel(gate):
+        if dispatch.launches(gate):
             return gated_backward(dy, gate, up, functions[form])
         dgate, dup = _gradients(lambda gate, up: reference(gate, up, form), dy, gate, up)
         return dgate, dup

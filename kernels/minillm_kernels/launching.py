@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm_kernels import dispatch
 from minillm_kernels.variant import Variant
 
 WARP = 64 if torch.version.hip else 32  # threads
@@ -29,11 +28,6 @@ TRITON_TYPE = {
 }
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TARGETS = {32: ("sm_80", "sm_90", "sm_100"), 64: ("gfx942",)}  # by the number of threads in a warp
-
-
-def runs_kernel(tensor: Tensor) -> bool:
-    """Say whether Triton can run where `tensor` lives; elsewhere a registered op falls back to its reference."""
-    return tensor.is_cuda or dispatch.INTERPRETED
 
 
 def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *others: Any, threads: int, **constants: Any) -> None:

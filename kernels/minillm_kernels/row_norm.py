@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm_kernels import dispatch
 from minillm_kernels import row_norm_kernels as kernels
 from minillm_kernels.launching import (
     TRITON_TYPE,
@@ -25,7 +26,6 @@ from minillm_kernels.launching import (
     next_power_of_2,
     num_sms,
     rows_of,
-    runs_kernel,
     seed_on,
     with_factor,
 )
@@ -242,7 +242,7 @@ def register(name: str, centre: bool, maths: Maths, maths_backward: MathsBackwar
         eps: float,
         dropout_p: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if runs_kernel(x):
+        if dispatch.launches(x):
             return forward(x, weight, bias, residual, seed, eps, dropout_p, centre)
         s = x.contiguous().float()
         if seed is not None:
@@ -266,7 +266,7 @@ def register(name: str, centre: bool, maths: Maths, maths_backward: MathsBackwar
         dropout_p: float,
         has_bias: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if runs_kernel(s):
+        if dispatch.launches(s):
             return backward(dy, ds, s, weight, mean, rstd, seed, dropout_p, has_bias, centre)
         total, dweight, dbias = maths_backward(
             dy.contiguous().float(), s.contiguous().float(), weight.float(), mean, rstd

@@ -97,15 +97,15 @@ FAULTS = [
     Fault(
         "another-mask-in-backward",
         NORM,
-        "total, tl.load(seed_ptr), offs, dropout_p",
-        "total, tl.load(seed_ptr), offs + 1, dropout_p",
+        "total, tl.load(seed_ptr), offs, dropout",
+        "total, tl.load(seed_ptr), offs + 1, dropout",
         layer(dropout_p=0.5, seed=3),
     ),
     Fault(
         "dresidual-is-dropped-too",
         NORM,
         "tl.store(dresidual_ptr + offs, total.to",
-        "tl.store(dresidual_ptr + offs, _drop(total, tl.load(seed_ptr), offs, dropout_p).to",
+        "tl.store(dresidual_ptr + offs, _drop(total, tl.load(seed_ptr), offs, dropout).to",
         layer(residual=True, dropout_p=0.5, seed=3),
     ),
     Fault(
@@ -156,8 +156,8 @@ FAULTS = [
         "row * q_strides[0] + place * q_strides[1]",
         turned(),
     ),
-    Fault("kept-where-dropped", "dropout.fused", ">= dropout_p", "< dropout_p", dropped()),
-    Fault("not-scaled", "dropout.fused", "x * scale", "x", dropped()),
+    Fault("kept-where-dropped", "dropout.fused", ">= p, x", "< p, x", dropped()),
+    Fault("not-scaled", "dropout.fused", "x * factor", "x", dropped()),
     Fault("pieces-overlap", "embedding.fused", "tl.minimum(stop, start + PIECE)", "stop", looked_up([1] * 600)),
     Fault(
         "first-piece-only", "embedding.fused", "first, last, offs_c", "first, first + 1, offs_c", looked_up([1] * 600)

@@ -5,10 +5,8 @@ Read next: `fused.py`.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from minillm_kernels.attention import configs
@@ -89,16 +87,6 @@ def dropout(p: float, seed: Tensor | None) -> Dropout:
 def launched(kernel: Any, *grid: int) -> Any:
     """Return a kernel bound to its grid. The kernels' own types are those of device code, which no caller's fit."""
     return kernel[grid]
-
-
-def cdiv(a: int, b: int) -> int:
-    """Return a / b, rounded up."""
-    return -(-a // b)
-
-
-def on_device(x: Tensor) -> AbstractContextManager[Any]:
-    """Make the GPU of `x` the one that kernels are launched on."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def tiles(launch: configs.Launch, D: int) -> dict[str, int]:

@@ -27,10 +27,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 from minillm_kernels import dispatch
 from minillm_kernels.attention import configs, reference
-from minillm_kernels.attention.arguments import call_arguments, cdiv, launched, on_device
+from minillm_kernels.attention.arguments import call_arguments, launched
 from minillm_kernels.attention.forward import online_softmax
 from minillm_kernels.attention.masks import Masks
 from minillm_kernels.attention.scores import row_pointers, spans_of
+from minillm_kernels.launching import cdiv
 
 MAX_ROWS = 64  # queries of a key head, T * H / Hkv: more fill a GPU without splits
 MIN_KEYS = 32  # fewer are not worth a second kernel
@@ -183,7 +184,7 @@ def decode(  # noqa: PLR0913
         cu_seqlens_k=None,
         prefix=prefix,
     )
-    if q.device.type == "cpu" and not dispatch.INTERPRETED:
+    if not dispatch.launches(q):
         y = reference.attention(q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, scale)
         return y.contiguous()
     y = torch.empty((B, T, H, D), dtype=q.dtype, device=q.device)
@@ -209,7 +210,7 @@ def decode(  # noqa: PLR0913
             part_o, part_m, part_w, y, call.drop, call.sizes, splits, HEAD_DIM=D, BLOCK_D=width, num_warps=2
         )  # fmt: skip
 
-    with on_device(q):
+    with torch.cuda.device_of(q):
         configs.run("decode", q, call.heavy, run, (T, S))
     return y
 

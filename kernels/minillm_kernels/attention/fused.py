@@ -20,7 +20,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from minillm_kernels import dispatch
 from minillm_kernels.attention import configs, reference
-from minillm_kernels.attention.arguments import call_arguments, cdiv, launched, on_device, tiles
+from minillm_kernels.attention.arguments import call_arguments, launched, tiles
 from minillm_kernels.attention.backward import (
     attention_dbias_kernel,
     attention_delta_kernel,
@@ -32,7 +32,7 @@ from minillm_kernels.attention.forward import attention_forward_kernel
 from minillm_kernels.attention.masks import Masks
 from minillm_kernels.attention.scores import LOG2E
 from minillm_kernels.attention.variants import variants
-from minillm_kernels.launching import seed_on
+from minillm_kernels.launching import cdiv, seed_on
 
 __all__ = ["attention", "attention_backward", "attention_forward", "variants"]
 
@@ -94,7 +94,7 @@ def attention_forward(  # noqa: PLR0913
     """
     B, T, H, D = q.shape
     masks = _masks(left, right, key_start, key_stop, segments, cu_seqlens_q, cu_seqlens_k, prefix)
-    if _without_triton(q):
+    if not dispatch.launches(q):
         return _forward_by_reference(q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, scale)
     y = torch.empty((B, T, H, D), dtype=q.dtype, device=q.device)
     lse = torch.empty((B, H, T), dtype=torch.float32, device=q.device)
@@ -107,7 +107,7 @@ def attention_forward(  # noqa: PLR0913
             q, k, v, y, lse, q.stride(), k.stride(), v.stride(), y.stride(), *call, **tiles(launch, D)
         )  # fmt: skip
 
-    with on_device(q):
+    with torch.cuda.device_of(q):
         configs.run("forward", q, call.heavy, run, (T, k.shape[1], right is None))
     return y, lse
 
@@ -139,7 +139,7 @@ def attention_backward(  # noqa: PLR0913
     """Return dq, dk, dv and dbias, which without `bias_gradient` is empty."""
     (B, T, H, D), (S, Hkv) = q.shape, k.shape[1:3]
     masks = _masks(left, right, key_start, key_stop, segments, cu_seqlens_q, cu_seqlens_k, prefix)
-    if _without_triton(q):
+    if not dispatch.launches(q):
         return _backward_by_reference(
             dy, q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, scale, bias_gradient
         )
@@ -169,7 +169,7 @@ def attention_backward(  # noqa: PLR0913
             *inputs, dbias, *strides, (B // planes_b, H // planes_h), *call, **tiles(launch, D)
         )  # fmt: skip
 
-    with on_device(q):
+    with torch.cuda.device_of(q):
         launched(attention_delta_kernel, cdiv(T, configs.DELTA_ROWS) * B * H)(
             y, dy, delta, y.stride(), dy.stride(), call.sizes,
             HEAD_DIM=D, BLOCK_D=configs.padded_width(D), BLOCK_M=configs.DELTA_ROWS, num_warps=4,
@@ -248,10 +248,6 @@ def _empty_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dbias = q.new_empty(0) if bias is None or not bias_gradient else bias.new_empty(bias.shape)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
-
-
-def _without_triton(q: Tensor) -> bool:
-    return q.device.type == "cpu" and not dispatch.INTERPRETED
 
 
 def _forward_by_reference(

@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minillm_kernels import dispatch
 from minillm_kernels.dropout import reference
-from minillm_kernels.launching import DTYPES, TRITON_TYPE, cdiv, launch, make_variant, runs_kernel, seed_on, with_factor
+from minillm_kernels.launching import DTYPES, TRITON_TYPE, cdiv, launch, make_variant, seed_on, with_factor
 from minillm_kernels.variant import Variant
 
 BLOCK = 1024  # elements of a program: 8 a thread, whose random numbers are independent chains of 10 rounds
@@ -45,7 +46,7 @@ def _dropout_kernel(
 
 @torch.library.custom_op("minillm_kernels::dropout", mutates_args=())
 def _op(x: Tensor, seed: Tensor, p: float) -> Tensor:
-    if not runs_kernel(x):
+    if not dispatch.launches(x):
         y = reference.dropout(x, p, seed)
         return y.contiguous()
     x = x.contiguous()

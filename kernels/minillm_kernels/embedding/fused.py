@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minillm_kernels import dispatch
 from minillm_kernels.embedding import reference
 from minillm_kernels.launching import (
     DTYPES,
@@ -35,7 +36,6 @@ from minillm_kernels.launching import (
     make_variant,
     next_power_of_2,
     rows_of,
-    runs_kernel,
 )
 from minillm_kernels.variant import Variant
 
@@ -234,12 +234,12 @@ def backward(tokens: Tensor, dy: Tensor, num_rows: int) -> Tensor:
 
 @torch.library.custom_op("minillm_kernels::embedding_forward", mutates_args=())
 def _forward(tokens: Tensor, weight: Tensor) -> Tensor:
-    return forward(tokens, weight) if runs_kernel(weight) else reference.embedding(tokens, weight)
+    return forward(tokens, weight) if dispatch.launches(weight) else reference.embedding(tokens, weight)
 
 
 @torch.library.custom_op("minillm_kernels::embedding_backward", mutates_args=())
 def _backward(tokens: Tensor, dy: Tensor, num_rows: int) -> Tensor:
-    if runs_kernel(dy):
+    if dispatch.launches(dy):
         return backward(tokens, dy, num_rows)
     dweight = torch.zeros(num_rows, dy.shape[-1], dtype=torch.float32, device=dy.device)
     return dweight.index_add_(0, tokens.reshape(-1), dy.reshape(-1, dy.shape[-1]).float()).to(dy.dtype)

@@ -21,11 +21,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula  # imports triton, so it is not in chunks.py
 
 from minillm_kernels.cross_entropy import fused as cross_entropy
 from minillm_kernels.cross_entropy.fused import capped, gradient_of_tile, loss_of_row, lse_and_sum
 from minillm_kernels.cross_entropy.reference import Options
+from minillm_kernels.linear_cross_entropy import flops as flops
 from minillm_kernels.variant import Variant
 
 
@@ -116,23 +116,6 @@ def losses_and_dlogits(
             num_warps=num_warps,
         )
     return losses, logits
-
-
-@register_flop_formula(torch.ops.minillm_kernels.linear_cross_entropy_total)
-def _total_flops(hidden: Any, weight: Any, *rest: Any, **kwargs: Any) -> int:
-    """Count the products of all N rows: which of them are ignored is not known without waiting for the device."""
-    wanted = rest[-1]
-    return 2 * hidden[0] * weight[0] * weight[1] * (1 + wanted[0] + wanted[1])
-
-
-@register_flop_formula(torch.ops.minillm_kernels.linear_cross_entropy_losses)
-def _losses_flops(hidden: Any, weight: Any, *rest: Any, **kwargs: Any) -> int:
-    return 2 * hidden[0] * weight[0] * weight[1]
-
-
-@register_flop_formula(torch.ops.minillm_kernels.linear_cross_entropy_losses_backward)
-def _losses_backward_flops(hidden: Any, weight: Any, *rest: Any, **kwargs: Any) -> int:
-    return _total_flops(hidden, weight, *rest)
 
 
 def variants() -> Iterator[Variant]:

@@ -24,7 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minillm_kernels.launching import TRITON_TYPE, cdiv, launch, make_variant, next_power_of_2, runs_kernel
+from minillm_kernels import dispatch
+from minillm_kernels.launching import TRITON_TYPE, cdiv, launch, make_variant, next_power_of_2
 from minillm_kernels.rotary import reference
 from minillm_kernels.variant import Variant
 
@@ -137,7 +138,7 @@ def _op(
     """Return q and k turned, or turned back."""
     B, T, H, D = q.shape
     Hkv = k.shape[2]
-    if not runs_kernel(q):
+    if not dispatch.launches(q):
         rows = (cos[None, :T], sin[None, :T]) if positions is None else (cos[positions], sin[positions])
         cos, sin = (table[:, :, None, :] for table in rows)
         sin = -sin if inverse else sin

@@ -12,10 +12,12 @@ from minillm.training.host_memory import keep_freed_memory
 if {keep}: assert keep_freed_memory()
 def use(times):
     for _ in range(times): torch.ones(10 << 20)  # 40 MiB: above the 32 MiB up to which glibc moves its own bound
-use(8)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-use(8)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+counts = []
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    use(8)
+    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(counts))
 """
 
 
@@ -26,8 +28,8 @@ def faults(keep: bool) -> int:
 
 def test_on_glibc_no_page_is_paid_for_twice_and_elsewhere_nothing_is_done(monkeypatch):
     if platform.libc_ver()[0] == "glibc":
-        # Without it 8 times the 10,240 pages of a buffer, or its 20 huge pages. Three tries: a system short of memory
-        # may take pages away in between.
-        assert min(faults(keep=True) for _ in range(3)) < 100
+        # Without it each time 8 times the 10,240 pages of a buffer, or its 20 huge pages. The first time they have to
+        # come, and once more where a small object came to lie in between.
+        assert faults(keep=True) < 100 < faults(keep=False)
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert host_memory.keep_freed_memory() is False

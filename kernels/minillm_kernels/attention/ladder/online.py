@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minillm_kernels.attention.arguments import cdiv
 from minillm_kernels.attention.configs import padded_width
 from minillm_kernels.attention.ladder.common import LOG2E, launch, row_pointers, tile_of
+from minillm_kernels.launching import cdiv
 
 
 @triton.jit
