@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minillm_kernels.attention.configs import padded_width
-from minillm_kernels.attention.ladder.common import LOG2E, launch, row_pointers, tile_of
+from minillm_kernels.attention.ladder.rows import LOG2E, launch, row_pointers, tile_of
 from minillm_kernels.launching import cdiv
 
 
