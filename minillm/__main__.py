@@ -1,4 +1,7 @@
-"""`python -m minillm`: the command line where no `minillm` script is installed."""
+"""`python -m minillm`: the command line where no `minillm` script is installed.
+
+Read next: `cli/__init__.py`.
+"""
 
 from minillm.cli import run
 

@@ -276,7 +276,8 @@ def test_report_of_some_keeps_the_rows_of_others():
 
 
 def test_interpreting_process_does_not_compile(monkeypatch):
-    knobs = pytest.importorskip("triton").knobs
+    from triton import knobs
+
     monkeypatch.setattr(knobs.runtime, "interpret", True)
     variant = next(iter(compile_report.variants(next(iter(dispatch.FUSED_OPS)))))
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):

@@ -9,8 +9,8 @@ Read next: `composed.py` and `fused.py`, which do what is done with one chunk's 
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -83,6 +83,18 @@ def rows_per_chunk(budget: int, num_classes: int, dtype: torch.dtype, softcap: f
     return max(1, budget // (num_classes * (dtype.itemsize if fused else per_logit)))
 
 
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Switch autocast off inside a function of `hidden`: it reaches into an operator, and would round products."""
+
+    @wraps(function)
+    def call(hidden: Tensor, *rest: Any) -> Any:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return function(hidden, *rest)
+
+    return call
+
+
+@_without_autocast
 def walk(
     hidden: Tensor,
     weight: Tensor,
@@ -107,21 +119,6 @@ def walk(
     Returns:
         losses (N,), and the gradients in the order of `wanted`, an empty tensor for each that is not wanted.
     """
-    with torch.autocast(hidden.device.type, enabled=False):  # which reaches into an operator, and would round products
-        return _walk(hidden, weight, bias, targets, options, budget, row_gradients, wanted, fused)
-
-
-def _walk(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    options: Options,
-    budget: int,
-    row_gradients: Tensor | None,
-    wanted: Sequence[bool],
-    fused: bool,
-) -> tuple[Tensor, list[Tensor]]:
     N, V = hidden.shape[0], weight.shape[0]
     check_targets(targets, V, options[0])  # the public function cannot look under torch.compile
     losses = hidden.new_zeros(N, dtype=working_dtype(hidden.dtype))
