@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from minillm.data.batch import Batch
-from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts
+from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts, TaskName
 from minillm.finetune.encoding import Sequences, TextEncoder
 from minillm.finetune.heads import Head
 from minillm.finetune.table import Columns, Table
@@ -36,12 +36,14 @@ class Task(Protocol):
         goes without a gradient.
     column_names: role ("text", "pair", "label") -> names that a column is found by, in small letters.
     facts: what a checkpoint must keep to make an equal task.
-    best_metric: the figure that the best checkpoint goes by when nothing is said; all but "loss" are better higher.
+    figure_names: what `figures` gives beside "loss"; metrics.csv has a column for each.
+    best_figure: the one by which a checkpoint is the best when nothing is said; all but "loss" are better higher.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[TaskName]
     needs_output_weight: ClassVar[bool]
-    best_metric: ClassVar[str]
+    figure_names: ClassVar[tuple[str, ...]]
+    best_figure: ClassVar[str]
     column_names: ClassVar[Mapping[str, tuple[str, ...]]]
     facts: TaskFacts
 
@@ -103,8 +105,8 @@ class Task(Protocol):
         """
         ...
 
-    def figures(self, predictions: Any) -> Mapping[str, float]:
-        """Return the figures of a labelled split over all of its rows: "loss" and the task's metrics."""
+    def figures(self, predictions: Any) -> Mapping[str, float | None]:
+        """Return the figures of a labelled split over all of its rows; None where a formula divides by zero."""
         ...
 
     def answers(self, predictions: Any, temperature: float = 1.0) -> Iterator[dict[str, Any]]:
