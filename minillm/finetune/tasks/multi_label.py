@@ -38,7 +38,7 @@ class MultiLabel(TextTask):
     """Which of K labels a text, or a pair of texts, has."""
 
     name: ClassVar[TaskName] = "multi_label"
-    best_figure: ClassVar[str] = "macro_f1"
+    best_metric: ClassVar[str] = "macro_f1"
     figure_names: ClassVar[tuple[str, ...]] = ("accuracy", "micro_f1", "macro_f1", "weighted_f1", "mcc")
 
     def __init__(self, config: TaskConfig, facts: TaskFacts, answer_weights: Tensor | None = None) -> None:

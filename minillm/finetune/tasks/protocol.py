@@ -37,13 +37,13 @@ class Task(Protocol):
     column_names: role ("text", "pair", "label") -> names that a column is found by, in small letters.
     facts: what a checkpoint must keep to make an equal task.
     figure_names: what `figures` gives beside "loss"; metrics.csv has a column for each.
-    best_figure: the one by which a checkpoint is the best when nothing is said; all but "loss" are better higher.
+    best_metric: the one by which a checkpoint is the best when nothing is said; all but "loss" are better higher.
     """
 
     name: ClassVar[TaskName]
     needs_output_weight: ClassVar[bool]
     figure_names: ClassVar[tuple[str, ...]]
-    best_figure: ClassVar[str]
+    best_metric: ClassVar[str]
     column_names: ClassVar[Mapping[str, tuple[str, ...]]]
     facts: TaskFacts
 

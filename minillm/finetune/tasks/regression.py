@@ -29,7 +29,7 @@ class Regression(TextTask):
     """Which number belongs to a text, or to a pair of texts."""
 
     name: ClassVar[TaskName] = "regression"
-    best_figure: ClassVar[str] = "pearson"
+    best_metric: ClassVar[str] = "pearson"
     figure_names: ClassVar[tuple[str, ...]] = ("pearson", "spearman", "mse", "mae")
 
     @classmethod

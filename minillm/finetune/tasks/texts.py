@@ -35,7 +35,7 @@ class TextTask(ABC):
     """A task with K outputs a text; `minillm.finetune.tasks.protocol.Task` says what each method is for."""
 
     name: ClassVar[TaskName]
-    best_figure: ClassVar[str]
+    best_metric: ClassVar[str]
     figure_names: ClassVar[tuple[str, ...]]
     needs_output_weight: ClassVar[bool] = False
     column_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
