@@ -36,6 +36,8 @@ from minillm.training.schedule import learning_rate_share
 from minillm.training.state import RunState, Summary
 from minillm.training.throughput import Stopwatch, Yardstick, yardstick
 
+ROUNDING = 1e-5  # of a sum of float32 weights, as a share of it
+
 
 class Batches(Protocol):
     """Where batches come from: a pure function of the step."""
@@ -97,7 +99,7 @@ class Trainer:
         self.after_backward: list[Callable[[Trainer], None]] = []
         self.after_step: list[Callable[[Trainer], None]] = []
         self.state = RunState()
-        self._unread: list[tuple[int, Tensor]] = []  # (step, its figures still on the device)
+        self._unread: list[tuple[int, float, Tensor]] = []  # (step, its count, its figures still on the device)
         self._saved_step = -1
         self._yardstick: Yardstick | None = None
 
@@ -172,7 +174,7 @@ class Trainer:
         for hook in self.after_step:
             hook(self)
         figures = torch.stack([loss, norm, excess]).float()
-        self._unread.append((self.state.step, figures))
+        self._unread.append((self.state.step, count, figures))
         return figures
 
     def _update_weights(self) -> Tensor:
@@ -222,9 +224,9 @@ class Trainer:
         """Fetch the figures of all steps since the last call, and stop the run where one is not a finite number."""
         if not self._unread:
             return
-        values = torch.stack([figures for _, figures in self._unread]).tolist()
-        for (step, _), (loss, norm, excess) in zip(self._unread, values, strict=True):
-            if excess != 0:
+        values = torch.stack([figures for *_, figures in self._unread]).tolist()
+        for (step, count, _), (loss, norm, excess) in zip(self._unread, values, strict=True):
+            if abs(excess) > (0 if isinstance(count, int) else ROUNDING * count):
                 raise ValueError(
                     f"step {step}: the objective counted {excess:+g} targets beside those in batch.targets"
                 )

@@ -1,0 +1,14 @@
+"""Fine-tuning: a pretrained model learns a task from a table of labelled texts. Importing this costs nothing.
+
+    table.py         CSV, TSV, JSONL and Parquet -> columns, with the line of each row
+    encoding.py      rows -> token sequences: pairs, truncation, windows
+    loader.py        sequences -> batches, padded to their longest and bucketed by length; a pure function of the step
+    heads.py         hidden states -> one vector a text -> what a task asks for
+    task_model.py    backbone + head, and the configuration that a checkpoint keeps of them
+    tasks/           what a row means, which loss is taken, how answers are read and judged
+    predictions.py   what a model says about a split: the report's material
+    config.py        all settings of a run
+    run.py           all parts put together; predict.py uses what came of it
+
+Read next: `table.py`, then `tasks/protocol.py`.
+"""
