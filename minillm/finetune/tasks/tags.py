@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from minillm.errors import InputError
 
@@ -103,24 +104,31 @@ def entity_figures(truth: Sequence[Sequence[str]], guesses: Sequence[Sequence[st
     Args:
         truth, guesses: one list of BIO tags a sentence, of equal lengths.
     """
-    from seqeval.metrics.sequence_labeling import precision_recall_fscore_support as scores
-
-    if not any(tag != OUTSIDE for tags in (*truth, *guesses) for tag in tags):
+    if not _types(truth, guesses):
         return {"f1": 0.0, "precision": 0.0, "recall": 0.0, "macro_f1": 0.0}  # seqeval takes a mean of nothing
-    tags = [list(row) for row in truth], [list(row) for row in guesses]
-    precision, recall, f1, _ = scores(*tags, average="micro", zero_division=0)
-    macro = scores(*tags, average="macro", zero_division=0)[2]
-    return {"f1": float(f1), "precision": float(precision), "recall": float(recall), "macro_f1": float(macro)}
+    precision, recall, f1, _ = _scores(truth, guesses, "micro")
+    macro_f1 = _scores(truth, guesses, "macro")[2]
+    return {"f1": float(f1), "precision": float(precision), "recall": float(recall), "macro_f1": float(macro_f1)}
 
 
 def entity_table(truth: Sequence[Sequence[str]], guesses: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
     """Return precision, recall, f1 and support (true entities) of each type; see `entity_figures`."""
-    from seqeval.metrics import classification_report
-
-    if not any(tag != OUTSIDE for tags in (*truth, *guesses) for tag in tags):
+    names = _types(truth, guesses)
+    if not names:
         return {}
-    tags = [list(row) for row in truth], [list(row) for row in guesses]
-    report = classification_report(*tags, zero_division=0, output_dict=True)
-    assert isinstance(report, dict)
-    names = sorted({tag[2:] for row in (*truth, *guesses) for tag in row if tag != OUTSIDE})
-    return {name: {key.replace("-score", ""): float(value) for key, value in report[name].items()} for name in names}
+    rows = zip(*_scores(truth, guesses, None), strict=True)
+    columns = ("precision", "recall", "f1", "support")
+    return {name: dict(zip(columns, map(float, row), strict=True)) for name, row in zip(names, rows, strict=True)}
+
+
+def _types(*tagged: Sequence[Sequence[str]]) -> list[str]:
+    """Return the types of entities in BIO tags, sorted as seqeval does."""
+    return sorted({tag[2:] for tags in tagged for row in tags for tag in row if tag != OUTSIDE})
+
+
+def _scores(truth: Sequence[Sequence[str]], guesses: Sequence[Sequence[str]], average: str | None) -> Any:
+    """Return precision, recall, F1 and support: numbers, or without an average arrays over the sorted types."""
+    from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
+
+    scores: Any = precision_recall_fscore_support  # it takes the 0 that its annotation does not know
+    return scores([list(row) for row in truth], [list(row) for row in guesses], average=average, zero_division=0)
