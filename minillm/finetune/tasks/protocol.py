@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from minillm.data.batch import Batch
@@ -32,14 +34,16 @@ class Task(Protocol):
     name: as `task.name` in the settings.
     needs_output_weight: whether the backbone keeps its language-model head; else it is dropped, so that no parameter
         goes without a gradient.
+    column_names: role ("text", "pair", "label") -> names that a column is found by, in small letters.
     facts: what a checkpoint must keep to make an equal task.
     best_metric: the figure that the best checkpoint goes by when nothing is said; all but "loss" are better higher.
     """
 
     name: ClassVar[str]
     needs_output_weight: ClassVar[bool]
-    facts: TaskFacts
     best_metric: ClassVar[str]
+    column_names: ClassVar[Mapping[str, tuple[str, ...]]]
+    facts: TaskFacts
 
     @classmethod
     def learn(cls, config: TaskConfig, table: Table, columns: Columns) -> Self:
@@ -85,13 +89,15 @@ class Task(Protocol):
         """Return `self.loss(self.outputs(model, batch), batch)`: R-Drop and others take the two halves apart."""
         ...
 
-    def predict(self, model: TaskModel, batches: Iterable[Batch], sequences: Sequences) -> Any:
+    def predict(
+        self, model: TaskModel, batches: Iterable[tuple[NDArray[np.int64], Batch]], sequences: Sequences
+    ) -> Any:
         """Return what the model says about `sequences`, an entry a row of the table: `Predictions`, or the task's own.
 
         Args:
             model: its mode is put back afterwards; evaluation mode, no gradients.
-            batches: of `sequences` in their order, such as `loader.eval_batches(rows)`; each is moved to the model's
-                device here.
+            batches: (numbers of sequences, batch) in any order, each sequence once, such as
+                `SequenceLoader.eval_batches(rows)`; each is moved to the model's device here.
 
         Memory: bounded by one batch of hidden states and what is returned.
         """
