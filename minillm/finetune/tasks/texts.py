@@ -6,7 +6,8 @@ Read next: `single_label.py`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -41,6 +42,7 @@ class TextTask(ABC):
         "pair": PAIR_NAMES,
         "label": LABEL_NAMES,
     }
+    readers: ClassVar[Mapping[str, Callable[[Path], Table]]] = {}
 
     def __init__(self, config: TaskConfig, facts: TaskFacts) -> None:
         self.config, self.facts = config, facts
