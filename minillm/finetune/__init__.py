@@ -1,6 +1,7 @@
 """Fine-tuning: a pretrained model learns a task from a table of labelled texts. Importing this costs nothing.
 
     table.py         CSV, TSV, JSONL and Parquet -> columns, with the line of each row
+    conll.py         tagged sentences, squad.py questions on contexts -> the same
     encoding.py      rows -> token sequences: pairs, truncation, windows
     loader.py        sequences -> batches, padded to their longest and bucketed by length; a pure function of the step
     heads.py         hidden states -> one vector a text -> what a task asks for

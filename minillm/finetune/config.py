@@ -11,7 +11,7 @@ from typing import Literal
 from minillm.config import setting
 from minillm.model.config import ModelConfig
 
-TaskName = Literal["single_label", "multi_label", "regression"]
+TaskName = Literal["single_label", "multi_label", "regression", "tagging", "question_answering", "prompt_answer"]
 Pooling = Literal["auto", "cls", "mean", "last", "pooler"]
 
 
@@ -60,6 +60,15 @@ class TaskConfig:
         "none", "balanced: a class counts rows / (classes * rows of it); the loss is divided by the sum of the weights"
     )
     label_smoothing: float = setting(0.0, "share of a label's probability spread over all labels, in [0, 1)")
+    max_answer_tokens: int = setting(30, "question_answering: tokens of an answer at most")
+    candidates: int = setting(5, "question_answering: answers that are kept, and shown by predict, for a question")
+    no_answer_threshold: float = setting(
+        0.0, "question_answering: a question is left without an answer where none scores so much above the best one"
+    )
+    separator: str = setting("\n", "prompt_answer: text between prompt and answer")
+    packing: bool = setting(False, "prompt_answer: several rows in a sequence, of which none sees another")
+    exact_match: bool = setting(False, "prompt_answer: generate answers in evaluations, and count the right ones")
+    max_new_tokens: int = setting(100, "prompt_answer: tokens of a generated answer at most")
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
@@ -75,6 +84,8 @@ class TaskFacts:
     pairs: bool = setting(False, "whether an input is two texts")
     center: float = setting(0.0, "regression: mean of the training targets, in their unit")
     scale: float = setting(1.0, "regression: their standard deviation; the head gives (target - center) / scale")
+    unanswerable: bool = setting(False, "question_answering: whether a question may have no answer in its context")
+    separator: str = setting("\n", "prompt_answer: see [task]")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,21 +46,26 @@ class Sequences:
     bounds: (S + 1,) int64; sequence s is tokens[bounds[s] : bounds[s + 1]].
     rows: (S,) int64, the row of the table that each came from.
     token_types: (N,) int8, text A or B; None: the model has no types, or there are no pairs.
+    segments: (N,) int32, the part of its sequence that a token belongs to, from 0; parts do not see each other, and
+        positions count from where each begins. None: a sequence is one part.
     targets: (S, ...) int64 or float32, of whole sequences; token_targets: (N,) int64, of their tokens. One at most.
     weights: (S,) float32, how much each sequence counts; None: 1.
     truncation: what was cut.
     details: what the task keeps beside them to read its answers.
+    notes: what the user should know about them, a line each.
     """
 
     tokens: NDArray[np.int32]
     bounds: NDArray[np.int64]
     rows: NDArray[np.int64]
     token_types: NDArray[np.int8] | None = None
+    segments: NDArray[np.int32] | None = None
     targets: NDArray[np.int64] | NDArray[np.float32] | None = None
     token_targets: NDArray[np.int64] | None = None
     weights: NDArray[np.float32] | None = None
     truncation: Truncation = Truncation()
     details: Any = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -106,6 +111,7 @@ class TextEncoder:
     """Texts of rows -> framed token sequences: one text, or a pair; cut, or in windows.
 
     before, between, after: the control symbols of the frame, each none or one. max_length: tokens of a sequence.
+    causal: whether a token sees only those before it.
     """
 
     def __init__(self, tokenizer: Tokenizer, model: ModelConfig, config: TextConfig) -> None:
@@ -123,6 +129,7 @@ class TextEncoder:
         self.after = [] if after is None else [after]
         self.between = self.after
         self.typed = model.token_types > 1
+        self.causal = model.kind == "decoder"
         self.max_length = model.context if config.max_length is None else config.max_length
         if self.max_length > model.context:
             raise InputError(f"text.max_length ({self.max_length}) is above the model's context of {model.context}")

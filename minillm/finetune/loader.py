@@ -119,6 +119,12 @@ def collate(
     def chosen(values: NDArray | None) -> torch.Tensor | None:
         return None if values is None else torch.from_numpy(values[places])
 
+    segments, positions = laid_out(sequences.segments, -1), None
+    if segments is not None:
+        begins = torch.ones_like(segments, dtype=torch.bool)
+        begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+        place = torch.arange(T).expand_as(segments)
+        positions = place - place.masked_fill(~begins, 0).cummax(dim=1).values
     tokens = laid_out(sequences.tokens, pad)
     assert tokens is not None
     targets, weights = chosen(sequences.targets), chosen(sequences.weights)
@@ -130,6 +136,8 @@ def collate(
         tokens=tokens,
         starts=torch.from_numpy(first) if left else None,
         lengths=None if real.all() else torch.from_numpy(lengths),
+        segments=segments,
+        positions=positions,
         token_types=laid_out(sequences.token_types, 0),
         targets=targets,
         weights=None if targets is None else weights,

@@ -34,7 +34,7 @@ class Table:
 
     path: where they came from, for messages.
     columns: name -> N values. Of .csv and .tsv texts; of .jsonl and .parquet whatever JSON can hold, None where absent.
-    lines: (N,) the line, of .parquet the row, that each began at, from 1.
+    lines: (N,) the line, of .parquet and .json the row, that each began at, from 1.
     named: whether the file names its columns; else they are called "1", "2", ...
     """
 
@@ -48,7 +48,7 @@ class Table:
 
     def place(self, row: int) -> str:
         """Return where a row stands, for messages: "train.tsv line 17"."""
-        return f"{self.path} {'row' if self.path.endswith('.parquet') else 'line'} {self.lines[row]}"
+        return f"{self.path} {'row' if self.path.endswith(('.parquet', '.json')) else 'line'} {self.lines[row]}"
 
     def texts(self, column: str) -> list[str]:
         """Return a column of texts.
@@ -106,12 +106,18 @@ def _more(rows: Sequence[int]) -> str:
     return f" (and {len(rows) - 1:,} more rows)" if len(rows) > 1 else ""
 
 
-def read_table(path: Path | str, config: TableConfig, known: Mapping[str, Sequence[str]]) -> Table:
+def read_table(
+    path: Path | str,
+    config: TableConfig,
+    known: Mapping[str, Sequence[str]],
+    readers: Mapping[str, Callable[[Path], Table]] | None = None,
+) -> Table:
     """Return the table in a file, by its suffix.
 
     Args:
         config: its `header` and `quotes` are read, and the columns that it names.
         known: role -> names of columns that a task looks for; by them a header is told from a first row.
+        readers: suffix -> reader of other kinds of files, which come before those of this one: a task's own.
     Raises:
         InputError: no such file, an unknown suffix, broken quoting, encoding or JSON, rows of different widths, a line
             above 16 MiB, or no rows; the text names the file and the line.
@@ -119,7 +125,7 @@ def read_table(path: Path | str, config: TableConfig, known: Mapping[str, Sequen
     Cost: holds all cells in memory, some 100 bytes a cell beside its text.
     """
     path = Path(path)
-    readers: dict[str, Callable[[], Table]] = {
+    own: dict[str, Callable[[], Table]] = {
         ".csv": lambda: _read_cells(path, ",", config.quotes != "no", config, known),
         ".tsv": lambda: _read_cells(path, "\t", config.quotes == "yes", config, known),
         ".jsonl": lambda: _read_objects(path),
@@ -127,11 +133,12 @@ def read_table(path: Path | str, config: TableConfig, known: Mapping[str, Sequen
         ".parquet": lambda: _read_parquet(path),
         ".txt": lambda: _read_texts(path),
     }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(f"{path} has no suffix of a table; name it .csv, .tsv, .jsonl or .parquet, by what is in it")
+    suffix, others = path.suffix.lower(), readers or {}
+    names = ", ".join(dict.fromkeys([*others, ".csv", ".tsv", ".jsonl", ".parquet"]))
+    if suffix not in own and suffix not in others:
+        raise InputError(f"{path} has no suffix of a table; name it {names}, by what is in it")
     try:
-        table = reader()
+        table = others[suffix](path) if suffix in others else own[suffix]()
     except FileNotFoundError as error:
         raise InputError(f"no file {path}; give a table of texts: .csv, .tsv, .jsonl or .parquet") from error
     except OSError as error:

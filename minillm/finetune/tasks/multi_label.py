@@ -38,8 +38,8 @@ class MultiLabel(TextTask):
     """Which of K labels a text, or a pair of texts, has."""
 
     name: ClassVar[TaskName] = "multi_label"
-    best_metric: ClassVar[str] = "macro_f1"
-    figure_names: ClassVar[tuple[str, ...]] = ("accuracy", "micro_f1", "macro_f1", "weighted_f1", "mcc")
+    best_metric: str = "macro_f1"
+    figure_names: tuple[str, ...] = ("accuracy", "micro_f1", "macro_f1", "weighted_f1", "mcc")
 
     def __init__(self, config: TaskConfig, facts: TaskFacts, answer_weights: Tensor | None = None) -> None:
         """Take the labels' names and, where answers count differently in training, (2, K) float32: of no and of yes."""

@@ -11,7 +11,8 @@ Read next: `../task_model.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -35,17 +36,25 @@ class Task(Protocol):
     needs_output_weight: whether the backbone keeps its language-model head; else it is dropped, so that no parameter
         goes without a gradient.
     column_names: role ("text", "pair", "label") -> names that a column is found by, in small letters.
+    readers: suffix -> reader of a kind of file that only this task has, beside those of `table.py`.
     facts: what a checkpoint must keep to make an equal task.
-    figure_names: what `figures` gives beside "loss"; metrics.csv has a column for each.
-    best_metric: the one by which a checkpoint is the best when nothing is said; all but "loss" are better higher.
     """
 
     name: ClassVar[TaskName]
     needs_output_weight: ClassVar[bool]
-    figure_names: ClassVar[tuple[str, ...]]
-    best_metric: ClassVar[str]
     column_names: ClassVar[Mapping[str, tuple[str, ...]]]
+    readers: ClassVar[Mapping[str, Callable[[Path], Table]]]
     facts: TaskFacts
+
+    @property
+    def figure_names(self) -> tuple[str, ...]:
+        """What `figures` gives beside "loss"; metrics.csv has a column for each."""
+        ...
+
+    @property
+    def best_metric(self) -> str:
+        """The figure that the best checkpoint goes by when nothing is said; all but "loss" are better higher."""
+        ...
 
     @classmethod
     def learn(cls, config: TaskConfig, table: Table, columns: Columns) -> Self:

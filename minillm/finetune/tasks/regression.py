@@ -29,8 +29,8 @@ class Regression(TextTask):
     """Which number belongs to a text, or to a pair of texts."""
 
     name: ClassVar[TaskName] = "regression"
-    best_metric: ClassVar[str] = "pearson"
-    figure_names: ClassVar[tuple[str, ...]] = ("pearson", "spearman", "mse", "mae")
+    best_metric: str = "pearson"
+    figure_names: tuple[str, ...] = ("pearson", "spearman", "mse", "mae")
 
     @classmethod
     def learn(cls, config: TaskConfig, table: Table, columns: Columns) -> Self:

@@ -34,8 +34,8 @@ class SingleLabel(TextTask):
     """Which of K classes a text, or a pair of texts, belongs to."""
 
     name: ClassVar[TaskName] = "single_label"
-    best_metric: ClassVar[str] = "accuracy"
-    figure_names: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "weighted_f1", "mcc")
+    best_metric: str = "accuracy"
+    figure_names: tuple[str, ...] = ("accuracy", "macro_f1", "weighted_f1", "mcc")
 
     def __init__(self, config: TaskConfig, facts: TaskFacts, class_weights: Tensor | None = None) -> None:
         """Take the labels' names and, where classes count differently in training, their weights (K,) float32."""

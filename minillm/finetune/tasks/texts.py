@@ -6,7 +6,8 @@ Read next: `single_label.py`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -35,14 +36,15 @@ class TextTask(ABC):
     """A task with K outputs a text; `minillm.finetune.tasks.protocol.Task` says what each method is for."""
 
     name: ClassVar[TaskName]
-    best_metric: ClassVar[str]
-    figure_names: ClassVar[tuple[str, ...]]
+    best_metric: str
+    figure_names: tuple[str, ...]
     needs_output_weight: ClassVar[bool] = False
     column_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "text": TEXT_NAMES,
         "pair": PAIR_NAMES,
         "label": LABEL_NAMES,
     }
+    readers: ClassVar[Mapping[str, Callable[[Path], Table]]] = {}
 
     def __init__(self, config: TaskConfig, facts: TaskFacts) -> None:
         self.config, self.facts = config, facts
