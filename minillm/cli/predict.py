@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the command on the words after its name."""
     parser = Parser(
         prog="minillm predict",
-        description="Say what a fine-tuned model makes of texts: one JSON object a line. Texts come from --text, --input "
+        description="Say what a fine-tuned model makes of texts: one JSON object a line. They come from --text, --input "
         "or standard input (one a line; of a pair there is a tab between the two).",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder of minillm finetune")
