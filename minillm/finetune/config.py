@@ -82,6 +82,8 @@ class TaskFacts:
     name: TaskName = setting("single_label", "see [task]")
     labels: tuple[str, ...] = setting((), "names of the labels, sorted; the number of a label is its place here")
     pairs: bool = setting(False, "whether an input is two texts")
+    center: float = setting(0.0, "regression: mean of the training targets, in their unit")
+    scale: float = setting(1.0, "regression: their standard deviation; the head gives (target - center) / scale")
     unanswerable: bool = setting(False, "question_answering: whether a question may have no answer in its context")
     separator: str = setting("\n", "prompt_answer: see [task]")
 

@@ -87,7 +87,7 @@ def measured_product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 class Stopwatch:
-    """Counts tokens, steps and the seconds of training alone: evaluation and saving stand outside, in `paused` blocks."""
+    """Counts tokens, steps and seconds of training alone: evaluation and saving stand outside, in `paused` blocks."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()

@@ -82,7 +82,8 @@ class PromptAnswer:
 
     name: ClassVar[TaskName] = "prompt_answer"
     needs_output_weight: ClassVar[bool] = True
-    best_metric: ClassVar[str] = "loss"
+    best_metric: str = "loss"
+    figure_names: tuple[str, ...] = ("perplexity",)
     column_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "text": ("prompt", "instruction", "question", "input", "source"),
         "label": ("answer", "completion", "response", "output", "target"),

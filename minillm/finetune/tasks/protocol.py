@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from minillm.data.batch import Batch
-from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts
+from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts, TaskName
 from minillm.finetune.encoding import Sequences, TextEncoder
 from minillm.finetune.heads import Head
 from minillm.finetune.table import Columns, Table
@@ -40,11 +40,16 @@ class Task(Protocol):
     facts: what a checkpoint must keep to make an equal task.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[TaskName]
     needs_output_weight: ClassVar[bool]
     column_names: ClassVar[Mapping[str, tuple[str, ...]]]
     readers: ClassVar[Mapping[str, Callable[[Path], Table]]]
     facts: TaskFacts
+
+    @property
+    def figure_names(self) -> tuple[str, ...]:
+        """What `figures` gives beside "loss"; metrics.csv has a column for each."""
+        ...
 
     @property
     def best_metric(self) -> str:
@@ -109,8 +114,8 @@ class Task(Protocol):
         """
         ...
 
-    def figures(self, predictions: Any) -> Mapping[str, float]:
-        """Return the figures of a labelled split over all of its rows: "loss" and the task's metrics."""
+    def figures(self, predictions: Any) -> Mapping[str, float | None]:
+        """Return the figures of a labelled split over all of its rows; None where a formula divides by zero."""
         ...
 
     def answers(self, predictions: Any, temperature: float = 1.0) -> Iterator[dict[str, Any]]:

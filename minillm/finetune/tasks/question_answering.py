@@ -114,7 +114,8 @@ class QuestionAnswering:
 
     name: ClassVar[TaskName] = "question_answering"
     needs_output_weight: ClassVar[bool] = False
-    best_metric: ClassVar[str] = "f1"
+    best_metric: str = "f1"
+    figure_names: tuple[str, ...] = ("exact", "f1")
     column_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "text": ("question",),
         "pair": ("context", "passage", "paragraph"),

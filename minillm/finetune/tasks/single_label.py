@@ -11,17 +11,18 @@ Read next: `multi_label.py`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from minillm_kernels import cross_entropy
 from numpy.typing import NDArray
+from scipy.special import softmax
 from torch import Tensor
 
 from minillm.data.batch import IGNORED, Batch
-from minillm.finetune.config import TaskConfig, TaskFacts
+from minillm.finetune.config import TaskConfig, TaskFacts, TaskName
 from minillm.finetune.predictions import Predictions
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.tasks.labels import check_several, numbers_of, sorted_names
@@ -32,8 +33,9 @@ from minillm.objectives.loss import Loss
 class SingleLabel(TextTask):
     """Which of K classes a text, or a pair of texts, belongs to."""
 
-    name = "single_label"
-    best_metric = "accuracy"
+    name: ClassVar[TaskName] = "single_label"
+    best_metric: str = "accuracy"
+    figure_names: tuple[str, ...] = ("accuracy", "macro_f1", "weighted_f1", "mcc")
 
     def __init__(self, config: TaskConfig, facts: TaskFacts, class_weights: Tensor | None = None) -> None:
         """Take the labels' names and, where classes count differently in training, their weights (K,) float32."""
@@ -76,22 +78,8 @@ class SingleLabel(TextTask):
 
     def joined(self, outputs: NDArray[np.float32], begins: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the logarithms of the windows' mean probabilities."""
-        return np.log(mean_of_windows(np.exp(log_softmax(outputs)), begins)).astype(np.float32)
-
-    def figures(self, predictions: Predictions) -> Mapping[str, float]:
-        """Return accuracy, macro-F1, Matthews correlation, and the loss in nats without weights or smoothing."""
-        from sklearn.metrics import f1_score, matthews_corrcoef
-
-        targets, guesses = predictions.targets, predictions.logits.argmax(axis=1)
-        assert targets is not None
-        rows = np.arange(len(targets))
-        labels = range(len(predictions.label_names))
-        return {
-            "loss": float(-log_softmax(predictions.logits)[rows, targets].mean()),
-            "accuracy": float((guesses == targets).mean()),
-            "macro_f1": float(f1_score(targets, guesses, labels=labels, average="macro", zero_division=0.0)),
-            "mcc": float(matthews_corrcoef(targets, guesses)),
-        }
+        shares = mean_of_windows(softmax(outputs.astype(np.float64), axis=1), begins)
+        return np.log(np.maximum(shares, np.finfo(np.float32).tiny)).astype(np.float32)
 
     def answers(self, predictions: Predictions, temperature: float = 1.0) -> Iterator[dict[str, Any]]:
         """Yield `label`, the likeliest, and the `probabilities` of all labels, likeliest first."""
@@ -99,9 +87,3 @@ class SingleLabel(TextTask):
         for shares in predictions.probabilities(temperature):
             order = np.argsort(-shares, kind="stable")
             yield {"label": names[order[0]], "probabilities": {names[k]: float(shares[k]) for k in order}}
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return log p of each class, (N, K) float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -112,6 +112,11 @@ class Tagging:
             require_seqeval()
 
     @property
+    def figure_names(self) -> tuple[str, ...]:
+        """Those of words and, where tags mark them, of entities."""
+        return ("accuracy", "f1", "precision", "recall", "macro_f1") if self.of_entities else ("accuracy", "macro_f1")
+
+    @property
     def best_metric(self) -> str:
         """F1 of entities, or where there are none the accuracy."""
         return "f1" if self.of_entities else "accuracy"

@@ -20,6 +20,7 @@ from minillm.evaluate import inference
 from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts, TaskName
 from minillm.finetune.encoding import Sequences, TextEncoder
 from minillm.finetune.heads import TextHead
+from minillm.finetune.metrics import measure
 from minillm.finetune.predictions import Predictions
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.task_model import TaskModel
@@ -35,7 +36,8 @@ class TextTask(ABC):
     """A task with K outputs a text; `minillm.finetune.tasks.protocol.Task` says what each method is for."""
 
     name: ClassVar[TaskName]
-    best_metric: ClassVar[str]
+    best_metric: str
+    figure_names: tuple[str, ...]
     needs_output_weight: ClassVar[bool] = False
     column_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "text": TEXT_NAMES,
@@ -120,8 +122,9 @@ class TextTask(ABC):
         """Return outputs in the unit of the table's targets."""
         return outputs
 
-    @abstractmethod
-    def figures(self, predictions: Predictions) -> Mapping[str, float]: ...
+    def figures(self, predictions: Predictions) -> Mapping[str, float | None]:
+        """Return the figures of `minillm.finetune.metrics`; the loss is without weights and smoothing."""
+        return measure(predictions).figures()
 
     @abstractmethod
     def answers(self, predictions: Predictions, temperature: float = 1.0) -> Iterator[dict[str, Any]]: ...
