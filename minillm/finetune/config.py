@@ -45,7 +45,11 @@ class TextConfig:
     long_texts: Literal["truncate", "windows"] = setting(
         "truncate", "what is longer: truncate (of a pair the longer text first), or windows whose answers are averaged"
     )
-    overlap: int = setting(32, "windows: tokens that two neighbouring windows share")
+    overlap: int = setting(
+        32,
+        "windows: tokens that two neighbours share; tagging and question_answering always have windows, and share half "
+        "of one at most",
+    )
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 4:
@@ -58,7 +62,11 @@ class TextConfig:
 class TaskConfig:
     """What is learnt: the section [task]."""
 
-    name: TaskName = setting("single_label", "one label a text, several (multi_label), or a number (regression)")
+    name: TaskName = setting(
+        "single_label",
+        "one label a text, several (multi_label), a number (regression), a tag a word (tagging), a part of a context "
+        "(question_answering), or an answer that a decoder writes (prompt_answer)",
+    )
     label_separator: str = setting("|", "multi_label: stands between the labels of a cell of .csv and .tsv")
     class_weights: Literal["none", "balanced"] = setting(
         "none", "balanced: a class counts rows / (classes * rows of it); the loss is divided by the sum of the weights"
@@ -67,7 +75,7 @@ class TaskConfig:
     max_answer_tokens: int = setting(30, "question_answering: tokens of an answer at most")
     candidates: int = setting(5, "question_answering: answers that are kept, and shown by predict, for a question")
     no_answer_threshold: float = setting(
-        0.0, "question_answering: a question is left without an answer where none scores so much above the best one"
+        0.0, "question_answering: no answer is given where that scores more than so much above the best one"
     )
     separator: str = setting("\n", "prompt_answer: text between prompt and answer")
     packing: bool = setting(False, "prompt_answer: several rows in a sequence, of which none sees another")
@@ -77,6 +85,9 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"task.label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        for name in ("max_answer_tokens", "candidates", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"task.{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

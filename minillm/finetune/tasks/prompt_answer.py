@@ -83,7 +83,6 @@ class PromptAnswer:
     name: ClassVar[TaskName] = "prompt_answer"
     needs_output_weight: ClassVar[bool] = True
     best_metric: str = "loss"
-    figure_names: tuple[str, ...] = ("perplexity",)
     column_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "text": ("prompt", "instruction", "question", "input", "source"),
         "label": ("answer", "completion", "response", "output", "target"),
@@ -93,6 +92,11 @@ class PromptAnswer:
     def __init__(self, config: TaskConfig, facts: TaskFacts) -> None:
         self.config, self.facts = config, facts
         self.objective = ObjectiveConfig(label_smoothing=config.label_smoothing)
+
+    @property
+    def figure_names(self) -> tuple[str, ...]:
+        """Perplexity and, if it is asked for, the exact match."""
+        return ("perplexity", "exact_match") if self.config.exact_match else ("perplexity",)
 
     @classmethod
     def learn(cls, config: TaskConfig, table: Table, columns: Columns) -> Self:

@@ -115,7 +115,6 @@ class QuestionAnswering:
     name: ClassVar[TaskName] = "question_answering"
     needs_output_weight: ClassVar[bool] = False
     best_metric: str = "f1"
-    figure_names: tuple[str, ...] = ("exact", "f1")
     column_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "text": ("question",),
         "pair": ("context", "passage", "paragraph"),
@@ -125,6 +124,11 @@ class QuestionAnswering:
 
     def __init__(self, config: TaskConfig, facts: TaskFacts) -> None:
         self.config, self.facts = config, facts
+
+    @property
+    def figure_names(self) -> tuple[str, ...]:
+        """Those of answers and, where questions may be left without one, of that."""
+        return ("exact", "f1", "no_answer", "best_f1", "best_threshold") if self.facts.unanswerable else ("exact", "f1")
 
     @classmethod
     def learn(cls, config: TaskConfig, table: Table, columns: Columns) -> Self:
@@ -428,9 +432,9 @@ def _context(table: Table, columns: Columns) -> str:
 def _notes(path: str, inside_tokens: int, too_long: int) -> Iterator[str]:
     """Yield what is to be known about the answers of a table."""
     if inside_tokens:
-        yield f"{path}: {inside_tokens:,} answers begin or end inside a token; the tokens around them are learnt"
+        yield f"{path}: answers that begin or end inside a token: {inside_tokens:,}; the tokens around them are learnt"
     if too_long:
-        yield f"{path}: {too_long:,} answers are in no window as a whole and not learnt; raise text.overlap"
+        yield f"{path}: answers that no window has as a whole: {too_long:,}; raise text.overlap to learn them"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -120,4 +120,15 @@ def test_saved_weights_predict_the_same(parts, cls, kind, choices):
     again = cls.from_facts(task.config, task.facts)
     batches = [(np.arange(len(sequences)), collate(sequences, np.arange(len(sequences)), pad=3))]
     assert repr(again.predict(other, batches, sequences)) == repr(task.predict(model, batches, sequences))
-    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "cls, kind, choices", [*CASES, pytest.param(PromptAnswer, "decoder", {"exact_match": True}, id="generated")]
+)
+def test_figures_have_their_names(parts, cls, kind, choices):
+    """What metrics.csv has columns for, and the one that the best checkpoint goes by."""
+    task, model, sequences = parts(cls, kind, choices)
+    batches = [(np.arange(len(sequences)), collate(sequences, np.arange(len(sequences)), pad=3))]
+    figures = task.figures(task.predict(model, batches, sequences))
+    assert set(figures) == {"loss", *task.figure_names}
+    assert task.best_metric in figures

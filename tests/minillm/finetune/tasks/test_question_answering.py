@@ -114,7 +114,9 @@ def test_an_answer_inside_a_token_is_counted(task_model, pieces):
     task = QuestionAnswering.learn(config(), table(rows), COLUMNS)
     _, encoder = task_model(task, context=512, tokenizer=pieces)
     sequences = task.encode(table(rows), COLUMNS, encoder, labelled=True)
-    assert sequences.notes == ("some.json: 1 answers begin or end inside a token; the tokens around them are learnt",)
+    assert sequences.notes == (
+        "some.json: answers that begin or end inside a token: 1; the tokens around them are learnt",
+    )
     begin, end = sequences.targets[0]
     covered = "".join(pieces.piece(int(token)) for token in sequences.tokens[begin : end + 1])
     assert "ovelac" in covered and len(covered) > len("ovelac")
@@ -126,7 +128,7 @@ def test_an_answer_longer_than_a_window_is_counted(task_model):
     task = QuestionAnswering.learn(config(), table(rows), COLUMNS)
     _, encoder = task_model(task, context=40)
     sequences = task.encode(table(rows), COLUMNS, encoder, labelled=True)
-    assert "1 answers are in no window as a whole" in sequences.notes[0]
+    assert "answers that no window has as a whole: 1" in sequences.notes[0]
     assert not sequences.targets.any()
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minillm.errors import InputError
@@ -181,6 +181,7 @@ def test_pieces_of_a_word(gap, word, room):
     overlap=st.integers(0, 10),
     left_only=st.booleans(),
 )
+@example(sizes=[4, 3, 5], room=7, overlap=3, left_only=False)  # the last word leaves no room for a shared one
 def test_every_word_is_predicted_once(sizes, room, overlap, left_only):
     """In order, in a window that has it; windows fit, and share what they may."""
     overlap = min(overlap, room // 2)
