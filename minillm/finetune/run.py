@@ -19,12 +19,17 @@ from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder, read_json
 from minillm.config import build, override, read_toml, toml_text
 from minillm.errors import InputError
+from minillm.finetune.adapters.adalora import RankAllocator, WithOrthogonality
+from minillm.finetune.adapters.config import AdaLoRAConfig
 from minillm.finetune.config import FinetuneConfig, TaskModelConfig
 from minillm.finetune.material import Material, check_unchanged, gather
-from minillm.finetune.source import build_task_model, initial_model, open_source
-from minillm.finetune.task_model import TaskModel
+from minillm.finetune.regularisers.config import regularised
+from minillm.finetune.scope import rate_scales, unfreeze_gradually
+from minillm.finetune.source import bare_task_model, initial_model, open_source, prepared
+from minillm.finetune.task_model import ADAPTER, TaskModel
 from minillm.pretrain_config import rehearsal
 from minillm.tokenizer.base import load_tokenizer
+from minillm.training.gradient import Objective
 from minillm.training.plots import draw_plots
 from minillm.training.precision import choose_compute_dtype, choose_device
 from minillm.training.progress import Progress
@@ -115,7 +120,7 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
         path = str(checkpoint.folder / "config.json")
         shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
         material = gather(config, load_tokenizer(folder.tokenizer_path), shape.backbone, progress=progress)
-        model = build_task_model(shape, material.task)
+        model = prepared(bare_task_model(shape, material.task), config.scope)
         trainer = _trainer(config, folder, material, model, progress)
         trainer.resume()
         write_text(folder.config_path, toml_text(config), safe=folder.safe())
@@ -154,9 +159,12 @@ def _trainer(
         f"{str(choice.dtype).removeprefix('torch.')} ({choice.reason}); {config.train.max_steps:,} steps of "
         f"{config.train.batch_size} sequences"
     )
-    return Trainer(
+    objective: Objective = regularised(material.task, config.regulariser)
+    if isinstance(config.adapter, AdaLoRAConfig):
+        objective = WithOrthogonality(objective, ADAPTER)
+    trainer = Trainer(
         model,
-        material.task,
+        objective,
         material.splits["train"].loader,
         train=config.train,
         optim=config.optim,
@@ -167,7 +175,12 @@ def _trainer(
         compute_dtype=choice.dtype,
         progress=progress,
         resume_command=f"minillm finetune --resume {folder}",
+        rate_scales=rate_scales(model, config.scope),
     )
+    unfreeze_gradually(model, config.scope, trainer)
+    if isinstance(config.adapter, AdaLoRAConfig):
+        RankAllocator(model, ADAPTER, steps=config.train.max_steps).connect(trainer)
+    return trainer
 
 
 def _train(trainer: Trainer, material: Material, progress: Progress) -> Result:
