@@ -85,6 +85,14 @@ class Batch:
         }
         return dataclasses.replace(self, **cut)
 
+    def real(self) -> Tensor:
+        """Return (B, T) bool: false at padding."""
+        B, T = self.tokens.shape
+        columns = torch.arange(T, device=self.tokens.device)
+        start = self.tokens.new_zeros(B, 1) if self.starts is None else self.starts[:, None]
+        stop = T if self.lengths is None else start + self.lengths[:, None]
+        return (columns >= start) & (columns < stop)
+
     def model_inputs(self) -> dict[str, Tensor | int | None]:
         """Return what the model takes beside `tokens`, by the names of its arguments."""
         return {

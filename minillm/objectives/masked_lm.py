@@ -74,7 +74,7 @@ class MaskedLM:
             raise ValueError("masking draws from batch.seed, and this batch has none; take it from a Loader")
         generator = torch.Generator().manual_seed(batch.seed)
         tokens = batch.tokens  # (B, T)
-        candidates = self.maskable[tokens] & _real(batch)
+        candidates = self.maskable[tokens] & batch.real()
         keys = torch.rand(tokens.shape, generator=generator, dtype=torch.float64)
         if self.config.masking == "whole_word":
             keys = keys.gather(1, self._words(batch, candidates))  # tokens of one word share a key
@@ -110,15 +110,6 @@ class MaskedLM:
         columns = torch.arange(tokens.shape[1]).expand(tokens.shape)
         first = torch.cat([torch.ones_like(tokens[:, :1], dtype=torch.bool), ~joined], dim=1)
         return columns.masked_fill(~first, 0).cummax(dim=1).values
-
-
-def _real(batch: Batch) -> Tensor:
-    """Return (B, T) bool: false at padding."""
-    T = batch.tokens.shape[1]
-    columns = torch.arange(T)
-    start = torch.zeros(len(batch.tokens), 1, dtype=torch.int64) if batch.starts is None else batch.starts[:, None]
-    stop = T if batch.lengths is None else start + batch.lengths[:, None]
-    return (columns >= start) & (columns < stop)
 
 
 def smallest(keys: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:

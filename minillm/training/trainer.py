@@ -1,7 +1,7 @@
 """THE loop, for pretraining and fine-tuning alike: it knows no task, only a model, an objective and batches.
 
-    batch of this step -> objective.prepare -> gradient (k micro-batches) -> hooks -> clip -> optimiser -> hooks
-                       -> now and then: evaluate, log, save
+    hooks -> batch of this step -> objective.prepare -> gradient (k micro-batches) -> hooks -> clip -> optimiser
+          -> hooks -> now and then: evaluate, log, save
 
 All that is random comes from `Batch.seed` and the loader, which are pure functions of the step: two runs from one seed
 agree bit for bit on one machine, and so does one that was stopped and resumed. Evaluating, logging and saving change
@@ -13,7 +13,7 @@ Read next: `schedule.py`, `optim.py`, `records.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -23,7 +23,7 @@ from minillm.checkpoint.native import put_tensors, tensors_of
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.data.batch import Batch
 from minillm.errors import InputError
-from minillm.training.config import OptimConfig, TrainConfig
+from minillm.training.config import LOWER_IS_BETTER, OptimConfig, TrainConfig
 from minillm.training.failures import memory_explained, not_finite
 from minillm.training.gradient import Objective, add_gradient, clip_gradients, targets_in, tokens_in
 from minillm.training.host_memory import keep_freed_memory
@@ -48,8 +48,10 @@ class Batches(Protocol):
 class Trainer:
     """Trains a model on batches towards an objective, and keeps what comes of it in a run folder.
 
+    before_step: called with the trainer before every step, also one that turns out to have no targets.
     after_backward: called with the trainer once per step, when the whole batch's gradient is there, before clipping.
-    after_step: called with the trainer once per step, when the weights are new. A step without targets calls neither.
+    after_step: called with the trainer once per step, when the weights are new. A step without targets calls neither of
+        these two.
     state: where the run stands; an `after_step` hook finds the running step counted.
     """
 
@@ -62,23 +64,31 @@ class Trainer:
         train: TrainConfig,
         optim: OptimConfig,
         folder: RunFolder,
-        evaluate: Callable[[Any], Mapping[str, float]],
+        evaluate: Callable[[Any], Mapping[str, float | None]],
+        figures: Sequence[str] = (),
         device: torch.device,
         compute_dtype: torch.dtype,
         flops_per_token: float | None = None,
         progress: Progress | None = None,
         resume_command: str | None = None,
+        rate_scales: Mapping[str, float] | None = None,
     ) -> None:
         """Put the model on its device and make the optimiser. Nothing is read or written before `resume` or `fit`.
 
         Args:
             model: float32; has `config`, a dataclass that goes into each checkpoint, and `compute_in(dtype)`.
-            evaluate: model -> figures; "loss", in nats per target, decides which checkpoint is the best. It is called
-                in evaluation mode without gradients.
+            evaluate: model -> figures, "loss" among them; that which `train.best_by` names decides which checkpoint is
+                the best (None: not this one). It is called in evaluation mode without gradients.
+            figures: names of those beside "loss"; metrics.csv has a column for each.
             flops_per_token: of forward and backward, for MFU; None: it is not shown.
             progress: None: say nothing.
             resume_command: what to tell who pressed Ctrl-C; None: `minillm pretrain --resume` with the folder.
+            rate_scales: parameter name -> its share of the peak learning rate; see `optim.make_optimiser`.
+        Raises:
+            InputError: `train.best_by` names no figure of the evaluation.
         """
+        if train.best_by not in ("loss", *figures):
+            raise InputError(f"train.best_by is {train.best_by}; take one of {', '.join(('loss', *figures))}")
         if train.threads is not None:
             torch.set_num_threads(train.threads)
         if device.type == "cpu":
@@ -87,15 +97,16 @@ class Trainer:
         self.model.compute_in(compute_dtype)
         if train.compile:
             self.model.compile()  # in place: names of parameters stay
-        self.objective, self.loader, self.evaluate = objective, loader, evaluate
+        self.objective, self.loader, self.evaluate, self.figures = objective, loader, evaluate, tuple(figures)
         self.train, self.optim, self.folder = train, optim, folder
         self.device, self.compute_dtype = device, compute_dtype
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimiser = make_optimiser(self.model, optim)
+        self.optimiser = make_optimiser(self.model, optim, rate_scales)
         self.scaler = make_scaler(device, compute_dtype)
         self.progress = progress or Progress(quiet=True)
         self.flops_per_token = flops_per_token
         self.resume_command = resume_command or f"minillm pretrain --resume {folder}"
+        self.before_step: list[Callable[[Trainer], None]] = []
         self.after_backward: list[Callable[[Trainer], None]] = []
         self.after_step: list[Callable[[Trainer], None]] = []
         self.state = RunState()
@@ -104,24 +115,25 @@ class Trainer:
         self._yardstick: Yardstick | None = None
 
     def fit(self) -> Summary:
-        """Train until `train.max_steps` or Ctrl-C, and save.
+        """Train until `train.max_steps`, the end of `train.patience` or Ctrl-C, and save.
 
         Raises:
             InputError: the loss is no longer finite, memory or disk is full; the text says what of the run is safe.
         """
-        was_training, tokens_before = self.model.training, self.state.tokens
+        was_training, before = self.model.training, (self.state.tokens, self.state.step)
         self.model.train()
         try:
-            with Interrupt() as interrupt, Records(self.folder, step=self.state.step) as records:
+            rows = Records(self.folder, step=self.state.step, figures=self.figures)
+            with Interrupt() as interrupt, rows as records:
                 self._announce()
                 stopwatch = Stopwatch()
-                while self.state.step < self.train.max_steps and not interrupt.asked:
+                while not self._done() and not interrupt.asked:
                     with memory_explained(self.train, self.device):
                         figures = self._take_step()
-                        stopwatch.tokens = self.state.tokens - tokens_before
+                        stopwatch.tokens, stopwatch.steps = self.state.tokens - before[0], self.state.step - before[1]
                         self._follow_up(figures, records, stopwatch)
                     self.progress.step(self.state.step)
-                stopped_early = self.state.step < self.train.max_steps
+                stopped_early = not self._done()
                 if stopped_early and self._saved_step != self.state.step:
                     self._save(records, best=False)
         finally:
@@ -136,10 +148,20 @@ class Trainer:
             tokens=self.state.tokens,
             seconds=stopwatch.seconds,
             tokens_per_second=stopwatch.tokens_per_second,
+            steps_per_second=stopwatch.steps_per_second,
             train_loss=self.state.train_loss,
             valid_loss=self.state.valid_loss,
             stopped_early=stopped_early,
+            out_of_patience=self._out_of_patience(),
         )
+
+    def _out_of_patience(self) -> bool:
+        """Return whether as many evaluations as `train.patience` came after the best one."""
+        return self.train.patience is not None and self.state.since_best >= self.train.patience
+
+    def _done(self) -> bool:
+        """Return whether no step is left to take."""
+        return self.state.step >= self.train.max_steps or self._out_of_patience()
 
     def _announce(self) -> None:
         """Say what a reader of the log could stumble over, and begin the live line."""
@@ -148,6 +170,8 @@ class Trainer:
             self.progress.note(f"MFU is the share of {self._yardstick.name}")
         if self.state.step >= self.train.max_steps:
             self.progress.note(f"all {self.state.step:,} steps are done already; raise train.max_steps to go on")
+        elif self._out_of_patience():
+            self.progress.note(f"{self.state.since_best} evaluations were no better; raise train.patience to go on")
         elif self.optim.warmup_steps >= self.train.max_steps and self.optim.schedule != "constant":
             self.progress.note("the run ends inside its warm-up: optim.warmup_steps is not below train.max_steps")
         self.progress.start(self.state.step, self.train.max_steps)
@@ -159,6 +183,8 @@ class Trainer:
             (3,) float32 on the device: mean loss, gradient norm before clipping, excess of counted targets (see
             `add_gradient`). None where the batch has no target: then nothing but the step count changes.
         """
+        for hook in self.before_step:
+            hook(self)
         batch = self.objective.prepare(self.loader.batch(self.state.step))
         self.state.tokens += tokens_in(batch)
         count = targets_in(batch)
@@ -203,20 +229,20 @@ class Trainer:
     def _follow_up(self, figures: Tensor | None, records: Records, stopwatch: Stopwatch) -> None:
         """Evaluate, log and save where the step just taken is one for it. None of it changes what is learnt."""
         train, step = self.train, self.state.step
-        last = step == train.max_steps
-        evaluating = last or is_due(step, train.eval_every)
+        evaluating = step == train.max_steps or is_due(step, train.eval_every)
         logging = evaluating or step == 1 or is_due(step, train.log_every)
-        saving = last or is_due(step, train.checkpoint_every)
+        saving = is_due(step, train.checkpoint_every)
         if not (logging or saving):
             return
         self._read()  # waits for the device, so the clock is right after it
-        best = False
+        valid: Mapping[str, float | None] = {}
         if evaluating:
             with stopwatch.paused():
-                best = self._evaluate()
+                valid = self._evaluate()
         if logging:
-            self._log(figures, self.state.valid_loss if evaluating else None, records, stopwatch)
-        if saving or best:
+            self._log(figures, valid, records, stopwatch)
+        best = evaluating and self.state.since_best == 0
+        if best or saving or self._done():
             with stopwatch.paused():
                 self._save(records, best=best)
 
@@ -237,22 +263,36 @@ class Trainer:
             self.state.train_loss = loss
         self._unread.clear()
 
-    def _evaluate(self) -> bool:
-        """Evaluate the weights as they are; return whether they are the best so far."""
+    def _evaluate(self) -> Mapping[str, float | None]:
+        """Evaluate the weights as they are, and return the figures; `state.since_best` is 0 where they are the best."""
         self.model.eval()
         try:
             with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-                self.state.valid_loss = float(self.evaluate(self.model)["loss"])
+                valid = self.evaluate(self.model)
         finally:
             self.model.train()
-        if not math.isfinite(self.state.valid_loss):
+        loss, figure = valid["loss"], valid[self.train.best_by]
+        if loss is None or not math.isfinite(loss):
             raise not_finite("the validation loss", self.state.step, self.folder.safe())
-        best = self.state.best_valid_loss is None or self.state.valid_loss < self.state.best_valid_loss
-        if best:
-            self.state.best_valid_loss = self.state.valid_loss
-        return best
+        self.state.valid_loss = float(loss)
+        if figure is not None and self._is_better(figure):
+            self.state.best_figure, self.state.since_best = float(figure), 0
+        else:
+            self.state.since_best += 1
+        return valid
 
-    def _log(self, figures: Tensor | None, valid_loss: float | None, records: Records, stopwatch: Stopwatch) -> None:
+    def _is_better(self, figure: float) -> bool:
+        """Return whether a value of the figure that `train.best_by` names is better than the best one so far."""
+        best = self.state.best_figure
+        return best is None or (figure < best if self.train.best_by in LOWER_IS_BETTER else figure > best)
+
+    def _log(
+        self,
+        figures: Tensor | None,
+        valid: Mapping[str, float | None],
+        records: Records,
+        stopwatch: Stopwatch,
+    ) -> None:
         """Write the rows of the step just taken and renew the live line."""
         loss, norm, _ = (None, None, None) if figures is None else figures.tolist()
         learning_rate = self.optim.learning_rate * learning_rate_share(
@@ -264,7 +304,7 @@ class Trainer:
             loss=loss,
             learning_rate=learning_rate,
             grad_norm=norm,
-            valid_loss=valid_loss,
+            valid=valid,
         )
         rate, mfu = stopwatch.lap(), None
         if self._yardstick is not None and self.flops_per_token is not None:

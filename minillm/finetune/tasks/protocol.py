@@ -11,15 +11,17 @@ Read next: `../task_model.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from minillm.data.batch import Batch
-from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts
+from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts, TaskName
 from minillm.finetune.encoding import Sequences, TextEncoder
-from minillm.finetune.heads import Head
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.task_model import TaskModel
 from minillm.model.config import ModelConfig
@@ -32,14 +34,26 @@ class Task(Protocol):
     name: as `task.name` in the settings.
     needs_output_weight: whether the backbone keeps its language-model head; else it is dropped, so that no parameter
         goes without a gradient.
+    column_names: role ("text", "pair", "label") -> names that a column is found by, in small letters.
+    readers: suffix -> reader of a kind of file that only this task has, beside those of `table.py`.
     facts: what a checkpoint must keep to make an equal task.
-    best_metric: the figure that the best checkpoint goes by when nothing is said; all but "loss" are better higher.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[TaskName]
     needs_output_weight: ClassVar[bool]
+    column_names: ClassVar[Mapping[str, tuple[str, ...]]]
+    readers: ClassVar[Mapping[str, Callable[[Path], Table]]]
     facts: TaskFacts
-    best_metric: ClassVar[str]
+
+    @property
+    def figure_names(self) -> tuple[str, ...]:
+        """What `figures` gives beside "loss"; metrics.csv has a column for each."""
+        ...
+
+    @property
+    def best_metric(self) -> str:
+        """The figure that the best checkpoint goes by when nothing is said; all but "loss" are better higher."""
+        ...
 
     @classmethod
     def learn(cls, config: TaskConfig, table: Table, columns: Columns) -> Self:
@@ -55,8 +69,8 @@ class Task(Protocol):
         """Return the task of a checkpoint."""
         ...
 
-    def make_head(self, config: HeadConfig, backbone: ModelConfig) -> Head:
-        """Return a new head, its weights drawn from PyTorch's default generator."""
+    def make_head(self, config: HeadConfig, backbone: ModelConfig) -> nn.Module:
+        """Return a new `heads.Head`, its weights drawn from PyTorch's default generator."""
         ...
 
     def encode(self, table: Table, columns: Columns, encoder: TextEncoder, *, labelled: bool) -> Sequences:
@@ -85,20 +99,22 @@ class Task(Protocol):
         """Return `self.loss(self.outputs(model, batch), batch)`: R-Drop and others take the two halves apart."""
         ...
 
-    def predict(self, model: TaskModel, batches: Iterable[Batch], sequences: Sequences) -> Any:
+    def predict(
+        self, model: TaskModel, batches: Iterable[tuple[NDArray[np.int64], Batch]], sequences: Sequences
+    ) -> Any:
         """Return what the model says about `sequences`, an entry a row of the table: `Predictions`, or the task's own.
 
         Args:
             model: its mode is put back afterwards; evaluation mode, no gradients.
-            batches: of `sequences` in their order, such as `loader.eval_batches(rows)`; each is moved to the model's
-                device here.
+            batches: (numbers of sequences, batch) in any order, each sequence once, such as
+                `SequenceLoader.eval_batches(rows)`; each is moved to the model's device here.
 
         Memory: bounded by one batch of hidden states and what is returned.
         """
         ...
 
-    def figures(self, predictions: Any) -> Mapping[str, float]:
-        """Return the figures of a labelled split over all of its rows: "loss" and the task's metrics."""
+    def figures(self, predictions: Any) -> Mapping[str, float | None]:
+        """Return the figures of a labelled split over all of its rows; None where a formula divides by zero."""
         ...
 
     def answers(self, predictions: Any, temperature: float = 1.0) -> Iterator[dict[str, Any]]:
