@@ -152,7 +152,7 @@ def make_objective(config: PretrainConfig, tokenizer: Tokenizer) -> CausalLM | M
         vocab_size=tokenizer.vocab_size,
         mask_token=tokenizer.specials.mask,
         control_tokens=tokenizer.specials.ids(),
-        word_classes=tokenizer.word_classes() if config.objective.masking == "whole_word" else None,
+        word_classes=tokenizer.word_classes() if config.objective.masking != "token" else None,
     )
 
 

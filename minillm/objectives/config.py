@@ -18,7 +18,9 @@ class ObjectiveConfig:
     name: Literal["causal_lm", "masked_lm"] = setting(
         "causal_lm", "causal_lm: predict the next token; masked_lm: predict hidden ones"
     )
-    masking: Literal["token", "whole_word"] = setting("token", "masked_lm: hide single tokens, or all tokens of a word")
+    masking: Literal["token", "whole_word", "span"] = setting(
+        "token", "masked_lm: hide single tokens, all tokens of a word, or spans of 1 to 10 words"
+    )
     rate: float = setting(0.15, "masked_lm: share of a sequence's tokens that become targets, in (0, 1]")
     mask_share: float = setting(0.8, "masked_lm: share of the targets that the model sees as the mask symbol")
     random_share: float = setting(0.1, "masked_lm: share of the targets seen as a random token; the rest stay as is")

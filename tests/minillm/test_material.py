@@ -75,13 +75,14 @@ def test_text_that_is_not_what_it_was(tiny_config, tmp_path, text):
 
 
 def test_objectives(tiny_config):
-    """A decoder's and an encoder's; whole-word masking gets the tokenizer's word classes."""
+    """A decoder's and an encoder's; what masks by words gets the tokenizer's word classes."""
     assert isinstance(make_objective(tiny_config(), BYTES), CausalLM)
     masked = make_objective(tiny_config("encoder"), BYTES)
     assert isinstance(masked, MaskedLM) and masked.begins_inside is None and masked.mask_token == 4
-    whole_word = make_objective(tiny_config("encoder", objective={"masking": "whole_word"}), BYTES)
-    assert isinstance(whole_word, MaskedLM) and whole_word.begins_inside is not None
-    assert whole_word.begins_inside.tolist() == BYTES.word_classes()[0].tolist()
+    for masking in ("whole_word", "span"):
+        by_words = make_objective(tiny_config("encoder", objective={"masking": masking}), BYTES)
+        assert isinstance(by_words, MaskedLM) and by_words.begins_inside is not None
+        assert by_words.begins_inside.tolist() == BYTES.word_classes()[0].tolist()
 
 
 def test_masked_lm_needs_a_mask(tiny_config):
