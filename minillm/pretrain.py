@@ -269,7 +269,8 @@ def _train(trainer: Trainer, material: Material, config: PretrainConfig, progres
         draw_plots(folder)
         return Result(run=folder.path, kind=config.model.kind, summary=summary, evaluation=None, table=[])
     progress.note("held-out text: this model among simple ones that learnt from the same text")
-    end = material.evaluate(trainer.model)
+    with trainer.averaged():
+        end = material.evaluate(trainer.model)
     anchors = material.anchors(folder.path / "anchors.json")
     draw_plots(folder, anchors=plotted_losses(anchors, end, num_bytes=material.valid.num_bytes))
     table = compare(end, anchors)

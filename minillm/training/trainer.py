@@ -1,7 +1,7 @@
 """THE loop, for pretraining and fine-tuning alike: it knows no task, only a model, an objective and batches.
 
     batch of this step -> objective.prepare -> gradient (k micro-batches) -> hooks -> clip -> optimiser -> hooks
-                       -> now and then: evaluate, log, save
+                       -> running mean of the weights -> now and then: evaluate, log, save
 
 All that is random comes from `Batch.seed` and the loader, which are pure functions of the step: two runs from one seed
 agree bit for bit on one machine, and so does one that was stopped and resumed. Evaluating, logging and saving change
@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from minillm.checkpoint.native import put_tensors, tensors_of
+from minillm.checkpoint.native import put_by_name, put_tensors, tensors_of
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.data.batch import Batch
 from minillm.errors import InputError
 from minillm.training.config import OptimConfig, TrainConfig
+from minillm.training.ema import EMA
 from minillm.training.failures import memory_explained, not_finite
 from minillm.training.gradient import Objective, add_gradient, clip_gradients, targets_in, tokens_in
 from minillm.training.host_memory import keep_freed_memory
@@ -48,6 +50,7 @@ class Trainer:
 
     after_backward: called with the trainer once per step, when the whole batch's gradient is there, before clipping.
     after_step: called with the trainer once per step, when the weights are new. A step without targets calls neither.
+    ema: the running mean of the weights; None without `train.ema_decay`. See `averaged`.
     state: where the run stands; an `after_step` hook finds the running step counted.
     """
 
@@ -91,6 +94,7 @@ class Trainer:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = make_optimiser(self.model, optim)
         self.scaler = make_scaler(device, compute_dtype)
+        self.ema = None if train.ema_decay is None else EMA(self.model, train.ema_decay)
         self.progress = progress or Progress(quiet=True)
         self.flops_per_token = flops_per_token
         self.resume_command = resume_command or f"minillm pretrain --resume {folder}"
@@ -139,6 +143,10 @@ class Trainer:
             stopped_early=stopped_early,
         )
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a block in which the model has the weights by which it is judged: their means, where there are any."""
+        return nullcontext() if self.ema is None else self.ema.swapped_in()
+
     def _announce(self) -> None:
         """Say what a reader of the log could stumble over, and begin the live line."""
         if self.flops_per_token is not None:
@@ -171,6 +179,8 @@ class Trainer:
         self.state.step += 1
         for hook in self.after_step:
             hook(self)
+        if self.ema is not None:
+            self.ema.update(self.state.step)
         figures = torch.stack([loss, norm, excess]).float()
         self._unread.append((self.state.step, figures))
         return figures
@@ -236,10 +246,14 @@ class Trainer:
         self._unread.clear()
 
     def _evaluate(self) -> bool:
-        """Evaluate the weights as they are; return whether they are the best so far."""
+        """Evaluate the weights as they are, or their means; return whether they are the best so far."""
         self.model.eval()
         try:
-            with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            with (
+                self.averaged(),
+                torch.no_grad(),
+                torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
+            ):
                 self.state.valid_loss = float(self.evaluate(self.model)["loss"])
         finally:
             self.model.train()
@@ -275,10 +289,13 @@ class Trainer:
         self._read()  # weights that are not numbers must never become the newest checkpoint
         records.sync()
         scaler = None if self.scaler is None else self.scaler.state_dict()
-        state = self.state.table() | {"optimiser": self.optim.name, "scaler": scaler}
+        state = self.state.table() | {"optimiser": self.optim.name, "scaler": scaler, "ema_decay": self.train.ema_decay}
         tensors, slots = tensors_of(self.model), optimiser_tensors(self.optimiser, self.model)
+        weights = None if self.ema is None else self.ema.weights()
+        tensors |= {} if self.ema is None else self.ema.tensors()
         config: Any = self.model.config
-        self.folder.save(self.state.step, tensors, config, slots, state, best, keep=self.train.keep_checkpoints)
+        keep = self.train.keep_checkpoints
+        self.folder.save(self.state.step, tensors, config, slots, state, best, unaveraged=weights, keep=keep)
         self._saved_step = self.state.step
 
     def resume(self, which: Literal["latest", "best"] | int = "latest") -> int:
@@ -297,7 +314,18 @@ class Trainer:
                 f"{folder / 'state.json'} is of another run: it was saved with {state.get('optimiser')}, optim.name is "
                 f"{self.optim.name}; resume with the optimiser that it was trained with"
             )
-        put_tensors(self.model, checkpoint.model_tensors(), source=folder / "model.safetensors")
+        if state.get("ema_decay") != self.train.ema_decay:
+            raise InputError(
+                f"{folder / 'state.json'} is of another run: it was saved with train.ema_decay "
+                f"{state.get('ema_decay') or 'none'}, asked for is {self.train.ema_decay or 'none'}; "
+                f"resume with what it was trained with"
+            )
+        tensors, path = checkpoint.model_tensors(), folder / "model.safetensors"
+        put_tensors(self.model, tensors, source=path)
+        if self.ema is not None:
+            weights = self.ema.weights()
+            self.ema.put({name: tensors[name] for name in weights}, source=path)
+            put_by_name(weights, checkpoint.unaveraged_tensors(), source=folder / "unaveraged.safetensors")
         slots = checkpoint.optimiser_tensors()
         put_optimiser_tensors(self.optimiser, self.model, slots, source=folder / "optimiser.safetensors")
         self.state = RunState.from_table(state, source=folder / "state.json")
