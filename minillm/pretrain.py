@@ -43,7 +43,7 @@ from minillm.training.trainer import Trainer
 
 CHANGEABLE = ("train.max_steps", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints")
 CHANGEABLE += ("train.log_every", "train.micro_batch_size", "train.device", "train.compute_dtype", "train.compile")
-CHANGEABLE += ("train.threads",)
+CHANGEABLE += ("train.threads", "train.checkpoint_activations")
 PLOTTED = ("unigram", "3-gram", "6-gram")  # anchors in the plot of the loss: more lines than these cannot be told apart
 
 

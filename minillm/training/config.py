@@ -34,6 +34,9 @@ class TrainConfig:
         "auto", "dtype of activations: auto (bfloat16 where the device is fast at it), float32, bfloat16 or float16"
     )
     grad_clip: float = setting(1.0, "largest norm of the whole gradient; 0: no clipping")
+    checkpoint_activations: bool = setting(
+        False, "keep only the inputs of each block and compute it anew for its gradient: less memory, a third more time"
+    )
     ema_decay: float | None = setting(
         None, "decay of a running mean of the weights that is evaluated, saved and used in their place; none: no mean"
     )

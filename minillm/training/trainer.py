@@ -76,7 +76,8 @@ class Trainer:
         """Put the model on its device and make the optimiser. Nothing is read or written before `resume` or `fit`.
 
         Args:
-            model: float32; has `config`, a dataclass that goes into each checkpoint, and `compute_in(dtype)`.
+            model: float32; has `config`, a dataclass that goes into each checkpoint, `compute_in(dtype)` and, for
+                `train.checkpoint_activations`, `recompute_blocks()`.
             evaluate: model -> figures; "loss", in nats per target, decides which checkpoint is the best. It is called
                 in evaluation mode without gradients.
             flops_per_token: of forward and backward, for MFU; None: it is not shown.
@@ -90,6 +91,8 @@ class Trainer:
             keep_freed_memory()
         self.model: Any = model.to(device)
         self.model.compute_in(compute_dtype)
+        if train.checkpoint_activations:
+            self.model.recompute_blocks()
         if train.compile:
             self.model.compile()  # in place: names of parameters stay
         self.objective, self.loader, self.evaluate = objective, loader, evaluate
