@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from minillm.checkpoint.files import write_text
 from minillm.data import stdlib
 
 PACKAGES = 8  # labels of the table: in Python 3.11 to 3.13 the eighth has more than 180 docstrings
@@ -86,5 +85,5 @@ def write_docstrings(folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = {split: folder / f"{split}.jsonl" for split in lines}
     for split, path in paths.items():
-        write_text(path, "".join(lines[split]))
+        path.write_text("".join(lines[split]), encoding="utf-8")
     return paths
