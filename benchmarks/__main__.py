@@ -10,13 +10,22 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
-SECTION_NAMES = ("correctness", "ceilings", "ops", "compile")  # a test compares them with sections.SECTIONS
+SECTION_NAMES = (  # a test compares them with sections.SECTIONS
+    "correctness",
+    "ceilings",
+    "ops",
+    "recipes",
+    "scaling",
+    "launches",
+    "compile",
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,6 +40,7 @@ def parser() -> Parser:
     made = Parser(prog="python -m benchmarks", description="Measure the kernels beside references and peers.")
     made.add_argument("--quick", action="store_true", help="two minutes: the first shape of each op, fewer rounds")
     made.add_argument("--only", action="append", choices=SECTION_NAMES, help="this section; may be given again")
+    made.add_argument("--tune", action="store_true", help="explore all launch tables of a GPU: 9 minutes, nothing else")
     made.add_argument("--ops", help="these ops only, separated by commas")
     made.add_argument("--skip", default="", help="not these providers, such as torch.compile, separated by commas")
     made.add_argument("--out", type=Path, default=RESULTS, help="folder of results (default: benchmarks/results)")
@@ -64,17 +74,27 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         print(f"benchmarks: --out {given.out}: {error.strerror}; name a folder that can be written", file=sys.stderr)
         return 2
-    return run(given.only or SECTION_NAMES, names, skip, given.out, quick=given.quick)
+    chosen = given.only or (("launches",) if given.tune else SECTION_NAMES)
+    return run(chosen, names, skip, given.out, quick=given.quick, tune=given.tune)
 
 
-def run(chosen: Sequence[str], ops: Sequence[str] | None, skip: Sequence[str], out: Path, *, quick: bool) -> int:
+def run(
+    chosen: Sequence[str],
+    ops: Sequence[str] | None,
+    skip: Sequence[str],
+    out: Path,
+    *,
+    quick: bool,
+    tune: bool = False,
+) -> int:
     """Run the chosen sections in their order; the result is written after each part of each."""
-    from benchmarks import machine, report, sections
+    from benchmarks import launches, machine, report, sections, timing
+    from benchmarks.context import Context
 
     head = machine.header()
     result = {"header": head, "quick": quick, "sections": {}}
     folder = out / machine.folder_name(head["device"])
-    stem = f"{head['date'][:10]}-{head['commit']}{'-quick' * quick}"
+    stem = f"{head['date'][:10]}-{head['commit']}{'-quick' * quick}{'-tune' * tune}"
     start = time.monotonic()
 
     def say(text: str) -> None:
@@ -83,13 +103,20 @@ def run(chosen: Sequence[str], ops: Sequence[str] | None, skip: Sequence[str], o
     say(f"{head['device']}, commit {head['commit']}, results in {folder}")
     for section in sections.SECTIONS:
         budget = section.budget(head["kind"], quick)
-        if section.name not in chosen or budget is None:
+        if tune and section.name == "launches":
+            budget = launches.WIDE_BUDGET
+        if section.name not in chosen or not budget:
             continue
         say(f"{section.name}: at most {budget:.0f} s")
-        context = sections.Context(head["kind"], quick, ops, skip, budget, say)
+        context = Context(head["kind"], quick, ops, skip, budget, say, tune, chosen)
         began = time.monotonic()
-        for part in section.run(context):
-            result["sections"][section.name] = {**part, "took": time.monotonic() - began}
+        try:
+            for part in section.run(context):
+                result["sections"][section.name] = {**part, "took": time.monotonic() - began}
+                report.write_json(result, folder / f"{stem}.json")
+        except Exception as error:  # a defect of one section costs what it had still to say, and no other section
+            result["sections"].setdefault(section.name, {})["defect"] = timing.first_line(error)
+            say(f"{section.name}: {traceback.format_exc()}")
             report.write_json(result, folder / f"{stem}.json")
         report.write_page(result, folder, stem)
     print(folder / f"{stem}.md")

@@ -127,7 +127,7 @@ class Trainer:
                 stopwatch = Stopwatch()
                 while self.state.step < self.train.max_steps and not interrupt.asked:
                     with memory_explained(self.train, self.device):
-                        figures = self._take_step()
+                        figures = self.take_step()
                         stopwatch.tokens = self.state.tokens - tokens_before
                         self._follow_up(figures, records, stopwatch)
                     self.progress.step(self.state.step)
@@ -166,8 +166,8 @@ class Trainer:
             self.progress.note("the run ends inside its warm-up: optim.warmup_steps is not below train.max_steps")
         self.progress.start(self.state.step, self.train.max_steps)
 
-    def _take_step(self) -> Tensor | None:
-        """Take one optimiser step.
+    def take_step(self) -> Tensor | None:
+        """Take one optimiser step, without a look at what came of it; `fit` calls it, and so do benchmarks.
 
         Returns:
             (3,) float32 on the device: mean loss, gradient norm before clipping, excess of counted targets (see
