@@ -44,15 +44,16 @@ class Child:
     """python -m MODULE WORDS --to FILE, and the lines that it writes into that file.
 
     reason: why there are no more lines; empty while there may be, and where the child ended well.
+    patience: seconds of silence after which it is ended; None: `PATIENCE`.
     """
 
-    def __init__(self, module: str, words: Sequence[str] = (), *, patience: float = PATIENCE):
+    def __init__(self, module: str, words: Sequence[str] = (), *, patience: float | None = None):
         self._folder = tempfile.TemporaryDirectory(prefix="benchmarks-")
         self._path, self._log = Path(self._folder.name, "lines"), Path(self._folder.name, "log")
         self._path.touch()
         self._file = self._path.open(encoding="utf-8")
         self._rest, self._ready = "", list[str]()
-        self._patience = patience
+        self._patience = PATIENCE if patience is None else patience
         self.reason = ""
         command = [sys.executable, "-m", module, *words, "--to", str(self._path)]
         with self._log.open("w", encoding="utf-8") as log:

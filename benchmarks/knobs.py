@@ -109,6 +109,11 @@ def attention_knob(row: str, D: int, device: torch.device) -> Knob:
         entries[place] = value
         table[row] = tuple(entries)
 
+    def near(value: Any) -> list[Any]:
+        changed = configs.neighbours(value)[1:]  # the first is the entry itself
+        # a decoding tile is as high as there are queries
+        return [n for n in changed if n.block_m == value.block_m] if row.startswith("decode") else changed
+
     def written() -> str:
         entries = ", ".join(str(dataclasses.astuple(entry)) for entry in table[row])
         return f'"{row}": _row({entries}),'
@@ -120,7 +125,7 @@ def attention_knob(row: str, D: int, device: torch.device) -> Knob:
         attention_case(row, D),
         lambda: table[row][place],
         put,
-        lambda value: configs.neighbours(value)[1:],
+        near,
         written,
     )
 

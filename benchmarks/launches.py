@@ -23,11 +23,7 @@ def launches(context: Context) -> Iterator[Part]:
     if context.kind != "cuda":
         yield {"reason": "launch tables are those of a GPU's kernels, and this device has none"}
         return
-    import torch
-
-    from benchmarks.knobs import knobs  # imports Triton
-
-    left = [knob.title for knob in knobs(torch.device("cuda"), wide=context.tune)]
+    left = titles(wide=context.tune)
     found: list[Part] = []
     not_run: list[Part] = []
     until = time.monotonic() + context.budget
@@ -50,6 +46,15 @@ def launches(context: Context) -> Iterator[Part]:
         not_run += [{"title": title, "reason": worker.reason} for title in blamed]
         left = [title for title in left if title not in blamed]
     yield {"found": found, "not_run": not_run + _no_time(left)}
+
+
+def titles(*, wide: bool) -> list[str]:
+    """Return the names of the knobs of this GPU, in the order of exploring."""
+    import torch
+
+    from benchmarks.knobs import knobs  # imports Triton
+
+    return [knob.title for knob in knobs(torch.device("cuda"), wide=wide)]
 
 
 def _no_time(left: list[str]) -> list[Part]:
