@@ -110,6 +110,32 @@ def test_figures_do_not_depend_on_the_micro_batch(tiny_runs, kind):
         assert (loss, glance) == pytest.approx(found[0][1:3], rel=1e-6)
 
 
+def test_figures_do_not_depend_on_what_was_learnt_from(tiny_runs):
+    """A model is asked for the same tokens whatever the masking, the rate and the seed of its training."""
+    loaded = load(tiny_runs["encoder"])
+    found = []
+    for seed, changes in enumerate(({}, {"masking": "span", "rate": 0.4}, {"mask_share": 1.0, "random_share": 0.0})):
+        config = dataclasses.replace(
+            loaded.config,
+            objective=dataclasses.replace(loaded.config.objective, **changes),
+            train=dataclasses.replace(loaded.config.train, seed=seed),
+        )
+        material = gather(config, RunFolder(tiny_runs["encoder"]), loaded.require_tokenizer())
+        assert material.objective.config == config.objective
+        found.append((material.evaluate(loaded.model), material.glance(loaded.model), material.anchors()))
+    assert found[0] == found[1] == found[2]
+    control = loaded.require_tokenizer().specials.ids()
+    rows = [row for batch in material.held_out.eval_batches(EVAL_BATCH) for row in _rows_of(batch)]
+    ordinary = [sum(token not in control for token in row) for row in rows]
+    assert found[0][0].targets == sum(max(1, round(0.15 * count)) for count in ordinary) > 40
+
+
+def _rows_of(batch):
+    """The tokens of each row, without padding."""
+    lengths = [batch.tokens.shape[1]] * len(batch.tokens) if batch.lengths is None else batch.lengths.tolist()
+    return [row[:length] for row, length in zip(batch.tokens.tolist(), lengths, strict=True)]
+
+
 def test_a_glance_is_the_beginning(tiny_runs):
     """A short held-out text is seen whole in training, and so has the loss of the evaluation."""
     loaded = load(tiny_runs["decoder"])
