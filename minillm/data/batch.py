@@ -14,6 +14,15 @@ from torch import Tensor
 IGNORED = -100  # the target of a place that has none
 
 
+def has_target(targets: Tensor) -> Tensor:
+    """Return a mask in the shape of `targets`: integers have none at -100, floating-point values at NaN.
+
+    >>> has_target(torch.tensor([3, IGNORED]))
+    tensor([ True, False])
+    """
+    return ~targets.isnan() if targets.is_floating_point() else targets != IGNORED
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """B sequences of T tokens. Every field but `tokens` may be absent.
@@ -23,7 +32,10 @@ class Batch:
     lengths: (B,) int64, number of real tokens of each row; None: to the end of the row.
     segments: (B, T) int64, number of the document that each token belongs to; attention never crosses documents.
     positions: (B, T) int64, position of each token within its document; None: counted from `starts`.
-    targets: (B, T) int64, the token to predict at each place, -100 where there is none.
+    targets: what to predict. (B, T) int64: the token or class of each place; (B,) int64: the class of each row; (B, K)
+        int64: K yes-or-no answers a row, or K places in it; each -100 where there is none. (B,) float32: a number a
+        row, NaN where there is none.
+    weights: in the shape of `targets`, float32: how much each target counts; None: 1.
     token_types: (B, T) int64, sentence A or B.
     seed: of the dropout in this batch, any int64; the trainer derives it from the run's seed and the batch's place.
     """
@@ -34,6 +46,7 @@ class Batch:
     segments: Tensor | None = None
     positions: Tensor | None = None
     targets: Tensor | None = None
+    weights: Tensor | None = None
     token_types: Tensor | None = None
     seed: int | None = None
 
@@ -71,6 +84,14 @@ class Batch:
             if isinstance(value := getattr(self, f.name), Tensor)
         }
         return dataclasses.replace(self, **cut)
+
+    def real(self) -> Tensor:
+        """Return (B, T) bool: false at padding."""
+        B, T = self.tokens.shape
+        columns = torch.arange(T, device=self.tokens.device)
+        start = self.tokens.new_zeros(B, 1) if self.starts is None else self.starts[:, None]
+        stop = T if self.lengths is None else start + self.lengths[:, None]
+        return (columns >= start) & (columns < stop)
 
     def model_inputs(self) -> dict[str, Tensor | int | None]:
         """Return what the model takes beside `tokens`, by the names of its arguments."""

@@ -79,7 +79,7 @@ class MaskedLM:
             raise ValueError("masking draws from batch.seed, and this batch has none; take it from a Loader")
         generator = torch.Generator().manual_seed(batch.seed)
         tokens = batch.tokens  # (B, T)
-        candidates = self.maskable[tokens] & _real(batch)
+        candidates = self.maskable[tokens] & batch.real()
         drawn = torch.rand(tokens.shape, generator=generator, dtype=torch.float64)
         source = self._sources(batch, candidates, drawn, generator)  # (B, T) the column whose key each token takes over
         chosen = smallest(drawn.gather(1, source), candidates, self._counts(candidates))
@@ -115,12 +115,3 @@ class MaskedLM:
         if kind == "span":
             return span_starts(drawn, starts, joined, draw_lengths(drawn.shape, generator))
         return starts
-
-
-def _real(batch: Batch) -> Tensor:
-    """Return (B, T) bool: false at padding."""
-    T = batch.tokens.shape[1]
-    columns = torch.arange(T)
-    start = torch.zeros(len(batch.tokens), 1, dtype=torch.int64) if batch.starts is None else batch.starts[:, None]
-    stop = T if batch.lengths is None else start + batch.lengths[:, None]
-    return (columns >= start) & (columns < stop)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from minillm.errors import InputError
 
 FILE = "tokenizer.toml"
+Span = tuple[int, int]  # start and stop, as in text[start:stop]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,18 @@ class Tokenizer(ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text."""
         return [self.encode(text) for text in texts]
+
+    @abstractmethod
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
+        """Return the tokens of a text and the (start, stop) of each: its characters are text[start:stop].
+
+        Neither starts nor stops ever go back, and together they cover the text. Tokens share characters only where one
+        character takes several, as bytes: each of them has the whole of it. The space before a word is a part of the
+        piece that carries it.
+
+        Raises:
+            InputError: the tokenizer rewrites the text as it encodes, so that its pieces are no parts of it.
+        """
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm.tokenizer.base import ALL_SPECIALS, FILE, NAMES, Tokenizer, card
+from minillm.tokenizer.base import ALL_SPECIALS, FILE, NAMES, Span, Tokenizer, card
 
 FIRST = len(NAMES)  # id of byte 0: the control symbols come first
 
@@ -26,6 +26,11 @@ class ByteTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         """Return one token for each byte."""
         return [FIRST + byte for byte in text.encode("utf-8", errors="replace")]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
+        """Return one token for each byte, with the place of the character that it is a part of."""
+        sizes = [len(character.encode("utf-8", errors="replace")) for character in text]
+        return self.encode(text), [(i, i + 1) for i, size in enumerate(sizes) for _ in range(size)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the bytes."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm.tokenizer.base import ALL_SPECIALS, FILE, NAMES, Tokenizer, card
+from minillm.tokenizer.base import ALL_SPECIALS, FILE, NAMES, Span, Tokenizer, card
 
 FIRST = len(NAMES)
 UNKNOWN = "\ufffd"
@@ -39,6 +39,10 @@ class CharacterTokenizer(Tokenizer):
         """Return one token for each character, unk for those that the training text did not have."""
         get = self._ids.get
         return [get(character, 0) for character in text]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
+        """Return one token for each character, with its place."""
+        return self.encode(text), [(i, i + 1) for i in range(len(text))]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the characters; unk becomes U+FFFD."""

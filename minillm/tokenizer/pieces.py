@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from minillm.errors import InputError
-from minillm.tokenizer.base import ALL_SPECIALS, FILE, NAMES, Tokenizer, card
+from minillm.tokenizer.base import ALL_SPECIALS, FILE, NAMES, Span, Tokenizer, card
 from minillm.tokenizer.config import TokenizerConfig
 
 MODEL_FILE = "tokenizer.model"
@@ -61,6 +61,36 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text, two threads at work."""
         return self._processor.Encode([_clean(text) for text in texts], num_threads=THREADS)
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
+        """Return the tokens of a text with their places.
+
+        Nothing is normalised, so that the pieces end to end are the text, character for character (a space is written
+        as U+2581); bytes count up to the characters that they make.
+
+        Raises:
+            InputError: the model does normalise: it was not trained by this file.
+        """
+        written = _clean(text).replace(" ", SPACE)
+        ids, spans = self.encode(text), []
+        place, rest = 0, 0  # the next character, and how many of its bytes are still to come
+        for token in ids:
+            if not self._processor.IsByte(token):
+                piece = self._processor.IdToPiece(token)
+                if rest or not written.startswith(piece, place):
+                    break
+                spans.append((place, place + len(piece)))
+                place += len(piece)
+            elif place < len(written):
+                rest = (rest or len(written[place].encode())) - 1
+                spans.append((place, place + 1))
+                place += rest == 0
+        if place != len(written) or len(spans) != len(ids):
+            raise InputError(
+                f"the {self.kind} tokenizer rewrites text as it encodes it, so that its pieces have no places in the "
+                "text; use one that `minillm tokenizer train` made"
+            )
+        return ids, spans
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the tokens."""

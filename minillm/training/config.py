@@ -12,6 +12,7 @@ from minillm.config import setting
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
+LOWER_IS_BETTER = ("loss", "perplexity", "mse", "mae")  # all other figures are better higher
 Schedule = Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"]
 
 
@@ -27,6 +28,12 @@ class TrainConfig:
     eval_every: int = setting(250, "steps between evaluations; 0: only at the end")
     checkpoint_every: int = setting(250, "steps between checkpoints; 0: only at the end")
     keep_checkpoints: int = setting(1, "newest checkpoints that are kept, beside the best one")
+    best_by: str = setting(
+        "loss", "figure of the evaluation that is best in the best checkpoint; losses and errors are better lower"
+    )
+    patience: int | None = setting(
+        None, "evaluations without a better one after which the run ends; none: it goes on to max_steps"
+    )
     log_every: int = setting(10, "steps between rows of metrics.csv")
     seed: int = setting(0, "of initial weights, data order, masking and dropout; below 2**63")
     device: Device = setting("auto", "auto (cuda, then mps, then cpu), cpu, cuda or mps")
@@ -52,6 +59,10 @@ class TrainConfig:
                 raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)}")
         if self.seed >= 2**63:
             raise ValueError(f"train.seed must be below 2**63 = {2**63}, got {self.seed}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(
+                f"train.patience must be at least 1, got {self.patience}; leave it out to never stop early"
+            )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"train.threads must be at least 1, got {self.threads}; leave it out for the default")
         if not 0.0 <= self.grad_clip < float("inf"):

@@ -4,11 +4,11 @@ A batch is cut into k micro-batches that are on the device one after the other. 
 
     d/dw [ sum_i total_i / N  +  (1/k) * sum_i extra_i ],     i = 1 .. k the micro-batches, N all their targets
 
-N is counted on the CPU from the prepared batch, before any backward pass. Dividing each total by it at once, and not
-the finished gradient afterwards, has three merits: the numbers that float16 carries backwards have the size of a mean,
-`extra` needs no correction, and no further pass over the gradients is made. A mean over k means would weigh a target
-more where its micro-batch has few of them. `extra` is averaged, so that a penalty on the weights counts once whatever
-k is.
+(where the batch has weights, N is the sum of those of its targets). N is counted on the CPU from the prepared batch,
+before any backward pass. Dividing each total by it at once, and not the finished gradient afterwards, has three merits:
+the numbers that float16 carries backwards have the size of a mean, `extra` needs no correction, and no further pass
+over the gradients is made. A mean over k means would weigh a target more where its micro-batch has few of them. `extra`
+is averaged, so that a penalty on the weights counts once whatever k is.
 
 Read next: `trainer.py`.
 """
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from minillm.data.batch import IGNORED, Batch
+from minillm.data.batch import Batch, has_target
 from minillm.objectives.loss import Loss
 
 
@@ -32,11 +32,15 @@ class Objective(Protocol):
     def step(self, model: Any, batch: Batch) -> Loss: ...
 
 
-def targets_in(batch: Batch) -> int:
-    """Return N, the number of places in a prepared batch that have a target; on the CPU, so it waits for no device."""
+def targets_in(batch: Batch) -> float:
+    """Return N, the number of places in a prepared batch that have a target, or the sum of their weights.
+
+    It is taken on the CPU, so it waits for no device.
+    """
     if batch.targets is None:
         raise ValueError("objective.prepare must return a batch with targets; -100 where a place has none")
-    return int((batch.targets != IGNORED).sum())
+    there = has_target(batch.targets)
+    return int(there.sum()) if batch.weights is None else float(batch.weights[there].double().sum())
 
 
 def tokens_in(batch: Batch) -> int:
@@ -49,7 +53,7 @@ def add_gradient(
     objective: Objective,
     batch: Batch,
     *,
-    count: int,
+    count: float,
     micro_batches: int,
     device: torch.device,
     scaler: torch.amp.GradScaler | None = None,
@@ -60,13 +64,14 @@ def add_gradient(
         model: on `device`, in training mode.
         objective: its `step` gives the loss of a micro-batch.
         batch: prepared, on the CPU.
-        count: N, at least 1; see `targets_in`.
+        count: N, above 0; see `targets_in`.
         micro_batches: k, a divisor of the number of rows.
         device: where micro-batches are computed.
         scaler: of a float16 run; the gradients are then scaled by it. None: they are not.
     Returns:
         () on the device: sum_i total_i / N, the mean loss of the batch's targets without extras;
-        () on the device: how many more targets the objective counted than `count`; anything but 0 is its defect.
+        () on the device: how much more the objective counted than `count`; but for the rounding of weights, anything
+            but 0 is its defect.
 
     Cost: memory of activations as for one micro-batch; nothing waits for the device.
     """

@@ -7,6 +7,7 @@
                  grad_norm       of this step's gradient, before clipping; inf where float16 overflowed
                  valid_loss      of the weights after this step, of their means with train.ema_decay; empty where they
                                  were not evaluated
+                 valid_...       other figures of that evaluation; fine-tuning has them
     timing.csv   step            as above
                  seconds         of the run until then, evaluation and saving included, pauses between resumes not
                  tokens_per_second   since the last row, evaluation and saving left out
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -36,17 +38,19 @@ TIMING = ("step", "seconds", "tokens_per_second", "mfu")
 class Records:
     """The two open CSV files of a run, cut back to a step when it is resumed."""
 
-    def __init__(self, folder: RunFolder, *, step: int) -> None:
+    def __init__(self, folder: RunFolder, *, step: int, figures: Sequence[str] = ()) -> None:
         """Open both files; rows after `step` belong to steps that will be taken again, and go.
 
         Args:
             folder: of the run; it must exist.
             step: optimiser steps done; 0: both files begin anew.
+            figures: names of the evaluation's figures beside the loss.
         Raises:
             InputError: a file cannot be written.
         """
-        self._folder = folder
-        for path, columns in ((folder.metrics_path, METRICS), (folder.timing_path, TIMING)):
+        self._folder, self._figures = folder, tuple(figures)
+        metrics = (*METRICS, *(f"valid_{name}" for name in figures))
+        for path, columns in ((folder.metrics_path, metrics), (folder.timing_path, TIMING)):
             write_text(path, cut(path, columns, step), safe=folder.safe())
         rows = read_columns(folder.timing_path)["seconds"]
         self.seconds_before = rows[-1] if rows and rows[-1] is not None else 0.0
@@ -76,10 +80,15 @@ class Records:
         loss: float | None,
         learning_rate: float,
         grad_norm: float | None,
-        valid_loss: float | None,
+        valid: Mapping[str, float | None],
     ) -> None:
-        """Append a row to metrics.csv and hand it to the system, so that a crash of this process does not lose it."""
-        self._append(self._metrics, self._folder.metrics_path, step, tokens, loss, learning_rate, grad_norm, valid_loss)
+        """Append a row to metrics.csv and hand it to the system, so that a crash of this process does not lose it.
+
+        Args:
+            valid: figures of the evaluation after this step by name, "loss" among them; empty where there was none.
+        """
+        figures = (valid.get(name) for name in ("loss", *self._figures))
+        self._append(self._metrics, self._folder.metrics_path, step, tokens, loss, learning_rate, grad_norm, *figures)
 
     def timing(self, *, step: int, seconds: float, tokens_per_second: float, mfu: float | None) -> None:
         """Append a row to timing.csv; `seconds` counts from the start of this session, earlier ones are added."""

@@ -21,7 +21,9 @@ class RunState:
     tokens: seen until then; padding is not counted.
     empty_steps: steps whose batch had no target.
     train_loss: mean over the targets of the last batch whose loss was read, in nats; None: none yet.
-    valid_loss: of the last evaluation; best_valid_loss: the lowest of all.
+    valid_loss: of the last evaluation.
+    best_figure: the best value so far of the figure that `train.best_by` names; None: there was none.
+    since_best: evaluations after that one.
     """
 
     step: int = 0
@@ -29,7 +31,8 @@ class RunState:
     empty_steps: int = 0
     train_loss: float | None = None
     valid_loss: float | None = None
-    best_valid_loss: float | None = None
+    best_figure: float | None = None
+    since_best: int = 0
 
     def table(self) -> dict[str, Any]:
         """Return the counters as JSON can hold them; `from_table` turns them back into equal ones."""
@@ -44,7 +47,7 @@ class RunState:
         """
         for field in dataclasses.fields(cls):
             value = table.get(field.name, "nothing")
-            whole = field.name in ("step", "tokens", "empty_steps")
+            whole = field.name in ("step", "tokens", "empty_steps", "since_best")
             if not (type(value) is int or (not whole and (value is None or type(value) is float))):
                 raise InputError(f"{source} is damaged: {field.name} is {value!r}; use another checkpoint")
         return cls(**{field.name: table[field.name] for field in dataclasses.fields(cls)})
@@ -55,15 +58,18 @@ class Summary:
     """How a call of `Trainer.fit` ended.
 
     steps, tokens: of the whole run, earlier sessions included; padding is not counted.
-    seconds: of this call, all included. tokens_per_second: of this call's training, evaluation and saving left out.
+    seconds: of this call, all included.
+    tokens_per_second, steps_per_second: of this call's training, evaluation and saving left out.
     train_loss: of the last step whose loss was read; valid_loss: of the last evaluation; nats per target, None: none.
-    stopped_early: by Ctrl-C.
+    stopped_early: by Ctrl-C. out_of_patience: after `train.patience` evaluations without a better one.
     """
 
     steps: int
     tokens: int
     seconds: float
     tokens_per_second: float
+    steps_per_second: float
     train_loss: float | None
     valid_loss: float | None
     stopped_early: bool
+    out_of_patience: bool

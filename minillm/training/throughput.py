@@ -95,11 +95,11 @@ def measured_product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 class Stopwatch:
-    """Counts tokens and the seconds of training alone: evaluation and saving stand outside, in `paused` blocks."""
+    """Counts tokens, steps and seconds of training alone: evaluation and saving stand outside, in `paused` blocks."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
-        self.tokens = 0
+        self.tokens = self.steps = 0
         self._paused = 0.0
         self._last_seconds, self._last_tokens = 0.0, 0
 
@@ -126,6 +126,11 @@ class Stopwatch:
     def tokens_per_second(self) -> float:
         """The rate since the start."""
         return self.tokens / max(self.training_seconds, 1e-9)
+
+    @property
+    def steps_per_second(self) -> float:
+        """The rate of optimiser steps since the start."""
+        return self.steps / max(self.training_seconds, 1e-9)
 
     def lap(self) -> float:
         """Return the tokens per second since the last lap, and begin a new one."""

@@ -13,7 +13,7 @@ Read next: `schedule.py`, `optim.py`, `records.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Protocol
 
@@ -24,7 +24,7 @@ from minillm.checkpoint.native import put_by_name, put_tensors, tensors_of
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.data.batch import Batch
 from minillm.errors import InputError
-from minillm.training.config import OptimConfig, TrainConfig
+from minillm.training.config import LOWER_IS_BETTER, OptimConfig, TrainConfig
 from minillm.training.ema import EMA
 from minillm.training.failures import memory_explained, not_finite
 from minillm.training.gradient import Objective, add_gradient, clip_gradients, targets_in, tokens_in
@@ -37,6 +37,8 @@ from minillm.training.records import Records
 from minillm.training.schedule import learning_rate_share
 from minillm.training.state import RunState, Summary
 from minillm.training.throughput import Stopwatch, Yardstick, yardstick
+
+ROUNDING = 1e-5  # of a sum of float32 weights, as a share of it
 
 
 class Batches(Protocol):
@@ -65,7 +67,8 @@ class Trainer:
         train: TrainConfig,
         optim: OptimConfig,
         folder: RunFolder,
-        evaluate: Callable[[Any], Mapping[str, float]],
+        evaluate: Callable[[Any], Mapping[str, float | None]],
+        figures: Sequence[str] = (),
         device: torch.device,
         compute_dtype: torch.dtype,
         flops_per_token: float | None = None,
@@ -78,13 +81,18 @@ class Trainer:
         Args:
             model: float32; has `config`, a dataclass that goes into each checkpoint, `compute_in(dtype)` and, for
                 `train.checkpoint_activations`, `recompute_blocks()`.
-            evaluate: model -> figures; "loss", in nats per target, decides which checkpoint is the best. It is called
-                in evaluation mode without gradients.
+            evaluate: model -> figures, "loss" among them; that which `train.best_by` names decides which checkpoint is
+                the best (None: not this one). It is called in evaluation mode without gradients.
+            figures: names of those beside "loss"; metrics.csv has a column for each.
             flops_per_token: of forward and backward, for MFU; None: it is not shown.
             progress: None: say nothing.
             resume_command: what to tell who pressed Ctrl-C; None: `minillm pretrain --resume` with the folder.
             rate_scales: parameter name -> its share of the peak learning rate; see `optim.make_optimiser`.
+        Raises:
+            InputError: `train.best_by` names no figure of the evaluation.
         """
+        if train.best_by not in ("loss", *figures):
+            raise InputError(f"train.best_by is {train.best_by}; take one of {', '.join(('loss', *figures))}")
         if train.threads is not None:
             torch.set_num_threads(train.threads)
         if device.type == "cpu":
@@ -95,7 +103,7 @@ class Trainer:
             self.model.recompute_blocks()
         if train.compile:
             self.model.compile()  # in place: names of parameters stay
-        self.objective, self.loader, self.evaluate = objective, loader, evaluate
+        self.objective, self.loader, self.evaluate, self.figures = objective, loader, evaluate, tuple(figures)
         self.train, self.optim, self.folder = train, optim, folder
         self.device, self.compute_dtype = device, compute_dtype
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -109,29 +117,30 @@ class Trainer:
         self.after_backward: list[Callable[[Trainer], None]] = []
         self.after_step: list[Callable[[Trainer], None]] = []
         self.state = RunState()
-        self._unread: list[tuple[int, Tensor]] = []  # (step, its figures still on the device)
+        self._unread: list[tuple[int, float, Tensor]] = []  # (step, its count, its figures still on the device)
         self._saved_step = -1
         self._yardstick: Yardstick | None = None
 
     def fit(self) -> Summary:
-        """Train until `train.max_steps` or Ctrl-C, and save.
+        """Train until `train.max_steps`, the end of `train.patience` or Ctrl-C, and save.
 
         Raises:
             InputError: the loss is no longer finite, memory or disk is full; the text says what of the run is safe.
         """
-        was_training, tokens_before = self.model.training, self.state.tokens
+        was_training, before = self.model.training, (self.state.tokens, self.state.step)
         self.model.train()
         try:
-            with Interrupt() as interrupt, Records(self.folder, step=self.state.step) as records:
+            rows = Records(self.folder, step=self.state.step, figures=self.figures)
+            with Interrupt() as interrupt, rows as records:
                 self._announce()
                 stopwatch = Stopwatch()
-                while self.state.step < self.train.max_steps and not interrupt.asked:
+                while not self._done() and not interrupt.asked:
                     with memory_explained(self.train, self.device):
                         figures = self.take_step()
-                        stopwatch.tokens = self.state.tokens - tokens_before
+                        stopwatch.tokens, stopwatch.steps = self.state.tokens - before[0], self.state.step - before[1]
                         self._follow_up(figures, records, stopwatch)
                     self.progress.step(self.state.step)
-                stopped_early = self.state.step < self.train.max_steps
+                stopped_early = not self._done()
                 if stopped_early and self._saved_step != self.state.step:
                     self._save(records, best=False)
         finally:
@@ -146,14 +155,24 @@ class Trainer:
             tokens=self.state.tokens,
             seconds=stopwatch.seconds,
             tokens_per_second=stopwatch.tokens_per_second,
+            steps_per_second=stopwatch.steps_per_second,
             train_loss=self.state.train_loss,
             valid_loss=self.state.valid_loss,
             stopped_early=stopped_early,
+            out_of_patience=self._out_of_patience(),
         )
 
     def averaged(self) -> AbstractContextManager[None]:
         """Return a block in which the model has the weights by which it is judged: their means, where there are any."""
         return nullcontext() if self.ema is None else self.ema.swapped_in()
+
+    def _out_of_patience(self) -> bool:
+        """Return whether as many evaluations as `train.patience` came after the best one."""
+        return self.train.patience is not None and self.state.since_best >= self.train.patience
+
+    def _done(self) -> bool:
+        """Return whether no step is left to take."""
+        return self.state.step >= self.train.max_steps or self._out_of_patience()
 
     def _announce(self) -> None:
         """Say what a reader of the log could stumble over, and begin the live line."""
@@ -162,6 +181,8 @@ class Trainer:
             self.progress.note(f"MFU is the share of {self._yardstick.name}")
         if self.state.step >= self.train.max_steps:
             self.progress.note(f"all {self.state.step:,} steps are done already; raise train.max_steps to go on")
+        elif self._out_of_patience():
+            self.progress.note(f"{self.state.since_best} evaluations were no better; raise train.patience to go on")
         elif self.optim.warmup_steps >= self.train.max_steps and self.optim.schedule != "constant":
             self.progress.note("the run ends inside its warm-up: optim.warmup_steps is not below train.max_steps")
         self.progress.start(self.state.step, self.train.max_steps)
@@ -192,7 +213,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.state.step)
         figures = torch.stack([loss, norm, excess]).float()
-        self._unread.append((self.state.step, figures))
+        self._unread.append((self.state.step, count, figures))
         return figures
 
     def _update_weights(self) -> Tensor:
@@ -221,20 +242,20 @@ class Trainer:
     def _follow_up(self, figures: Tensor | None, records: Records, stopwatch: Stopwatch) -> None:
         """Evaluate, log and save where the step just taken is one for it. None of it changes what is learnt."""
         train, step = self.train, self.state.step
-        last = step == train.max_steps
-        evaluating = last or is_due(step, train.eval_every)
+        evaluating = step == train.max_steps or is_due(step, train.eval_every)
         logging = evaluating or step == 1 or is_due(step, train.log_every)
-        saving = last or is_due(step, train.checkpoint_every)
+        saving = is_due(step, train.checkpoint_every)
         if not (logging or saving):
             return
         self._read()  # waits for the device, so the clock is right after it
-        best = False
+        valid: Mapping[str, float | None] = {}
         if evaluating:
             with stopwatch.paused():
-                best = self._evaluate()
+                valid = self._evaluate()
         if logging:
-            self._log(figures, self.state.valid_loss if evaluating else None, records, stopwatch)
-        if saving or best:
+            self._log(figures, valid, records, stopwatch)
+        best = evaluating and self.state.since_best == 0
+        if best or saving or self._done():
             with stopwatch.paused():
                 self._save(records, best=best)
 
@@ -242,9 +263,9 @@ class Trainer:
         """Fetch the figures of all steps since the last call, and stop the run where one is not a finite number."""
         if not self._unread:
             return
-        values = torch.stack([figures for _, figures in self._unread]).tolist()
-        for (step, _), (loss, norm, excess) in zip(self._unread, values, strict=True):
-            if excess != 0:
+        values = torch.stack([figures for *_, figures in self._unread]).tolist()
+        for (step, count, _), (loss, norm, excess) in zip(self._unread, values, strict=True):
+            if abs(excess) > (0 if isinstance(count, int) else ROUNDING * count):
                 raise ValueError(
                     f"step {step}: the objective counted {excess:+g} targets beside those in batch.targets"
                 )
@@ -255,8 +276,8 @@ class Trainer:
             self.state.train_loss = loss
         self._unread.clear()
 
-    def _evaluate(self) -> bool:
-        """Evaluate the weights as they are, or their means; return whether they are the best so far."""
+    def _evaluate(self) -> Mapping[str, float | None]:
+        """Evaluate the weights, or their means, and return the figures; `state.since_best` is 0 where they are best."""
         self.model.eval()
         try:
             with (
@@ -264,17 +285,31 @@ class Trainer:
                 torch.no_grad(),
                 torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
             ):
-                self.state.valid_loss = float(self.evaluate(self.model)["loss"])
+                valid = self.evaluate(self.model)
         finally:
             self.model.train()
-        if not math.isfinite(self.state.valid_loss):
+        loss, figure = valid["loss"], valid[self.train.best_by]
+        if loss is None or not math.isfinite(loss):
             raise not_finite("the validation loss", self.state.step, self.folder.safe())
-        best = self.state.best_valid_loss is None or self.state.valid_loss < self.state.best_valid_loss
-        if best:
-            self.state.best_valid_loss = self.state.valid_loss
-        return best
+        self.state.valid_loss = float(loss)
+        if figure is not None and self._is_better(figure):
+            self.state.best_figure, self.state.since_best = float(figure), 0
+        else:
+            self.state.since_best += 1
+        return valid
 
-    def _log(self, figures: Tensor | None, valid_loss: float | None, records: Records, stopwatch: Stopwatch) -> None:
+    def _is_better(self, figure: float) -> bool:
+        """Return whether a value of the figure that `train.best_by` names is better than the best one so far."""
+        best = self.state.best_figure
+        return best is None or (figure < best if self.train.best_by in LOWER_IS_BETTER else figure > best)
+
+    def _log(
+        self,
+        figures: Tensor | None,
+        valid: Mapping[str, float | None],
+        records: Records,
+        stopwatch: Stopwatch,
+    ) -> None:
         """Write the rows of the step just taken and renew the live line."""
         loss, norm, _ = (None, None, None) if figures is None else figures.tolist()
         learning_rate = self.optim.learning_rate * learning_rate_share(
@@ -286,7 +321,7 @@ class Trainer:
             loss=loss,
             learning_rate=learning_rate,
             grad_norm=norm,
-            valid_loss=valid_loss,
+            valid=valid,
         )
         rate, mfu = stopwatch.lap(), None
         if self._yardstick is not None and self.flops_per_token is not None:

@@ -14,7 +14,7 @@ from minillm.errors import InputError
 from minillm.generate import GenerateConfig, Generation, TextStream, generate
 from minillm.model.config import ModelConfig
 from minillm.model.transformer import Decoder, build_model
-from minillm.tokenizer.base import Specials, Tokenizer
+from minillm.tokenizer.base import Span, Specials, Tokenizer
 from minillm.tokenizer.byte import FIRST, ByteTokenizer
 
 BYTES = ByteTokenizer()
@@ -40,6 +40,9 @@ class Pieces(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return [self.pieces.index(character) for character in text]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
+        return self.encode(text), [(i, i + 1) for i in range(len(text))]
 
     def decode(self, ids: Sequence[int]) -> str:
         text = "".join(self.pieces[i] for i in ids if i not in self.specials.ids())

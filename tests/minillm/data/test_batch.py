@@ -13,7 +13,8 @@ def full(B=6, T=4):
     grids = {
         name: torch.arange(B * T).view(B, T) for name in ("tokens", "segments", "positions", "targets", "token_types")
     }
-    return Batch(**grids, starts=torch.arange(B), lengths=torch.arange(B), seed=100)
+    weights = torch.arange(B * T).view(B, T) / 7
+    return Batch(**grids, weights=weights, starts=torch.arange(B), lengths=torch.arange(B), seed=100)
 
 
 TENSORS = [f.name for f in dataclasses.fields(Batch) if f.name != "seed"]
@@ -59,5 +60,5 @@ def test_to_moves_every_tensor():
 
 
 def test_model_inputs_are_all_that_a_model_takes():
-    """All fields but tokens and targets, by their names."""
-    assert full().model_inputs().keys() == {*TENSORS, "seed"} - {"tokens", "targets"}
+    """All fields but tokens, targets and weights, by their names."""
+    assert full().model_inputs().keys() == {*TENSORS, "seed"} - {"tokens", "targets", "weights"}

@@ -1,5 +1,6 @@
 """What holds for every tokenizer: text comes back, never becomes a control symbol, and what is saved loads."""
 
+import itertools
 import os
 
 import numpy as np
@@ -42,6 +43,44 @@ def test_any_text_comes_back(trained, kind, text):
     ids = trained[kind].encode(text)
     assert trained[kind].decode(ids) == text
     assert all(len(NAMES) <= token < trained[kind].vocab_size for token in ids)
+
+
+def check_offsets(tokenizer, text):
+    """Tokens are those of `encode`; their places cover the text in order, and what stands there is what they decode to.
+
+    Tokens with one place between them are the bytes of one character: they decode together.
+    """
+    ids, spans = tokenizer.encode_with_offsets(text)
+    assert ids == tokenizer.encode(text) and len(spans) == len(ids)
+    together = itertools.groupby(zip(spans, ids, strict=True), key=lambda token: token[0])
+    edge = 0
+    for (start, stop), tokens in together:
+        assert start == edge and stop > start
+        surface = tokenizer.decode([token for _, token in tokens])
+        assert surface == text[start:stop].replace("\u2581", " ") or (tokenizer.kind == "char" and surface == "\ufffd")
+        edge = stop
+    assert edge == len(text)
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_offsets_of_odd_text(tokenizer, text):
+    """Bytes of a character, spaces in a piece, control characters: each token has its own characters."""
+    check_offsets(tokenizer, text)
+
+
+@given(text=st.text(st.characters(codec="utf-8")) | st.text("ab e\u2581\u0301漢😀", max_size=30))
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "byte", "char"])
+def test_offsets_of_any_text(trained, kind, text):
+    """For all of Unicode, U+2581 among them, as which sentencepiece writes a space."""
+    text = (
+        text.replace("\u2581", " ") if kind == "byte" else text
+    )  # whose U+2581 stays one; `check_offsets` expects a space
+    check_offsets(trained[kind], text)
+
+
+def test_offsets_of_a_lone_surrogate(tokenizer):
+    """It is encoded as a question mark, or as unk, and keeps its place."""
+    assert tokenizer.encode_with_offsets("a\ud800b")[1] == [(0, 1), (1, 2), (2, 3)]
 
 
 @given(parts=st.lists(st.sampled_from([*NAMES, "<", "[", "MASK", "]", ">", "/s", " ", "<0x00>", "\u2581", "a"])))

@@ -131,6 +131,22 @@ def test_a_model_of_another_making():
         BPETokenizer(model.getvalue())
 
 
+@pytest.mark.parametrize("changed", [{"add_dummy_prefix": True}, {"normalization_rule_name": "nfkc"}], ids=str)
+def test_a_model_that_normalises_has_no_offsets(monkeypatch, samples, changed):
+    """Pieces that are not the text's own characters are refused: a wrong place would be an answer that is not there."""
+    plain = sentencepiece.SentencePieceTrainer.Train
+    monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "Train", lambda **options: plain(**options | changed))
+    tokenizer = train("bpe", samples)
+    with pytest.raises(InputError, match="the bpe tokenizer rewrites text as it encodes it"):
+        tokenizer.encode_with_offsets("ﬁne 漢")
+
+
+def test_a_space_without_a_piece_of_its_own():
+    """Where the training text had no space, one goes as the three bytes of U+2581, and still is one character."""
+    tokenizer = train("bpe", ["ab\n" * 9])
+    assert tokenizer.encode_with_offsets("a b")[1] == [(0, 1), (1, 2), (1, 2), (1, 2), (2, 3)]
+
+
 def test_no_vocabulary_at_all(monkeypatch):
     """Where sentencepiece refuses every size, the line says what else there is."""
 

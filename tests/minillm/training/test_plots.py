@@ -19,10 +19,10 @@ def write_run(folder: RunFolder, steps: int, *, mfu: float | None = 0.4) -> None
     folder.create()
     with Records(folder, step=0) as records:
         for step in range(1, steps + 1):
-            valid = 4.0 - step / steps if step % 5 == 0 else None
+            valid = {"loss": 4.0 - step / steps} if step % 5 == 0 else {}
             norm = math.inf if step == 3 else 1.0 + step % 2
             records.metrics(
-                step=step, tokens=step, loss=5.0 - step / steps, learning_rate=1e-3, grad_norm=norm, valid_loss=valid
+                step=step, tokens=step, loss=5.0 - step / steps, learning_rate=1e-3, grad_norm=norm, valid=valid
             )
             records.timing(step=step, seconds=step, tokens_per_second=1000.0, mfu=mfu)
 

@@ -23,14 +23,14 @@ def row(step, **given):
         "loss": 2.5,
         "learning_rate": 1e-3,
         "grad_norm": 1.0,
-        "valid_loss": None,
+        "valid": {},
     } | given
 
 
 def test_rows_come_back(folder):
     with Records(folder, step=0) as records:
         records.metrics(**row(1))
-        records.metrics(**row(2, loss=None, grad_norm=float("inf"), valid_loss=2.25))
+        records.metrics(**row(2, loss=None, grad_norm=float("inf"), valid={"loss": 2.25}))
         records.timing(step=2, seconds=0.12345, tokens_per_second=1234.56, mfu=None)
         records.timing(step=3, seconds=1.0, tokens_per_second=1.0, mfu=0.123456789)
     assert read_columns(folder.metrics_path) == {

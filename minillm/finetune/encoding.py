@@ -1,0 +1,200 @@
+r"""Rows of texts -> token sequences, framed as the backbone met documents in pretraining.
+
+    encoder   cls A sep          cls A sep B sep       types 0 0 0, 0 0 0 1 1
+    decoder   bos A eos          bos A eos B eos       a control symbol that the tokenizer lacks is left out
+
+With room for R tokens beside the control symbols, what is longer is
+
+    truncated   A to R. Of a pair token after token is taken from the longer text, from B when both are equally long:
+                A and B end with ceil(R / 2) and floor(R / 2), or with less where one of them had less
+    windows     the first R tokens of A, then on by R - overlap, until all is seen; the last window ends with A. Of a
+                pair A keeps R / 2 tokens at most, and B is seen through windows. Every row counts once in training: its
+                windows weigh 1 / their number
+
+Read next: `loader.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minillm.errors import InputError
+from minillm.finetune.config import TextConfig
+from minillm.model.config import ModelConfig
+from minillm.tokenizer.base import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truncation:
+    """What did not fit: how many rows lost something, and how many tokens that was in all."""
+
+    rows: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """S token sequences of N tokens in all; a row of the table has one or, with windows, several, in order.
+
+    tokens: (N,) int32, all sequences end to end.
+    bounds: (S + 1,) int64; sequence s is tokens[bounds[s] : bounds[s + 1]].
+    rows: (S,) int64, the row of the table that each came from.
+    token_types: (N,) int8, text A or B; None: the model has no types, or there are no pairs.
+    segments: (N,) int32, the part of its sequence that a token belongs to, from 0; parts do not see each other, and
+        positions count from where each begins. None: a sequence is one part.
+    targets: (S, ...) int64 or float32, of whole sequences; token_targets: (N,) int64, of their tokens. One at most.
+    weights: (S,) float32, how much each sequence counts; None: 1.
+    truncation: what was cut.
+    details: what the task keeps beside them to read its answers.
+    notes: what the user should know about them, a line each.
+    """
+
+    tokens: NDArray[np.int32]
+    bounds: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    token_types: NDArray[np.int8] | None = None
+    segments: NDArray[np.int32] | None = None
+    targets: NDArray[np.int64] | NDArray[np.float32] | None = None
+    token_targets: NDArray[np.int64] | None = None
+    weights: NDArray[np.float32] | None = None
+    truncation: Truncation = Truncation()
+    details: Any = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sequence, (S,)."""
+        return np.diff(self.bounds)
+
+    def with_targets(self, targets: NDArray[np.int64] | NDArray[np.float32]) -> Sequences:
+        """Return the sequences with a target each, (S, ...)."""
+        return dataclasses.replace(self, targets=targets)
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Return how many tokens two texts of these lengths keep when token after token is taken from the longer one.
+
+    >>> longest_first(9, 2, room=6), longest_first(9, 8, room=7), longest_first(3, 2, room=6)
+    ((4, 2), (4, 3), (3, 2))
+    """
+    if first + second <= room:
+        return first, second
+    half = room // 2
+    if second <= half:
+        return room - second, second
+    if first <= room - half:
+        return first, room - first
+    return room - half, half
+
+
+def window_starts(length: int, room: int, overlap: int) -> range | list[int]:
+    """Return where the windows over a text begin: every room - overlap tokens, the last one so that it ends with it.
+
+    >>> list(window_starts(10, room=6, overlap=2)), list(window_starts(11, room=6, overlap=2))
+    ([0, 4], [0, 4, 5])
+    """
+    if length <= room:
+        return range(1)
+    return [*range(0, length - room, room - overlap), length - room]
+
+
+class TextEncoder:
+    """Texts of rows -> framed token sequences: one text, or a pair; cut, or in windows.
+
+    before, between, after: the control symbols of the frame, each none or one. max_length: tokens of a sequence.
+    causal: whether a token sees only those before it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, model: ModelConfig, config: TextConfig) -> None:
+        """Take what framing needs.
+
+        Args:
+            model: its kind says which control symbols frame a text: cls and sep, or a decoder's bos and eos.
+        Raises:
+            InputError: `text.max_length` above the model's context, or an overlap that leaves windows no room.
+        """
+        specials = tokenizer.specials
+        before, after = (specials.bos, specials.eos) if model.kind == "decoder" else (specials.cls, specials.sep)
+        self.tokenizer, self.config = tokenizer, config
+        self.before = [] if before is None else [before]
+        self.after = [] if after is None else [after]
+        self.between = self.after
+        self.typed = model.token_types > 1
+        self.causal = model.kind == "decoder"
+        self.max_length = model.context if config.max_length is None else config.max_length
+        if self.max_length > model.context:
+            raise InputError(f"text.max_length ({self.max_length}) is above the model's context of {model.context}")
+        if self.room(pair=True) < 2:
+            raise InputError(f"text.max_length ({self.max_length}) leaves no room for two texts; take 5 or more")
+        if config.long_texts == "windows" and config.overlap >= self.room(pair=True) // 2:
+            raise InputError(
+                f"text.overlap ({config.overlap}) must be below half of a sequence of {self.max_length} tokens; "
+                f"try {max(self.room(pair=True) // 8, 0)}"
+            )
+
+    def room(self, *, pair: bool) -> int:
+        """Return R, the tokens of a sequence that are no control symbols."""
+        return self.max_length - len(self.before) - len(self.after) - (len(self.between) if pair else 0)
+
+    def sequences(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Sequences:
+        """Return the sequences of N rows, in order, without targets."""
+        first = self.tokenizer.encode_batch(list(texts))
+        second = None if pairs is None else self.tokenizer.encode_batch(list(pairs))
+        tokens: list[int] = []
+        types: list[int] = []
+        bounds, rows, weights = [0], [], []
+        cut_rows = cut_tokens = 0
+        for row, a in enumerate(first):
+            if second is None:
+                parts, lost = self._one(a)
+                framed = [(self.before + part + self.after, 0) for part in parts]
+            else:
+                kept, parts, lost = self._two(a, second[row])
+                head = self.before + kept + self.between
+                framed = [(head + part + self.after, len(head)) for part in parts]
+            for sequence, begin in framed:
+                tokens += sequence
+                bounds.append(len(tokens))
+                rows.append(row)
+                weights.append(1.0 / len(framed))
+                if self.typed and second is not None:
+                    types += [0] * begin + [1] * (len(sequence) - begin)
+            cut_rows, cut_tokens = cut_rows + (lost > 0), cut_tokens + lost
+        return Sequences(
+            tokens=np.array(tokens, dtype=np.int32),
+            bounds=np.array(bounds, dtype=np.int64),
+            rows=np.array(rows, dtype=np.int64),
+            token_types=np.array(types, dtype=np.int8) if types else None,
+            weights=np.array(weights, dtype=np.float32) if len(rows) > len(first) else None,
+            truncation=Truncation(rows=cut_rows, tokens=cut_tokens),
+        )
+
+    def _one(self, a: list[int]) -> tuple[list[list[int]], int]:
+        """Return the parts of a text that become sequences, and how many of its tokens are in none."""
+        room = self.room(pair=False)
+        if self.config.long_texts == "truncate":
+            return [a[:room]], max(len(a) - room, 0)
+        return list(self._windows(a, room)), 0
+
+    def _two(self, a: list[int], b: list[int]) -> tuple[list[int], list[list[int]], int]:
+        """Return what is kept of A, the parts of B, and how many tokens are in no sequence."""
+        room = self.room(pair=True)
+        if self.config.long_texts == "truncate" or len(a) + len(b) <= room:
+            keep, stay = longest_first(len(a), len(b), room)
+            return a[:keep], [b[:stay]], len(a) - keep + len(b) - stay
+        kept = a[: room // 2]
+        return kept, list(self._windows(b, room - len(kept))), len(a) - len(kept)
+
+    def _windows(self, text: list[int], room: int) -> Iterator[list[int]]:
+        """Yield the windows over a text."""
+        for start in window_starts(len(text), room, self.config.overlap):
+            yield text[start : start + room]
