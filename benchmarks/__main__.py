@@ -13,7 +13,9 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from benchmarks.context import Context, Section
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -88,8 +90,7 @@ def run(
     tune: bool = False,
 ) -> int:
     """Run the chosen sections in their order; the result is written after each part of each."""
-    from benchmarks import launches, machine, report, sections, timing
-    from benchmarks.context import Context
+    from benchmarks import launches, machine, report, sections
 
     head = machine.header()
     result = {"header": head, "quick": quick, "sections": {}}
@@ -101,26 +102,41 @@ def run(
         print(f"[{time.monotonic() - start:6.1f} s] {text}", file=sys.stderr, flush=True)
 
     say(f"{head['device']}, commit {head['commit']}, results in {folder}")
-    for section in sections.SECTIONS:
-        budget = section.budget(head["kind"], quick)
-        if tune and section.name == "launches":
-            budget = launches.WIDE_BUDGET
-        if section.name not in chosen or not budget:
-            continue
-        say(f"{section.name}: at most {budget:.0f} s")
-        context = Context(head["kind"], quick, ops, skip, budget, say, tune, chosen)
-        began = time.monotonic()
-        try:
-            for part in section.run(context):
-                result["sections"][section.name] = {**part, "took": time.monotonic() - began}
-                report.write_json(result, folder / f"{stem}.json")
-        except Exception as error:  # a defect of one section costs what it had still to say, and no other section
-            result["sections"].setdefault(section.name, {})["defect"] = timing.first_line(error)
-            say(f"{section.name}: {traceback.format_exc()}")
-            report.write_json(result, folder / f"{stem}.json")
-        report.write_page(result, folder, stem)
+    status = 0
+    try:
+        for section in sections.SECTIONS:
+            budget = section.budget(head["kind"], quick)
+            if tune and section.name == "launches":
+                budget = launches.WIDE_BUDGET
+            if section.name in chosen and budget:
+                say(f"{section.name}: at most {budget:.0f} s")
+                context = Context(head["kind"], quick, ops, skip, budget, say, tune, chosen)
+                run_section(section, context, result, folder, stem)
+    except KeyboardInterrupt:
+        say("stopped; what was measured is kept")
+        status = 130
+    report.write_page_with_plots(result, folder, stem)
     print(folder / f"{stem}.md")
-    return report.status(result)
+    return status or report.status(result)
+
+
+def run_section(section: Section, context: Context, result: dict[str, Any], folder: Path, stem: str) -> None:
+    """Run one section; the result is written after each of its parts, and the page when it is done.
+
+    A defect of the section costs what it had still to say, and no other section.
+    """
+    from benchmarks import report, timing
+
+    began = time.monotonic()
+    try:
+        for part in section.run(context):
+            result["sections"][section.name] = {**part, "took": time.monotonic() - began}
+            report.write_json(result, folder / f"{stem}.json")
+    except Exception as error:
+        result["sections"].setdefault(section.name, {})["defect"] = timing.first_line(error)
+        context.say(f"{section.name}: {traceback.format_exc()}")
+        report.write_json(result, folder / f"{stem}.json")
+    report.write_page(result, folder, stem)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,8 @@ def start(command: Sequence[str], *, threads: int | None = None, **streams: Any)
 
 
 def end(child: subprocess.Popen[Any]) -> None:
-    """End a process, and what it started, and wait for it."""
-    with contextlib.suppress(OSError):  # it may be gone
-        os.killpg(child.pid, signal.SIGKILL)
+    """End a process that still runs, and what it started, and wait for it; one that has ended is left alone."""
+    if child.poll() is None:
+        with contextlib.suppress(OSError):  # it may end on its own in between
+            os.killpg(child.pid, signal.SIGKILL)
     child.wait()

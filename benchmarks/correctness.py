@@ -12,6 +12,7 @@ Read next: `warming.py`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -39,22 +40,33 @@ def correctness(context: Context) -> Iterator[Part]:
     names = [p for p in (ROOT / "tests/kernels").glob("test_*.py") if not NEEDS_NO_DEVICE.fullmatch(p.name)]
     if context.ops is not None:
         names = [p for p in names if any(op.split("_")[0] in p.name for op in context.ops)]
-    names.sort(key=lambda path: path.stat().st_size, reverse=True)  # the largest decide when the last one ends
+    # With many workers the largest decide when the last one ends; with two, in an interpreter, the others should end.
+    names.sort(key=lambda path: path.stat().st_size, reverse=context.kind == "cuda")
     until = time.monotonic() + context.budget
     each = EACH[context.kind][context.quick]
     found: dict[str, Part] = {}
-    with warming(context), ThreadPoolExecutor(max(1, min(WORKERS[context.kind], os.cpu_count() or 2))) as pool:
+    running: list[subprocess.Popen[bytes]] = []
+    with warming(context), contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(max(1, min(WORKERS[context.kind], os.cpu_count() or 2))))
+        stack.callback(stop, pool, running)  # before the pool waits for its threads: Ctrl-C must not
         futures = {}
         for path in names:
             shares = -(-path.stat().st_size // BYTES_A_PROCESS) if context.kind == "cuda" else 1
             for share in range(1, shares + 1):
-                futures[pool.submit(run_tests, path, until, each, f"{share}/{shares}")] = path.name
+                futures[pool.submit(run_tests, path, until, each, f"{share}/{shares}", running)] = path.name
         for future in as_completed(futures):
             name, part = futures[future], future.result()
             told = f"{part['passed']} passed, {part['failed']} failed, of {part['tests']} in all"
             context.say(f"{name}: {told}{', ' * bool(part['reason'])}{part['reason']}")
             found[name] = together(found[name], part) if name in found else part
             yield {"files": dict(sorted(found.items())), "each": each}
+
+
+def stop(pool: ThreadPoolExecutor, running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End what still runs, and begin nothing more."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in running:
+        child.end(process)
 
 
 def together(one: Part, other: Part) -> Part:
@@ -67,13 +79,16 @@ def together(one: Part, other: Part) -> Part:
     }
 
 
-def run_tests(path: Path, until: float, each: int, share: str = "1/1") -> Part:
+def run_tests(
+    path: Path, until: float, each: int, share: str = "1/1", running: list[subprocess.Popen[bytes]] | None = None
+) -> Part:
     """Run one file of tests and count; what was counted before the time was over stays.
 
     Args:
         until: on the clock of time.monotonic.
         each: cases of every test function; 0: all.
         share: "2/3" for the second of three processes.
+        running: takes the process, for who has to end it early.
     """
     part: Part = {"passed": 0, "failed": 0, "skipped": 0, "tests": 0, "failures": [], "reason": ""}
     left = until - time.monotonic()
@@ -86,6 +101,8 @@ def run_tests(path: Path, until: float, each: int, share: str = "1/1") -> Part:
     reason = ""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         tests = child.start(command, threads=1, stdin=subprocess.DEVNULL, stdout=output)
+        if running is not None:
+            running.append(tests)
         try:
             status = tests.wait(timeout=left)
             if status not in (0, 1, 5):

@@ -113,7 +113,7 @@ def _ceilings(part: Part, result: Result) -> Iterator[str]:
     yield ""
     rows = []
     for name, c in part["of"].items():
-        rate = "-" if c["rate"] is None else f"{c['rate'] / 1e9:.0f} GB/s" if name == "copy" else tflops(c["rate"])
+        rate = "-" if c["rate"] is None else f"{c['rate'] / 1e9:.0f} GB/s" if name == "copy" else f"{flop(c['rate'])}/s"
         rows.append((name, rate, f"± {50 * c.get('spread', 0):.1f} %", c["what"]))
     yield from table(("ceiling", "rate", "spread", "of"), rows)
     if part.get("reason"):
@@ -134,7 +134,7 @@ def _ops(part: Part, result: Result) -> Iterator[str]:
         yield f"### {op}, {shape}, {direction}"
         yield ""
         bound = f"bound by {limit[0]}, {time_of(limit[1])} at least" if limit else "ceilings not measured"
-        yield f"{dims}, {dtype}; {group[0]['bytes'] / 1e6:.4g} MB, {group[0]['flops'] / 1e9:.4g} GFLOP; {bound}."
+        yield f"{dims}, {dtype}; {group[0]['bytes'] / 1e6:.4g} MB, {flop(group[0]['flops'])}; {bound}."
         yield ""
         yield from table(heads, [_cells(r, rows, ceilings) for r in group])
         yield ""
@@ -201,7 +201,7 @@ def _recipes(part: Part, result: Result) -> Iterator[str]:
         yield ""
         if known is not None:
             sizes = " ".join(f"{n}={v}" for n, v in known["sizes"].items())
-            yield f"{sizes}; {known['tokens']:,} tokens and {known['flops'] / 1e12:.4g} TFLOP a step."
+            yield f"{sizes}; {known['tokens']:,} tokens and {flop(known['flops'])} a step."
             yield ""
         yield from table(heads, [_contender(r, rows, part, ceilings) for r in group])
         yield ""
@@ -344,7 +344,7 @@ def _compile(part: Part, result: Result) -> Iterator[str]:
 def rate_of(row: figures.Row) -> str:
     """Return operations a second where they are products, else bytes a second."""
     if row["unit"] == "matrix":
-        return tflops(row["flops"] / row["seconds"])
+        return f"{flop(row['flops'] / row['seconds'])}/s"
     return f"{row['bytes'] / row['seconds'] / 1e9:.0f} GB/s"
 
 
@@ -365,6 +365,11 @@ def time_of(seconds: float) -> str:
     return f"{seconds / 1e-6:.4g} us"
 
 
-def tflops(rate: float) -> str:
-    """Return a rate of operations in TFLOP/s."""
-    return f"{rate / 1e12:.4g} TFLOP/s"
+def flop(number: float) -> str:
+    """Return a number of operations with its unit.
+
+    >>> flop(3.9642e9), flop(5.6e13)
+    ('3.964 GFLOP', '56 TFLOP')
+    """
+    unit, size = ("T", 1e12) if number >= 1e12 else ("G", 1e9)
+    return f"{number / size:.4g} {unit}FLOP"

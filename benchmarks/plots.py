@@ -27,7 +27,7 @@ COLOURS = {
 }
 OTHER = ("#7b5aa6", "#b39b2f", "#4c7a34", "#a63d6b", "#6b4f3a", "#d58fb3", "#3c3c78", "#8fa6d5")
 MARKERS = "osD^vPXd<>ph*"
-OURS, PEERS = "#c8501e", "#8795a8"
+OURS, OTHERS, PEERS = "#c8501e", "#dd9a76", "#8795a8"  # of a recipe: its plain model, its file's, transformers'
 
 
 def draw(result: Result, folder: Path, stem: str) -> dict[str, list[Path]]:
@@ -80,7 +80,7 @@ def roofline(rows: Sequence[figures.Row], ceilings: figures.Ceilings) -> Figure 
         if name.startswith("matrix") and ceiling["rate"]:
             ridge, width = ceiling["rate"] / copy, 1.4 if name in used else 0.7
             axes.plot([low, ridge, high], [low * copy, *[ceiling["rate"]] * 2], color="#777777", lw=width, zorder=1)
-            axes.annotate(name, (high, ceiling["rate"]), ha="right", va="bottom", fontsize=8, color="#555555")
+            axes.annotate(name, (1.1 * ridge, ceiling["rate"]), ha="left", va="bottom", fontsize=8, color="#555555")
     axes.annotate("copy", (low * 1.6, low * 1.6 * copy), ha="right", va="bottom", fontsize=8, color="#555555")
     for number, op in enumerate(dict.fromkeys(r["op"] for r in shown)):
         for direction, filled in (("forward", False), ("forward+backward", True)):
@@ -119,30 +119,32 @@ def speedups(rows: Sequence[figures.Row]) -> Figure | None:
     directions = list(dict.fromkeys(r["direction"] for r in shown))
     bars = {d: [r for r in shown if r["direction"] == d] for d in directions}
     tallest = max(len(group) + len({r["op"] for r in group}) for group in bars.values())
-    figure = new_figure(12, 1.2 + 0.15 * tallest)
-    colours = colours_of([r["provider"] for r in shown])
+    figure = new_figure(11, 1.2 + 0.15 * tallest)
     for column, direction in enumerate(directions):
         axes = figure.add_subplot(1, len(directions), column + 1)
-        place, ticks = 0.0, []
+        place, names, titles = 0, dict[int, str](), dict[int, str]()
         for op in dict.fromkeys(r["op"] for r in bars[direction]):
-            group = [r for r in bars[direction] if r["op"] == op]
-            ticks.append((place + (len(group) - 1) / 2, f"{op}\n{group[0]['shape']}"))
-            for row in group:
+            titles[place], place = op, place + 1
+            for row in (r for r in bars[direction] if r["op"] == op):
                 faster = figures.speedup(row, rows) or 0.0
                 wings = [[faster * (1 - row["seconds"] / row["high"])], [faster * (row["seconds"] / row["low"] - 1)]]
-                axes.barh(place, faster, height=0.9, xerr=wings, color=colours[row["provider"]], error_kw={"lw": 0.7})
-                place += 1
-            place += 1
+                colour = COLOURS.get(row["provider"], PEERS)
+                axes.barh(place, faster - 1, left=1, height=0.85, xerr=wings, color=colour, error_kw={"lw": 0.7})
+                names[place], place = row["provider"], place + 1
         axes.axvline(1, color="#333333", lw=0.8)
-        axes.set_yticks([t for t, _ in ticks], [name for _, name in ticks], fontsize=7)
-        axes.set_ylim(place - 1, -1)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_yticks(list(names), list(names.values()), fontsize=6)
+        axes.set_ylim(place - 0.4, -0.6)
+        beside = axes.get_yaxis_transform()  # x in widths of the axes, y in bars
+        for at, op in titles.items():
+            axes.text(-0.015, at, op, transform=beside, ha="right", va="center", fontsize=7, fontweight="bold")
         axes.set_xlabel("times as fast as the torch backend", fontsize=8)
         axes.set_title(direction, fontsize=10)
         axes.tick_params(axis="x", labelsize=7)
         axes.grid(alpha=0.25, axis="x", which="both")
-    _legend(figure, [(name, colours[name]) for name in dict.fromkeys(r["provider"] for r in shown)])
+    others = [(name, colour) for name, colour in COLOURS.items() if any(r["provider"] == name for r in shown)]
+    _legend(figure, [*others, ("others", PEERS)])
     return figure
 
 
@@ -171,7 +173,10 @@ def scaling(rows: Sequence[figures.Row], kind: str) -> Figure | None:
     for number, (sweep, of_sweep) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), number + 1)
         matrix = of_sweep[0]["unit"] == "matrix"
-        work, scale = ("flops", 1e12) if matrix else ("bytes", 1e9)
+        work, scale, unit = "bytes", 1e9, "GB/s"
+        if matrix:
+            large = max(r["flops"] / r["seconds"] for r in of_sweep) >= 1e12
+            work, scale, unit = ("flops", 1e12, "TFLOP/s") if large else ("flops", 1e9, "GFLOP/s")
         for provider in dict.fromkeys(r["provider"] for r in of_sweep):
             for direction, style in (("forward", "--"), ("forward+backward", "-")):
                 line = [r for r in of_sweep if r["provider"] == provider and r["direction"] == direction]
@@ -186,7 +191,7 @@ def scaling(rows: Sequence[figures.Row], kind: str) -> Figure | None:
         axes.set_ylim(bottom=0)
         axes.tick_params(axis="y", labelsize=7)
         axes.set_xlabel(f"{sweep.what}, {sweep.variable}", fontsize=8)
-        axes.set_ylabel("TFLOP/s" if matrix else "GB/s", fontsize=8)
+        axes.set_ylabel(unit, fontsize=8)
         axes.set_title(sweep.op, fontsize=10)
         axes.grid(alpha=0.25)
     figure.suptitle("dashed forward, solid with backward", fontsize=8)
@@ -207,7 +212,8 @@ def training(rows: Sequence[figures.Row]) -> Figure | None:
         for place, row in enumerate(group):
             rate = figures.tokens_per_second(row)
             wings = [[rate * (1 - row["seconds"] / row["high"])], [rate * (row["seconds"] / row["low"] - 1)]]
-            axes.barh(place, rate, xerr=wings, color=PEERS if row["peer"] else OURS, error_kw={"lw": 0.8})
+            colour = PEERS if row["peer"] else OTHERS if row["as_filed"] else OURS
+            axes.barh(place, rate, xerr=wings, color=colour, error_kw={"lw": 0.8})
             axes.annotate(f" {rate:,.0f}", (0, place), va="center", ha="left", fontsize=7, color="white")
         labels = ["\n".join(textwrap.wrap(f"{r['contender']} ({r['dtype']})", 24)) for r in group]
         axes.set_yticks(range(len(group)), labels, fontsize=7)

@@ -29,6 +29,11 @@ def write_json(result: Result, path: Path) -> None:
 
 
 def write_page(result: Result, folder: Path, stem: str) -> None:
+    """Write the page beside the JSON, without plots: those take seconds, and are drawn when the run ends."""
+    (folder / f"{stem}.md").write_text(page(result), encoding="utf-8")
+
+
+def write_page_with_plots(result: Result, folder: Path, stem: str) -> None:
     """Write the plots and the page beside the JSON; without matplotlib the page says so."""
     pictures: dict[str, list[str]] = {}
     trouble = ""
@@ -36,7 +41,7 @@ def write_page(result: Result, folder: Path, stem: str) -> None:
         from benchmarks import plots
 
         pictures = {section: [p.name for p in made] for section, made in plots.draw(result, folder, stem).items()}
-    except Exception as error:  # hours of measuring are not lost to a plot
+    except Exception as error:  # what was measured is not lost to a plot
         trouble = f"{type(error).__name__}: {error}"
         print(f"benchmarks: no plots, {trouble}", file=sys.stderr)
     (folder / f"{stem}.md").write_text(page(result, pictures, trouble), encoding="utf-8")

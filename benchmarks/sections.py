@@ -141,8 +141,8 @@ def compile_summary(context: Context) -> Iterator[Part]:
 # in place of this has a budget of its own: `launches.WIDE_BUDGET`.
 SECTIONS = (
     Section("correctness", correctness, {"cuda": (85, 30), "cpu": (170, 25)}),
-    Section("ceilings", ceilings, {"cuda": (15, 12), "cpu": (40, 20)}),
-    Section("ops", ops, {"cuda": (115, 45), "cpu": (330, 45)}),
+    Section("ceilings", ceilings, {"cuda": (20, 12), "cpu": (40, 20)}),
+    Section("ops", ops, {"cuda": (110, 45), "cpu": (330, 45)}),
     Section("recipes", training, {"cuda": (185, 60), "cpu": (230, 60)}),
     Section("scaling", scaling, {"cuda": (25, 0), "cpu": (70, 0)}),
     Section("launches", launches, {"cuda": (20, 10), "cpu": (1, 1)}),

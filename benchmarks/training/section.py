@@ -26,6 +26,7 @@ from minillm.training.throughput import data_sheet_rate
 TURN = {"cuda": 0.3, "cpu": 0.5}  # seconds that a turn lasts at least
 ROUNDS = {"cuda": (9, 5), "cpu": (7, 3)}  # without --quick, and with it
 FEWEST_ROUNDS = 3
+READY_SHARE = 0.7  # of a recipe's time, after which nobody is waited for any longer
 PATIENCE = 200.0  # seconds of silence; a large model compiles for more than a minute
 LOSS_OFF = 0.05  # share of the expected first loss that a contender's own may differ by
 QUICK_RECIPES, QUICK_CONTENDERS = 1, 3  # with --quick
@@ -93,27 +94,33 @@ def measure(
     recipe: Recipe, contenders: Sequence[Contender], context: Context, until: float, start: Start
 ) -> list[Part]:
     """Return a row for each contender of a recipe, measured or not."""
+    now = time.monotonic()
+    ready = now + READY_SHARE * (until - now)  # who is not ready by then is out, so that the others have their turns
     seats: list[Seat] = []
     with ExitStack() as stack:
         if context.kind == "cuda":
             seats = [Seat(c, stack.enter_context(start(recipe, c, context.kind))) for c in contenders]
             for seat in seats:
-                if seat.has("built", {}, until) and seat.contender.compiled:
+                if seat.has("built", {}, ready) and seat.contender.compiled:
                     seat.child.tell({"warm": True})  # compiles on other cores than those that follow
             for seat in seats:
                 if seat.built and not seat.contender.compiled:
-                    seat.has("warm", {"warm": True}, until)
+                    seat.has("warm", {"warm": True}, ready)
             for seat in seats:
                 if seat.built and seat.contender.compiled:
-                    seat.has("warm", {}, until)
+                    seat.has("warm", {}, ready)
         else:
             for contender in contenders:
+                if time.monotonic() > ready:
+                    break
                 seat = Seat(contender, stack.enter_context(start(recipe, contender, context.kind)))
                 seats.append(seat)
-                if seat.has("built", {}, until):
-                    seat.has("warm", {"warm": True}, until)
+                if seat.has("built", {}, ready):
+                    seat.has("warm", {"warm": True}, ready)
         take_turns([s for s in seats if s.warm], context, until)
     rows = [row_of(recipe, seat) for seat in seats]
+    late = contenders[len(seats) :]
+    rows += [named(recipe, c) | {"status": "not run", "reason": "no time left in the budget"} for c in late]
     for row in rows:
         context.say(f"{recipe.name}, {row['contender']}: {row.get('reason') or 'measured'}")
     return rows
@@ -132,14 +139,21 @@ def take_turns(seats: Sequence[Seat], context: Context, until: float) -> None:
             break
 
 
+def named(recipe: Recipe, contender: Contender) -> Part:
+    """Return the part of a row that says whose it is."""
+    return {
+        "recipe": recipe.name,
+        "contender": contender.name,
+        "peer": recipe.peer if contender.peer else "",
+        "as_filed": contender.as_filed,
+    }
+
+
 def row_of(recipe: Recipe, seat: Seat) -> Part:
     """Return what came of a contender."""
     about = seat.built
     row: Part = {
-        "recipe": recipe.name,
-        "contender": seat.contender.name,
-        "peer": recipe.peer if seat.contender.peer else "",
-        "as_filed": seat.contender.as_filed,
+        **named(recipe, seat.contender),
         **{k: about[k] for k in about if k != "seconds"},
         **{k: seat.warm[k] for k in ("peak_bytes", "work", "to_first_step") if k in seat.warm},
     }

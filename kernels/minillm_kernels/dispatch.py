@@ -41,7 +41,7 @@ FUSED_OPS = frozenset(OPS)  # ops that have a Triton kernel; a new op comes with
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # without importing it: that takes a second
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton too reads it once, when a kernel is defined
 
-_asked: dict[str, Backend] = {}  # op -> the backend asked for; replaced whole and never changed: traced code guards it
+_asked: dict[str, Backend] = {}  # op -> what was asked for; replaced whole and never changed, as traced code guards it
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ def backend(name: Backend, *ops: str) -> Iterator[None]:
         raise ValueError(f"backend is one of {', '.join(get_args(Backend))}, got {name!r}")
     if unknown := [op for op in ops if op not in OPS]:
         raise ValueError(f"backend takes the ops {', '.join(OPS)}, got {unknown[0]!r}")
-    before, _asked = _asked, {**_asked, **dict.fromkeys(ops or OPS, name)}
+    chosen: dict[str, Backend] = {op: name for op in ops or OPS}
+    before, _asked = _asked, _asked | chosen
     try:
         yield
     finally:

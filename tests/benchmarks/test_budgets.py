@@ -53,7 +53,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(child.Child, "tell", lambda self, what: None)
     monkeypatch.setattr(warming, "warming", lambda context: warming.contextlib.nullcontext())
     monkeypatch.setattr(correctness, "warming", lambda context: warming.contextlib.nullcontext())
-    monkeypatch.setattr(report, "write_page", lambda *a: None)
+    monkeypatch.setattr(report, "write_page_with_plots", lambda *a: None)
     monkeypatch.setattr(training, "data_sheet", lambda kind: None)
     monkeypatch.setattr(correctness, "WORKERS", {"cuda": 1, "cpu": 1})  # two would both move the one clock
     for module in (child, training):
@@ -70,7 +70,7 @@ def test_a_run_in_which_nothing_ever_ends_keeps_its_time(monkeypatch, tmp_path, 
     assert command.run(command.SECTION_NAMES, None, [], tmp_path, quick=quick) == 0
     took = clock.now - began
     budget = sum(s.budget(kind, quick) or 0 for s in sections.SECTIONS)
-    assert budget * 0.9 < took, "the clock did not move: the test sees nothing"
+    assert budget * 0.8 < took, "the clock did not move: the test sees nothing"
     assert took <= (QUICK if quick else PROMISED[kind]) - BETWEEN / (3 if quick else 1)
     capsys.readouterr()
 
@@ -78,4 +78,4 @@ def test_a_run_in_which_nothing_ever_ends_keeps_its_time(monkeypatch, tmp_path, 
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
 def test_budgets_leave_room_for_what_lies_between_sections(kind):
     full, quick = (sum(s.budget(kind, q) or 0 for s in sections.SECTIONS) for q in (False, True))
-    assert full <= PROMISED[kind] - BETWEEN and quick <= QUICK - BETWEEN / 3
+    assert full < PROMISED[kind] - BETWEEN and quick <= QUICK - BETWEEN / 3

@@ -173,6 +173,18 @@ def test_a_section_that_fails_is_reported_and_the_next_ones_run(monkeypatch, tmp
     capsys.readouterr()
 
 
+def test_ctrl_c_keeps_what_was_measured(monkeypatch, tmp_path, capsys):
+    def interrupted(context):
+        yield {"reason": "half of it"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sections, "SECTIONS", [Section("compile", interrupted, {"cpu": (9, 9)})])
+    monkeypatch.setattr(machine, "header", lambda: HEAD)
+    assert command.run(("compile",), None, [], tmp_path, quick=False) == 130
+    assert "Not run: half of it." in (tmp_path / "device/2026-11-25-abc.md").read_text()
+    assert "stopped" in capsys.readouterr().err
+
+
 def test_tune_is_the_launch_tables_alone_with_a_budget_of_its_own(monkeypatch, tmp_path, capsys):
     told = []
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import time
+from types import SimpleNamespace
 
 import minillm_kernels as mk
 import pytest
@@ -263,7 +264,7 @@ def measured(processes: dict[str, Scripted], kind="cpu") -> dict[str, dict]:
     contenders = [Contender(name=n, peer=n.startswith("peer"), compiled=n.endswith("compiled")) for n in processes]
     recipe = small("gpt2-124m")
     context = Context(kind, False, None, [], 60.0, lambda text: None)
-    until = time.monotonic() + 60
+    until = section.time.monotonic() + 60
     rows = section.measure(recipe, contenders, context, until, lambda r, c, k: processes[c.name])
     return {row["contender"]: row for row in rows}
 
@@ -316,6 +317,23 @@ def test_a_contender_that_dies_costs_only_itself():
     assert "CUDA error" in rows["a"]["reason"] and rows["b"]["reason"] == "no time left in the budget"
     assert rows["peer"]["reason"] == "NotInstalled: transformers is not installed"
     assert rows["c"]["rounds"] == 4 and "after 4 rounds: the process ended" in rows["c"]["note"]
+
+
+def test_who_is_late_is_left_out_and_the_others_have_their_turns(monkeypatch):
+    """Compiling may take all the time there is: seven tenths of it are waited for."""
+    now = [0.0]
+    monkeypatch.setattr(section, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    class Slow(Scripted):
+        def line(self, until):
+            now[0] += 22  # seconds of 60, of which 42 are waited for
+            return super().line(until) if now[0] <= until else None
+
+    rows = measured(
+        {"minillm": Scripted(turns=STEADY), "slow": Slow(dies="no time left in the budget"), "late": Scripted()}
+    )
+    assert [r["status"] for r in rows.values()] == ["measured", "not run", "not run"]
+    assert {r.get("reason") for r in rows.values()} == {None, "no time left in the budget"}
 
 
 def test_a_real_process_obeys_and_goes_when_it_is_left():
