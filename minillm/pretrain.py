@@ -225,7 +225,7 @@ def _trainer(
     progress: Progress,
 ) -> Trainer:
     """Return the trainer of a run."""
-    choice = choose_compute_dtype(config.train.compute_dtype, device)
+    choice = choose_compute_dtype(config.train.compute_dtype, device, width=config.model.width)
     progress.note(
         f"{config.model.kind} of {count_parameters(model):,} parameters on {device} in "
         f"{str(choice.dtype).removeprefix('torch.')} ({choice.reason}); "

@@ -51,7 +51,7 @@ def make_trainer(recipe: Recipe, contender: Contender, device: torch.device) -> 
         folder=RunFolder(Path("benchmarks write no run")),
         evaluate=lambda model: {},
         device=device,
-        compute_dtype=choose_compute_dtype(config.train.compute_dtype, device).dtype,
+        compute_dtype=choose_compute_dtype(config.train.compute_dtype, device, width=config.model.width).dtype,
     )
 
 

@@ -38,7 +38,8 @@ class TrainConfig:
     seed: int = setting(0, "of initial weights, data order, masking and dropout; below 2**63")
     device: Device = setting("auto", "auto (cuda, then mps, then cpu), cpu, cuda or mps")
     compute_dtype: ComputeDtype = setting(
-        "auto", "dtype of activations: auto (bfloat16 where the device is fast at it), float32, bfloat16 or float16"
+        "auto",
+        "dtype of activations: auto (bfloat16 where this width is faster in it), float32, bfloat16 or float16",
     )
     grad_clip: float = setting(1.0, "largest norm of the whole gradient; 0: no clipping")
     checkpoint_activations: bool = setting(
