@@ -424,8 +424,8 @@ def _context(table: Table, columns: Columns) -> str:
     """Return the column of the contexts."""
     if columns.pair is None:
         raise InputError(
-            f"{table.path} has no contexts; it has {', '.join(table.columns)}: name their column with data.pair_column, "
-            "and give --pair beside --text"
+            f"{table.path} has no contexts; it has {', '.join(table.columns)}: name their column with data.pair_column"
+            ", or give --pair beside --text"
         )
     return columns.pair
 
