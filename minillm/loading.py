@@ -69,7 +69,7 @@ def load(folder: Path | str, which: str | int = "latest", *, device: torch.devic
     Cost: reads `model.safetensors` once, 4 bytes per parameter; PyTorch's random state is left as it was.
     """
     run = RunFolder(folder)
-    checkpoint = run.load(_checkpoint_name(which))
+    checkpoint = run.load(checkpoint_name(which))
     tokenizer = load_tokenizer(run.tokenizer_path) if run.tokenizer_path.exists() else None
     model = model_of(checkpoint)
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
@@ -115,7 +115,7 @@ def config_of(run: RunFolder) -> PretrainConfig | None:
     return build(PretrainConfig, read_toml(run.config_path), source=str(run.config_path))
 
 
-def _checkpoint_name(which: str | int) -> Literal["latest", "best"] | int:
+def checkpoint_name(which: str | int) -> Literal["latest", "best"] | int:
     """Return a word of the command line as `RunFolder.load` takes it."""
     if isinstance(which, int) or which == "latest" or which == "best":
         return which

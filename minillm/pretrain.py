@@ -11,9 +11,7 @@ import dataclasses
 import json
 import math
 import platform
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +99,7 @@ def pretrain(
     progress = progress or Progress(quiet=True)
     config = rehearsal(config, progress.note)
     folder = RunFolder(out)
-    with _cleaned_up(folder), progress.shown():
+    with folder.gone_if_unused(), progress.shown():
         folder.check_free(overwrite)
         device = choose_device(config.train.device)
         tokenizer, weights = _beginning(config, init, progress)
@@ -159,18 +157,6 @@ def _resumed(run: Path, overrides: Mapping[str, Any], progress: Progress) -> Res
     trainer.resume()
     write_text(folder.config_path, toml_text(config), safe=folder.safe())
     return _train(trainer, material, config, progress)
-
-
-@contextmanager
-def _cleaned_up(folder: RunFolder) -> Iterator[None]:
-    """Remove what this call made of the run folder if it fails before the first checkpoint."""
-    new = not folder.path.exists()
-    try:
-        yield
-    except BaseException:
-        if new and not folder.steps():
-            shutil.rmtree(folder.path, ignore_errors=True)
-        raise
 
 
 def _beginning(config: PretrainConfig, init: Path | None, progress: Progress) -> tuple[Tokenizer, dict | None]:

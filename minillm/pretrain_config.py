@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minillm.config import nearest, read_toml
 from minillm.data.config import DataConfig
@@ -22,6 +22,7 @@ from minillm.training.config import OptimConfig, TrainConfig
 
 PRESETS = Path(__file__).parent / "presets"
 QUICK_STEPS = 20  # of a run with QUICK=1 in the environment
+Configuration = TypeVar("Configuration", bound=Any)  # of any kind of run
 OBJECTIVE_OF = {"decoder": "causal_lm", "encoder": "masked_lm"}
 
 
@@ -63,11 +64,11 @@ def preset_table(name: str) -> dict[str, Any]:
     return read_toml(PRESETS / f"{name}.toml")
 
 
-def rehearsal(config: PretrainConfig, say: Callable[[str], object], *, done: int = 0) -> PretrainConfig:
+def rehearsal(config: Configuration, say: Callable[[str], object], *, done: int = 0) -> Configuration:
     """Return the configuration, cut to 20 more steps where QUICK=1 stands in the environment.
 
     Args:
-        config: of a run that is about to begin or to go on.
+        config: of a run that is about to begin or to go on; its section [train] says for how long.
         say: called with one line when something was cut.
         done: steps that the run has behind it.
     """

@@ -1,6 +1,6 @@
 """The folder of a run: what lies where, and checkpoints that are whole or not there.
 
-    config.toml  corpus.json  tokenizer/  tokens/  metrics.csv  timing.csv  anchors.json  *.png
+    config.toml  corpus.json  tokenizer/  tokens/  metrics.csv  timing.csv  anchors.json  *.png  report/
     checkpoints/step-000250/   model.safetensors config.json (of the model) optimiser.safetensors state.json
     checkpoints/latest         one line, "step-000250"; `best` likewise: the lowest validation loss so far
 
@@ -12,7 +12,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +30,7 @@ STEP_NAME = re.compile(r"step-(\d{6,})")  # a marker with anything else is not f
 MARKERS = ("latest", "best")
 PLOTS = ("loss.png", "learning_rate.png", "throughput.png")
 OURS = {"config.toml", "corpus.json", "tokenizer", "tokens", "metrics.csv", "timing.csv", "anchors.json", "checkpoints"}
+OURS |= {"report", "calibration.json"}  # of fine-tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +143,17 @@ class RunFolder:
                 files.remove_folder(self.folder_of(step))
             for path in (self.metrics_path, self.timing_path, self.corpus_path):
                 path.unlink(missing_ok=True)
+
+    @contextmanager
+    def gone_if_unused(self) -> Iterator[None]:
+        """Remove the folder if the block made it and fails before the first checkpoint."""
+        new = not self.path.exists()
+        try:
+            yield
+        except BaseException:
+            if new and not self.steps():
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def check(self) -> None:
         """Raise InputError unless a run stands here."""

@@ -20,6 +20,8 @@ COMMANDS = {  # name -> what it does, in the order in which a newcomer meets the
     "generate": "continue a prompt with a decoder",
     "fill": "fill [MASK] in a text with an encoder",
     "evaluate": "loss, perplexity, bits per byte or masked accuracy on held-out text, beside the anchors",
+    "finetune": "teach a pretrained model a task from a table of labelled texts",
+    "predict": "say which label a text has, with a fine-tuned model",
     "data": "prepare a corpus as token shards, or show what it holds",
     "tokenizer": "train a tokenizer, or encode and decode with one",
     "kernels": "say for every op which backend computes it here, and why",

@@ -87,12 +87,18 @@ def shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def override_settings(table: dict[str, Any], arguments: argparse.Namespace, config: type) -> list[str]:
-    """Set in `table` every setting that stood on the command line, and return their dotted names."""
+def override_settings(
+    table: dict[str, Any], arguments: argparse.Namespace, config: type, *, skip: Sequence[str] = ()
+) -> list[str]:
+    """Set in `table` every setting that stood on the command line, and return their dotted names.
+
+    Args:
+        skip: dotted names that `add_settings` left out: an option of such a name is another one.
+    """
     given = vars(arguments)
     names = []
     for name, _, kind in fields_of(config):
-        if name in given:
+        if name in given and name not in skip:
             override(table, name, convert(f"--{name}", kind, given[name]))
             names.append(name)
     return names

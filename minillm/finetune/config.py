@@ -5,11 +5,15 @@ Read next: `table.py`.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from minillm.config import setting
+from minillm.errors import InputError
 from minillm.model.config import ModelConfig
+from minillm.training.config import OptimConfig, Schedule, TrainConfig
 
 TaskName = Literal["single_label", "multi_label", "regression", "tagging", "question_answering", "prompt_answer"]
 Pooling = Literal["auto", "cls", "mean", "last", "pooler"]
@@ -100,6 +104,23 @@ class TaskFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """What of the pretrained model is another in fine-tuning: the section [backbone]."""
+
+    dropout: float | None = setting(
+        0.1, "probability of dropping an element of embedding and sub-layer outputs; none: as it was pretrained"
+    )
+    attention_dropout: float | None = setting(
+        None, "probability of dropping an attention weight; none: as it was pretrained"
+    )
+
+    def applied(self, model: ModelConfig) -> ModelConfig:
+        """Return a model's configuration with these settings."""
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return dataclasses.replace(model, **given)
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """What stands on the hidden states: the section [head]."""
 
@@ -121,3 +142,109 @@ class TaskModelConfig:
     text: TextConfig
     backbone: ModelConfig
     head: HeadConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneTrainConfig(TrainConfig):
+    """The run: [train] of pretraining with defaults for fine-tuning, and its length in epochs."""
+
+    epochs: float = setting(4.0, "passes over the training table; train.max_steps overrides it")
+    max_steps: int = setting(0, "optimiser steps of the whole run; 0: as many as train.epochs take")
+    evals_per_epoch: float = setting(
+        2.0, "evaluations of the validation table in an epoch; train.eval_every overrides it"
+    )
+    eval_every: int = setting(0, "steps between evaluations; 0: train.evals_per_epoch says it")
+    checkpoint_every: int = setting(0, "steps between checkpoints; 0: one after each evaluation")
+    best_by: str = setting(
+        "auto", "figure of the evaluation that is best in the best checkpoint; auto: by the task, such as accuracy"
+    )
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.epochs < float("inf"):
+            raise ValueError(f"train.epochs must be above 0, got {self.epochs}")
+        if not 0.0 < self.evals_per_epoch < float("inf"):
+            raise ValueError(f"train.evals_per_epoch must be above 0, got {self.evals_per_epoch}")
+        if self.max_steps == 0:
+            dataclasses.replace(self, max_steps=1)  # checks all that is left
+            return
+        super().__post_init__()
+
+    def resolved(self, sequences: int, best_metric: str) -> FinetuneTrainConfig:
+        """Return the settings with every number of steps known.
+
+        Args:
+            sequences: of the training table.
+            best_metric: what `best_by` auto is.
+        """
+        epoch = max(sequences / self.batch_size, 1.0)  # in steps
+        max_steps = self.max_steps or max(1, math.ceil(self.epochs * epoch))
+        evaluations = max(1, round(max_steps / epoch * self.evals_per_epoch))
+        eval_every = self.eval_every or math.ceil(max_steps / evaluations)  # the last one falls on the last step
+        return dataclasses.replace(
+            self,
+            max_steps=max_steps,
+            eval_every=eval_every,
+            checkpoint_every=self.checkpoint_every or eval_every,
+            best_by=best_metric if self.best_by == "auto" else self.best_by,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptimConfig(OptimConfig):
+    """The optimiser: [optim] of pretraining with defaults for fine-tuning."""
+
+    learning_rate: float = setting(
+        3e-4, "peak learning rate; 2e-5 to 5e-5 for 12 layers of width 768, more for smaller"
+    )
+    schedule: Schedule = setting("linear", "after the warm-up: cosine, linear, wsd, inverse_sqrt or constant")
+    min_learning_rate_ratio: float = setting(0.0, "learning rate at the end as a share of the peak, in [0, 1]")
+    warmup_steps: int = setting(0, "steps of linear rise; 0: optim.warmup_fraction says it")
+    warmup_fraction: float = setting(0.06, "share of the run's steps that the warm-up takes, in [0, 1)")
+    weight_decay: float = setting(
+        0.01, "decoupled decay (adamw, muon) or L2 term (sgd) of parameters with two axes or more"
+    )
+    beta2: float = setting(0.999, "adamw: decay of the squared gradient's running mean")
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.warmup_fraction < 1.0:
+            raise ValueError(f"optim.warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
+        super().__post_init__()
+
+    def resolved(self, max_steps: int) -> FinetuneOptimConfig:
+        """Return the settings with the warm-up in steps."""
+        return dataclasses.replace(self, warmup_steps=self.warmup_steps or round(self.warmup_fraction * max_steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Everything that decides a fine-tuning run."""
+
+    init: str = setting("", "run folder whose model and tokenizer this one begins with")
+    random: bool = setting(False, "take only the shape of that model, and draw its weights at random")
+    seeds: int = setting(1, "runs from train.seed, train.seed + 1, ...: mean, deviation, each, and their ensemble")
+    data: TableConfig
+    text: TextConfig
+    task: TaskConfig
+    backbone: BackboneConfig
+    head: HeadConfig
+    train: FinetuneTrainConfig
+    optim: FinetuneOptimConfig
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+
+    def check(self) -> None:
+        """Raise InputError unless all is said that a run cannot do without."""
+        for name, value, words in (
+            ("RUN", self.init, "the folder of a pretrained model"),
+            ("--train", self.data.train, "a table to learn from"),
+            ("--valid", self.data.valid, "a table that decides which checkpoint is the best"),
+        ):
+            if not value:
+                raise InputError(f"minillm finetune needs {name}: {words}")
+
+    def resolved(self, sequences: int, best_metric: str) -> FinetuneConfig:
+        """Return the configuration of a run whose training table is known: every number of steps is there."""
+        train = self.train.resolved(sequences, best_metric)
+        return dataclasses.replace(self, train=train, optim=self.optim.resolved(train.max_steps))

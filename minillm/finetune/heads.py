@@ -50,7 +50,7 @@ def resolved(pooling: Pooling, backbone: ModelConfig) -> Pooling:
 
 
 def pool(hidden: Tensor, how: Pooling, starts: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """Return one vector a text, (B, C) float32, by the table at the head of this file; the pooler's dense comes after.
+    """Return one vector a text, (B, C) float32 or wider, by the table at the head of this file; a pooler comes after.
 
     Args:
         hidden: (B, T, C).
@@ -64,10 +64,10 @@ def pool(hidden: Tensor, how: Pooling, starts: Tensor | None, lengths: Tensor | 
     if how == "mean":
         columns = torch.arange(T, device=hidden.device)  # (T,)
         real = (columns >= first[:, None]) & (columns < stop[:, None])  # (B, T)
-        total = hidden.float().masked_fill(~real[:, :, None], 0.0).sum(dim=1)  # (B, C); NaN in padding stays out
+        total = widened(hidden).masked_fill(~real[:, :, None], 0.0).sum(dim=1)  # (B, C); NaN in padding stays out
         return total / (stop - first)[:, None]
     place = stop - 1 if how == "last" else first
-    return hidden[torch.arange(B, device=hidden.device), place].float()
+    return widened(hidden[torch.arange(B, device=hidden.device), place])
 
 
 class TextHead(nn.Module):
@@ -115,7 +115,7 @@ class TokenHead(nn.Module):
         self, hidden: Tensor, *, starts: Tensor | None, lengths: Tensor | None, seed: Tensor | None = None
     ) -> Tensor:
         """Return (B, T, K) float32 for hidden states (B, T, C); what comes out at padding means nothing."""
-        return self.dense(dropped(hidden, self.dropout_p, self.site, seed)).float()
+        return widened(self.dense(dropped(hidden, self.dropout_p, self.site, seed)))
 
 
 class HiddenStates(nn.Module):
@@ -126,6 +126,15 @@ class HiddenStates(nn.Module):
     ) -> Tensor:
         """Return `hidden`, (B, T, C)."""
         return hidden
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return x in float32, or as it is where it is wider: statistics, logits and losses are taken so.
+
+    >>> widened(torch.ones(1, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def head_site(backbone: ModelConfig) -> int:

@@ -3,9 +3,9 @@ r"""Sequences -> batches, padded to the longest of each; a pure function of (see
     sample g of a run  ->  epoch g // S, place g % S  ->  sequence permutation_epoch(place)      S sequences
 
 Length buckets: the samples of M successive batches are sorted by length, cut into M batches of near lengths, and these
-are taken in an order drawn anew for each such group. A sequence is still seen once an epoch, and a batch of 32 short
-texts is not padded to one long one. M is 50, or all whole batches of an epoch where that is less: else one batch could
-hold a sequence several times.
+are taken in an order drawn anew for each such group. A sequence is still seen once an epoch (give or take a group at
+its border), and a batch of 32 short texts is not padded to one long one. M is 50, or all whole batches of an epoch
+where that is less: else one batch could hold a sequence several times.
 
 Read next: `heads.py`.
 """

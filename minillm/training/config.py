@@ -12,6 +12,7 @@ from minillm.config import setting
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
+LOWER_IS_BETTER = ("loss", "perplexity", "mse", "mae")  # all other figures are better higher
 Schedule = Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"]
 
 
@@ -28,7 +29,7 @@ class TrainConfig:
     checkpoint_every: int = setting(250, "steps between checkpoints; 0: only at the end")
     keep_checkpoints: int = setting(1, "newest checkpoints that are kept, beside the best one")
     best_by: str = setting(
-        "loss", "figure of the evaluation by which a checkpoint is the best: loss (the lowest), any other the highest"
+        "loss", "figure of the evaluation that is best in the best checkpoint; losses and errors are better lower"
     )
     patience: int | None = setting(
         None, "evaluations without a better one after which the run ends; none: it goes on to max_steps"

@@ -23,7 +23,7 @@ from minillm.checkpoint.native import put_tensors, tensors_of
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.data.batch import Batch
 from minillm.errors import InputError
-from minillm.training.config import OptimConfig, TrainConfig
+from minillm.training.config import LOWER_IS_BETTER, OptimConfig, TrainConfig
 from minillm.training.failures import memory_explained, not_finite
 from minillm.training.gradient import Objective, add_gradient, clip_gradients, targets_in, tokens_in
 from minillm.training.host_memory import keep_freed_memory
@@ -277,7 +277,7 @@ class Trainer:
     def _is_better(self, figure: float) -> bool:
         """Return whether a value of the figure that `train.best_by` names is better than the best one so far."""
         best = self.state.best_figure
-        return best is None or (figure < best if self.train.best_by == "loss" else figure > best)
+        return best is None or (figure < best if self.train.best_by in LOWER_IS_BETTER else figure > best)
 
     def _log(
         self,

@@ -17,12 +17,11 @@ from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from minillm.data.batch import Batch
 from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts, TaskName
 from minillm.finetune.encoding import Sequences, TextEncoder
-from minillm.finetune.heads import Head
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.task_model import TaskModel
 from minillm.model.config import ModelConfig
@@ -70,8 +69,8 @@ class Task(Protocol):
         """Return the task of a checkpoint."""
         ...
 
-    def make_head(self, config: HeadConfig, backbone: ModelConfig) -> Head:
-        """Return a new head, its weights drawn from PyTorch's default generator."""
+    def make_head(self, config: HeadConfig, backbone: ModelConfig) -> nn.Module:
+        """Return a new `heads.Head`, its weights drawn from PyTorch's default generator."""
         ...
 
     def encode(self, table: Table, columns: Columns, encoder: TextEncoder, *, labelled: bool) -> Sequences:

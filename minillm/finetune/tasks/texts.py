@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from minillm.data.batch import Batch
+from minillm.errors import InputError
 from minillm.evaluate import inference
 from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts, TaskName
 from minillm.finetune.encoding import Sequences, TextEncoder
@@ -68,8 +69,17 @@ class TextTask(ABC):
         return TextHead(config, backbone, self.outputs_per_text)
 
     def encode(self, table: Table, columns: Columns, encoder: TextEncoder, *, labelled: bool) -> Sequences:
-        """Return the rows as token sequences; every window of a row has the row's target."""
-        pairs = None if columns.pair is None else table.texts(columns.pair)
+        """Return the rows as token sequences; every window of a row has the row's target.
+
+        Raises:
+            InputError: an empty text, a target that is none, or one text a row where the task was learnt on two.
+        """
+        if self.facts.pairs and columns.pair is None:
+            raise InputError(
+                f"the model reads two texts at once, and {table.path} has only {columns.text}; "
+                f"name the other one with data.pair_column"
+            )
+        pairs = table.texts(columns.pair) if self.facts.pairs and columns.pair is not None else None
         sequences = encoder.sequences(table.texts(columns.text), pairs)
         if not labelled:
             return sequences

@@ -1,0 +1,91 @@
+"""`minillm predict RUN --text T | --input F`: what a fine-tuned model says, one JSON object a line.
+
+Read next: `minillm/finetune/predict.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minillm.cli.arguments import Parser, add_settings, override_settings, print_json
+from minillm.config import build
+from minillm.errors import InputError
+from minillm.finetune.config import TableConfig
+
+if TYPE_CHECKING:
+    from minillm.finetune.predict import Finetuned
+    from minillm.finetune.table import Table
+
+ALIASES = ("data.train", "data.valid", "data.test")  # settings that mean nothing here
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """How a table is read."""
+
+    data: TableConfig
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command on the words after its name."""
+    parser = Parser(
+        prog="minillm predict",
+        description="Say what a fine-tuned model makes of texts: one JSON object a line. They come from --text, --input "
+        "or standard input (one a line; of a pair there is a tab between the two).",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder of minillm finetune")
+    parser.add_argument("--text", action="append", metavar="TEXT", help="a text; give it again for several")
+    parser.add_argument("--pair", action="append", metavar="TEXT", help="the second text of each --text, for pairs")
+    parser.add_argument("--input", type=Path, metavar="FILE", help="a table: .csv, .tsv, .jsonl, .parquet or .txt")
+    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, latest or a step (default best)")
+    parser.add_argument(
+        "--device", default="auto", metavar="DEVICE", help="cpu, cuda or mps (default: the best one here)"
+    )
+    parser.json_option()
+    add_settings(parser, PredictConfig, skip=ALIASES)
+    arguments = parser.parse(argv)
+    _check_sources(arguments)
+    table: dict[str, object] = {}
+    override_settings(table, arguments, PredictConfig, skip=ALIASES)
+    config: TableConfig = build(PredictConfig, table, source="the command line").data
+
+    from minillm.finetune.predict import load_finetuned
+    from minillm.training.precision import choose_device
+
+    device = choose_device(arguments.device, setting="--device")
+    loaded = load_finetuned(arguments.run, arguments.checkpoint, device=device)
+    rows = _rows(arguments, config, loaded)
+    for answer in loaded.predict(rows, loaded.columns(rows, config)):
+        print_json(answer)
+
+
+def _check_sources(arguments: argparse.Namespace) -> None:
+    """Raise InputError unless the words say in one way where the texts are."""
+    if arguments.text and arguments.input:
+        raise InputError("minillm predict takes one of --text and --input; leave one out")
+    if arguments.pair and len(arguments.pair) != len(arguments.text or ()):
+        raise InputError(
+            f"--pair stands {len(arguments.pair)} times, --text {len(arguments.text or ())} times; pair them"
+        )
+
+
+def _rows(arguments: argparse.Namespace, config: TableConfig, loaded: Finetuned) -> Table:
+    """Return the rows that are asked about."""
+    from minillm.finetune.table import lines_of, read_table, text_table
+
+    if arguments.text:
+        return text_table(arguments.text, arguments.pair)
+    if arguments.input is not None:
+        return read_table(arguments.input, config, loaded.task.column_names, loaded.task.readers)
+    lines = [line.rstrip("\r\n") for _, line in lines_of(sys.stdin.buffer, "standard input")]
+    if not lines:
+        raise InputError("standard input has no text; write one a line, or give --text or --input")
+    if not loaded.task.facts.pairs:
+        return text_table(lines, path="standard input")
+    pairs = [line.partition("\t") for line in lines]
+    return text_table([a for a, _, _ in pairs], [b for _, _, b in pairs], path="standard input")

@@ -1,0 +1,176 @@
+"""What a fine-tuning run learns from and is judged on: tables as sequences, the task that they pose, batches.
+
+The test table is read and checked here, so that a mistake in it shows before any training; what it says is asked once,
+at the end, for the chosen checkpoint.
+
+Read next: `source.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minillm.errors import InputError
+from minillm.finetune.config import FinetuneConfig, TableConfig
+from minillm.finetune.encoding import Sequences, TextEncoder
+from minillm.finetune.loader import SequenceLoader
+from minillm.finetune.table import Columns, Table, find_columns, read_table
+from minillm.finetune.task_model import TaskModel
+from minillm.finetune.tasks.protocol import Task
+from minillm.finetune.tasks.registry import TASKS
+from minillm.model.config import ModelConfig
+from minillm.tokenizer.base import Tokenizer
+from minillm.training.progress import Progress
+
+EVAL_ROWS = 64  # sequences that are judged at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A table as the model meets it. loader: gives batches of `sequences`."""
+
+    table: Table
+    columns: Columns
+    sequences: Sequences
+    loader: SequenceLoader
+
+    @property
+    def texts(self) -> list[str] | list[tuple[str, str]]:
+        """The text of each row, or its two texts."""
+        first = self.table.texts(self.columns.text)
+        if self.columns.pair is None:
+            return first
+        return list(zip(first, self.table.texts(self.columns.pair), strict=True))
+
+    def keys(self) -> list[str]:
+        """Return something for each row that is equal where all of its input is."""
+        names = [name for name in (self.columns.text, self.columns.pair) if name is not None]
+        return [repr(row) for row in zip(*(self.table.columns[name] for name in names), strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """The splits of a run and their task. splits: "train", "valid" and, where there is one, "test"."""
+
+    task: Task
+    splits: Mapping[str, Split]
+
+    def predict(self, model: TaskModel, name: str) -> Any:
+        """Return what the model says about a split."""
+        split = self.splits[name]
+        return self.task.predict(model, split.loader.eval_batches(EVAL_ROWS), split.sequences)
+
+    def figures(self, model: TaskModel, name: str = "valid") -> Mapping[str, float | None]:
+        """Return the model's figures on a split."""
+        return self.task.figures(self.predict(model, name))
+
+    def card(self) -> dict[str, Any]:
+        """Return what a run folder keeps of its tables: rows, digest, what was cut."""
+        return {
+            name: {
+                "path": split.table.path,
+                "sha256": digest(split.table.path),
+                "rows": len(split.table),
+                "sequences": len(split.sequences),
+                "cut_rows": split.sequences.truncation.rows,
+                "cut_tokens": split.sequences.truncation.tokens,
+            }
+            for name, split in self.splits.items()
+        }
+
+
+def gather(
+    config: FinetuneConfig,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    *,
+    progress: Progress,
+) -> Material:
+    """Return the material of a run.
+
+    Args:
+        model: of the backbone: its context and kind are read.
+        progress: is told what was cut, and which rows stand in two splits.
+    Raises:
+        InputError: a table that does not do; the text names the file and the line.
+    """
+    kind = TASKS[config.task.name]
+    encoder = TextEncoder(tokenizer, model, config.text)
+    paths = {name: getattr(config.data, name) for name in ("train", "valid", "test")}
+    tables = {
+        name: read_table(path, config.data, kind.column_names, kind.readers) for name, path in paths.items() if path
+    }
+    columns = {n: find_columns(t, config.data, kind.column_names, labelled=True) for n, t in tables.items()}
+    for name, found in columns.items():
+        if (found.pair is None) != (columns["train"].pair is None):
+            raise InputError(
+                f"{tables[name].path} has {'no' if found.pair is None else 'a'} second text and {tables['train'].path} "
+                f"has {'one' if found.pair is None else 'none'}; name the columns with data.pair_column"
+            )
+    task = kind.learn(config.task, tables["train"], columns["train"])
+    splits = {}
+    for name, table in tables.items():
+        sequences = task.encode(table, columns[name], encoder, labelled=True)
+        loader = SequenceLoader(
+            sequences, batch_size=config.train.batch_size, pad=tokenizer.specials.pad, seed=config.train.seed
+        )
+        splits[name] = Split(table=table, columns=columns[name], sequences=sequences, loader=loader)
+        for note in notes_on(name, splits[name], encoder):
+            progress.note(note)
+    for note in overlaps(splits):
+        progress.note(note)
+    return Material(task=task, splits=splits)
+
+
+def notes_on(name: str, split: Split, encoder: TextEncoder) -> list[str]:
+    """Return what the user should know about a split, a line each."""
+    rows, sequences, cut = len(split.table), len(split.sequences), split.sequences.truncation
+    lines = [f"{name}: {rows:,} rows, {len(split.sequences.tokens):,} tokens"]
+    if sequences != rows:
+        lines[0] += f" in {sequences:,} sequences"
+    if cut.rows:
+        lines.append(
+            f"{name}: {cut.rows:,} of {rows:,} rows are longer than {encoder.max_length} tokens: {cut.tokens:,} tokens "
+            f"were cut; text.long_texts = windows reads all of them"
+        )
+    return lines + [f"{name}: {note}" for note in split.sequences.notes]
+
+
+def overlaps(splits: Mapping[str, Split]) -> list[str]:
+    """Return a warning for every two splits that share texts: figures on such rows flatter."""
+    texts = {name: split.keys() for name, split in splits.items()}
+    lines = []
+    for first, second in (("train", "valid"), ("train", "test"), ("valid", "test")):
+        if first in texts and second in texts:
+            known = set(texts[first])
+            twice = sum(text in known for text in texts[second])
+            if twice:
+                lines.append(
+                    f"warning: {twice:,} of {len(texts[second]):,} rows of {splits[second].table.path} stand in "
+                    f"{splits[first].table.path} too; its figures flatter"
+                )
+    return lines
+
+
+def digest(path: str) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_unchanged(data: TableConfig, card: Mapping[str, Any], folder: object) -> None:
+    """Raise InputError where a table is not what the run began with."""
+    for name, kept in card.items():
+        path = getattr(data, name)
+        try:
+            same = digest(path) == kept["sha256"]
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}; bring back the table of {folder}") from error
+        if not same:
+            raise InputError(
+                f"{path} is not what {folder} was begun with (its digest differs); bring the old table back, "
+                f"or begin a new run"
+            )

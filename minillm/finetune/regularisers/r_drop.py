@@ -1,0 +1,103 @@
+r"""R-Drop: two passes over the same batch, with different dropout, have to agree.
+
+    L = 1/2 (CE_1 + CE_2) + alpha * 1/2 (KL(p_1 || p_2) + KL(p_2 || p_1))         per target
+
+with gradients through both sides. What p is follows from the task:
+
+    single_label, tagging   softmax over K logits                  KL = sum_k p_k (log p_k - log q_k)
+    multi_label             a coin per label                       KL of the two coins
+    regression              a normal of variance 1 around z        KL = 1/2 (z_1 - z_2)^2, in the unit of the loss
+
+Places without a target (padding, control symbols and continuation pieces in tagging) have no KL, and a target's weight
+weighs both terms: the sums stay sums over the same targets, and k micro-batches give the gradient of one batch.
+
+Cost: two passes forward and backward in place of one, activations of both in memory. Without dropout in the model it is
+the task's own loss at twice the cost.
+
+Source: Liang et al. (2021), arXiv:2106.14448; alpha is 1 to 5 there.
+
+Read next: `adversarial.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from minillm.data.batch import Batch, has_target
+from minillm.data.sampler import mix
+from minillm.objectives.loss import Loss
+
+SECOND = 5  # what the seed of the second pass is mixed with
+
+
+class TwoHalves(Protocol):
+    """A task whose loss can be taken apart; see `tasks/protocol.py`."""
+
+    name: Any
+
+    def prepare(self, batch: Batch) -> Batch: ...
+    def outputs(self, model: Any, batch: Batch) -> Tensor: ...
+    def loss(self, outputs: Tensor, batch: Batch) -> Loss: ...
+    def step(self, model: Any, batch: Batch) -> Loss: ...
+
+
+class RDrop:
+    """An objective that asks two passes of a task to agree."""
+
+    def __init__(self, task: TwoHalves, alpha: float) -> None:
+        """Stand around a task.
+
+        Args:
+            alpha: weight of the divergence, above 0.
+        Raises:
+            ValueError: a task whose outputs are no distribution of its targets.
+        """
+        if task.name not in ("single_label", "multi_label", "regression", "tagging"):
+            raise ValueError(f"R-Drop compares single_label, multi_label, regression or tagging, not {task.name}")
+        self.task, self.alpha = task, alpha
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Return what the task prepares."""
+        return self.task.prepare(batch)
+
+    def step(self, model: Any, batch: Batch) -> Loss:
+        """Return the sum of the formula over the targets, and their count; without gradients the task's own loss."""
+        if not torch.is_grad_enabled():
+            return self.task.step(model, batch)
+        assert batch.targets is not None
+        again = dataclasses.replace(batch, seed=None if batch.seed is None else mix(batch.seed, SECOND))
+        first, second = self.task.outputs(model, batch), self.task.outputs(model, again)
+        loss, other = self.task.loss(first, batch), self.task.loss(second, batch)
+        apart = divergence(self.task.name, first, second).view(batch.targets.shape)
+        if batch.weights is not None:
+            apart = apart * batch.weights
+        apart = torch.where(has_target(batch.targets), apart, 0.0).sum()
+        return dataclasses.replace(loss, total=0.5 * (loss.total + other.total) + self.alpha * apart)
+
+
+def divergence(task: str, first: Tensor, second: Tensor) -> Tensor:
+    """Return 1/2 (KL(p_1 || p_2) + KL(p_2 || p_1)) of every target, float32.
+
+    The two logarithms cancel to one product, which is exact where p and q are close:
+
+        1/2 sum_k (p_k - q_k)(log p_k - log q_k)
+
+    Args:
+        first, second: (..., K) logits.
+    Returns:
+        (...) for softmax tasks, (..., K) for multi_label and regression.
+    """
+    first, second = first.float(), second.float()
+    match task:
+        case "multi_label":  # log p - log q and log(1 - p) - log(1 - q) have the difference of the logits between them
+            return 0.5 * (first.sigmoid() - second.sigmoid()) * (first - second)
+        case "regression":
+            return 0.5 * (first - second).square()
+        case _:
+            p, q = F.log_softmax(first, dim=-1), F.log_softmax(second, dim=-1)
+            return 0.5 * ((p.exp() - q.exp()) * (p - q)).sum(dim=-1)

@@ -1,0 +1,107 @@
+"""Where a fine-tuning run begins: the model and tokenizer of a run folder, or only their shape.
+
+    pretrained run     embeddings.*, blocks.*, ...   -> backbone.*;  pooler.* -> head.pooler.* where the head has one
+    fine-tuned run     backbone.*                    -> backbone.*;  its head was another task's and stays behind
+
+Read next: `run.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minillm.checkpoint.native import put_tensors
+from minillm.checkpoint.run_folder import RunFolder
+from minillm.config import build
+from minillm.errors import InputError
+from minillm.finetune.config import FinetuneConfig, TaskModelConfig
+from minillm.finetune.task_model import TaskModel
+from minillm.finetune.tasks.protocol import Task
+from minillm.model.config import ModelConfig
+from minillm.model.transformer import build_model
+from minillm.tokenizer.base import Tokenizer, load_tokenizer
+from minillm.training.failures import size_explained
+
+HEAD, POOLER = "lm_head.", "pooler."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model to begin with.
+
+    folder: its run. tokenizer, model: its own. tensors: its weights by name; None: they are drawn at random.
+    """
+
+    folder: Path
+    tokenizer: Tokenizer
+    model: ModelConfig
+    tensors: Mapping[str, Tensor] | None
+
+
+def open_source(folder: Path, *, random: bool) -> Source:
+    """Return the model of a run folder's best checkpoint, or its shape alone.
+
+    Raises:
+        InputError: not a run folder, a damaged one, or one without a tokenizer.
+    """
+    run = RunFolder(folder)
+    checkpoint = run.load("best")
+    table, path = checkpoint.model_config, str(checkpoint.folder / "config.json")
+    finetuned = "backbone" in table
+    model = build(ModelConfig, table["backbone"] if finetuned else table, source=path, prefix="model.")
+    tensors = None if random else checkpoint.model_tensors()
+    if finetuned and tensors is not None:
+        tensors = {n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")}
+    return Source(folder=run.path, tokenizer=load_tokenizer(run.tokenizer_path), model=model, tensors=tensors)
+
+
+def initial_model(config: FinetuneConfig, task: Task, source: Source) -> TaskModel:
+    """Return the model at its first step: the source's weights, and a head that `train.seed` draws.
+
+    Raises:
+        InputError: weights that do not fit, a head that does not fit the backbone, or a model without the output weight
+            that the task needs.
+    """
+    torch.manual_seed(config.train.seed)
+    shape = backbone_config(config.backbone.applied(source.model), task, source.folder)
+    model = build_task_model(TaskModelConfig(task=task.facts, text=config.text, backbone=shape, head=config.head), task)
+    if source.tensors is not None:
+        dropped = (POOLER,) if task.needs_output_weight else (POOLER, HEAD)
+        wanted = {name: tensor for name, tensor in source.tensors.items() if not name.startswith(dropped)}
+        put_tensors(model.backbone, wanted, source=source.folder)
+        pooler = {n.removeprefix(POOLER): t for n, t in source.tensors.items() if n.startswith(POOLER)}
+        if pooler and (own := getattr(model.head, "pooler", None)) is not None:
+            put_tensors(own, pooler, source=source.folder)
+    return model
+
+
+def backbone_config(model: ModelConfig, task: Task, folder: Path) -> ModelConfig:
+    """Return the configuration without what the task has no use for: a parameter would go without a gradient."""
+    if not task.needs_output_weight:
+        return dataclasses.replace(model, head="none", head_bias=False, tied_embeddings=True, pooler=False)
+    if model.head == "none":
+        raise InputError(f"{task.name} needs a model that writes, and {folder} has no output weight; take another one")
+    return dataclasses.replace(model, pooler=False)
+
+
+def build_task_model(config: TaskModelConfig, task: Task) -> TaskModel:
+    """Return the model of a configuration, its weights drawn from PyTorch's default generator.
+
+    Raises:
+        InputError: a head that does not fit the backbone, or a model that does not fit into memory.
+    """
+    with size_explained():
+        backbone = build_model(config.backbone)
+    try:
+        head = task.make_head(config.head, config.backbone)
+    except InputError:
+        raise
+    except ValueError as error:  # a pooling that this kind of backbone has not
+        raise InputError(str(error)) from error
+    return TaskModel(config, backbone, head)
