@@ -11,8 +11,7 @@ Read next: `../cli/predict.py`.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ import torch
 
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder, read_json
-from minillm.config import build, read_toml
+from minillm.config import build, read_toml, to_table
 from minillm.errors import InputError
-from minillm.finetune.config import FinetuneConfig, TableConfig, TaskModelConfig
+from minillm.finetune.config import FinetuneConfig, TableConfig, TaskConfig, TaskModelConfig
 from minillm.finetune.encoding import TextEncoder
 from minillm.finetune.loader import SequenceLoader
 from minillm.finetune.source import build_task_model
@@ -76,14 +75,22 @@ class Finetuned:
         yield from self.task.answers(self.predictions(table, columns or self.columns(table)), self.temperature)
 
 
-def load_finetuned(folder: Path | str, which: str | int = "best", *, device: torch.device | str = "cpu") -> Finetuned:
+def load_finetuned(
+    folder: Path | str,
+    which: str | int = "best",
+    *,
+    device: torch.device | str = "cpu",
+    task: Mapping[str, Any] | None = None,
+) -> Finetuned:
     """Return the model of a fine-tuning run.
 
     Args:
         folder: what `--out` named when it was started.
         which: "best", "latest" or a step that has a checkpoint.
+        device: where the model goes.
+        task: settings of the section [task] that are others than in the run, such as `no_answer_threshold`.
     Raises:
-        InputError: no such run or checkpoint, a damaged one, or one of pretraining.
+        InputError: no such run or checkpoint, a damaged one, one of pretraining, or a setting that does not do.
 
     Cost: reads `model.safetensors` once; PyTorch's random state is left as it was.
     """
@@ -94,16 +101,16 @@ def load_finetuned(folder: Path | str, which: str | int = "best", *, device: tor
         raise InputError(f"{run} is a pretraining run and knows no labels; fine-tune it first: minillm finetune {run}")
     shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
     config: FinetuneConfig = build(FinetuneConfig, read_toml(run.config_path), source=str(run.config_path))
-    kind = TASKS[shape.task.name]
-    task = kind.from_facts(dataclasses.replace(config.task, exact_match=True), shape.task)  # answers are to be written
+    settings: TaskConfig = build(TaskConfig, to_table(config.task) | {**(task or {})}, source=str(run.config_path))
+    asked = TASKS[shape.task.name].from_facts(settings, shape.task)
     tokenizer = load_tokenizer(run.tokenizer_path)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten: no one shall notice
-        model = build_task_model(shape, task)
+        model = build_task_model(shape, asked)
     put_tensors(model, checkpoint.model_tensors(), source=checkpoint.folder / "model.safetensors")
     calibration = run.path / CALIBRATION
     return Finetuned(
         model=model.eval().to(device),
-        task=task,
+        task=asked,
         tokenizer=tokenizer,
         encoder=TextEncoder(tokenizer, shape.backbone, shape.text),
         temperature=float(read_json(calibration)["temperature"]) if calibration.exists() else 1.0,
