@@ -1,8 +1,10 @@
 """TOML and command-line words <-> frozen dataclasses. An unknown key is an error that names the nearest one.
 
 A section is a frozen, keyword-only dataclass whose fields are made by `setting(default, meaning)`; a whole
-configuration is a dataclass of sections. Nothing here knows any section: those live with the code they set
-(`model/config.py`, `training/config.py`, ...), and `pretrain_config.py` puts them together.
+configuration is a dataclass of sections. Where a section comes in kinds with settings of their own (`[adapter] kind =
+"lora"`), its type is a union of dataclasses, each with a field `kind` whose default is its name. Nothing here knows any
+section: those live with the code they set (`model/config.py`, `training/config.py`, ...), and `pretrain_config.py` puts
+them together.
 
 Read next: `model/config.py`.
 """
@@ -33,16 +35,51 @@ def setting(default: Any, meaning: str) -> Any:
     return dataclasses.field(default=default, metadata={"meaning": meaning})
 
 
+def kinds_of(hint: Any) -> dict[str, type]:
+    """Return the sections that a field's type chooses from, by their `kind`; none where it is not a union of sections.
+
+    The union may hold None besides: no section at all, which a user writes as kind = "none".
+    """
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return {}
+    sections = [typing.cast(type, option) for option in typing.get_args(hint) if dataclasses.is_dataclass(option)]
+    return {str(next(f.default for f in dataclasses.fields(s) if f.name == "kind")): s for s in sections}
+
+
 def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
-    """Yield (dotted name, field, resolved type) of every plain value in a configuration class, sections opened."""
+    """Yield (dotted name, field, resolved type) of every plain value in a configuration class, sections opened.
+
+    Of a section that comes in kinds all settings are there, each once: its meaning begins with the kinds that take it.
+    """
     cls = config if isinstance(config, type) else type(config)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         kind = hints[field.name]
         if dataclasses.is_dataclass(kind):
             yield from fields_of(kind, f"{prefix}{field.name}.")
+        elif kinds := kinds_of(kind):
+            none = ("none",) if type(None) in typing.get_args(kind) else ()
+            default = "none" if none and field.default is None else REQUIRED
+            choice = typing.Literal[*kinds, *none]
+            yield f"{prefix}{field.name}.kind", setting(default, "which of the kinds this section is"), choice
+            yield from _fields_of_kinds(kinds, f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", field, kind
+
+
+def _fields_of_kinds(kinds: dict[str, type], prefix: str) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """Yield what `fields_of` does for all kinds of a section, but for `kind` itself."""
+    takers: dict[str, dict[str, tuple[dataclasses.Field[Any], Any]]] = {}
+    for kind, cls in kinds.items():
+        for name, field, hint in fields_of(cls, prefix):
+            takers.setdefault(name, {})[kind] = (field, hint)
+    del takers[f"{prefix}kind"]
+    for name, taking in takers.items():
+        fields = [field for field, _ in taking.values()]
+        meanings = {field.metadata["meaning"]: None for field in fields}  # a dict keeps the order
+        default = fields[0].default if all(field.default == fields[0].default for field in fields) else REQUIRED
+        meaning = f"{', '.join(taking)}: {'; or '.join(meanings)}"
+        yield name, setting(default, meaning), next(iter(taking.values()))[1]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -131,13 +168,14 @@ def build(cls: type, values: dict[str, Any], *, source: str = "the configuration
         name = f"{prefix}{key}"
         if key not in known:
             candidates = [n for n, _, _ in fields_of(cls, prefix)] + [
-                f"{prefix}{k}" for k in known if dataclasses.is_dataclass(hints[k])
+                f"{prefix}{k}" for k in known if is_section(hints[k])
             ]
             raise InputError(f"unknown key {name} in {source}{nearest(name, candidates)}")
-        if dataclasses.is_dataclass(hints[key]):
+        if is_section(hints[key]):
             if not isinstance(value, dict):
                 raise InputError(f"{name} is a section of {source}; write [{name}], not {name} = {value!r}")
-            made[key] = build(typing.cast(type, hints[key]), value, source=source, prefix=f"{name}.")
+            section = _chosen(hints[key], value, name, source)
+            made[key] = None if section is None else build(section, value, source=source, prefix=f"{name}.")
         else:
             made[key] = convert(name, hints[key], value)
     for key, field in known.items():
@@ -153,6 +191,25 @@ def build(cls: type, values: dict[str, Any], *, source: str = "the configuration
         raise
     except ValueError as error:  # a section's own cross-check
         raise InputError(str(error)) from error
+
+
+def is_section(hint: Any) -> bool:
+    """Return whether a field of this type is a section: a dataclass, or one of several by its kind."""
+    return dataclasses.is_dataclass(hint) or bool(kinds_of(hint))
+
+
+def _chosen(hint: Any, table: dict[str, Any], name: str, source: str) -> type | None:
+    """Return the dataclass of a section's table, or None for the kind "none"."""
+    kinds = kinds_of(hint)
+    if not kinds:
+        return hint
+    kind, none = table.get("kind"), type(None) in typing.get_args(hint)
+    known = [*kinds, "none"] if none else list(kinds)
+    if kind is None:
+        raise InputError(f"{name}.kind is missing in {source}; it is one of {', '.join(known)}")
+    if kind not in known:
+        raise InputError(f"{name}.kind takes one of {', '.join(known)}, got {kind!r}")
+    return kinds.get(kind)
 
 
 def to_table(config: Any) -> dict[str, Any]:

@@ -84,6 +84,8 @@ def add_settings(parser: argparse.ArgumentParser, config: type, *, skip: Sequenc
 
 def shown(value: Any) -> str:
     """Return a default as a user would type it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

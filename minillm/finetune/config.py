@@ -12,6 +12,10 @@ from typing import Literal
 
 from minillm.config import setting
 from minillm.errors import InputError
+from minillm.finetune.adapters.config import AdapterConfig
+from minillm.finetune.augmentation import AugmentationConfig
+from minillm.finetune.regularisers.config import RegulariserConfig
+from minillm.finetune.scope_config import ScopeConfig, check_together
 from minillm.model.config import ModelConfig
 from minillm.training.config import OptimConfig, Schedule, TrainConfig
 
@@ -136,12 +140,13 @@ class HeadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskModelConfig:
-    """A backbone, a head and how texts reach them: what a checkpoint of a fine-tuned model keeps in config.json."""
+    """Backbone, head, adapter and how texts reach them: what a checkpoint of a fine-tuned model has as config.json."""
 
     task: TaskFacts
     text: TextConfig
     backbone: ModelConfig
     head: HeadConfig
+    adapter: AdapterConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,18 +226,24 @@ class FinetuneConfig:
 
     init: str = setting("", "run folder whose model and tokenizer this one begins with")
     random: bool = setting(False, "take only the shape of that model, and draw its weights at random")
+    against_random: bool = setting(False, "train from random weights too: the report shows what pretraining bought")
     seeds: int = setting(1, "runs from train.seed, train.seed + 1, ...: mean, deviation, each, and their ensemble")
     data: TableConfig
     text: TextConfig
     task: TaskConfig
     backbone: BackboneConfig
     head: HeadConfig
+    scope: ScopeConfig
+    adapter: AdapterConfig | None = None
+    regulariser: RegulariserConfig
+    augmentation: AugmentationConfig
     train: FinetuneTrainConfig
     optim: FinetuneOptimConfig
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        check_together(self.scope, self.adapter)
 
     def check(self) -> None:
         """Raise InputError unless all is said that a run cannot do without."""

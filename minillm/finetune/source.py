@@ -1,7 +1,8 @@
 """Where a fine-tuning run begins: the model and tokenizer of a run folder, or only their shape.
 
     pretrained run     embeddings.*, blocks.*, ...   -> backbone.*;  pooler.* -> head.pooler.* where the head has one
-    fine-tuned run     backbone.*                    -> backbone.*;  its head was another task's and stays behind
+    fine-tuned run     backbone.*                    -> backbone.*;  its head was another task's and stays behind, its
+                                                        adapter is merged into the weights
 
 Read next: `run.py`.
 """
@@ -16,12 +17,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minillm.checkpoint.native import put_tensors
-from minillm.checkpoint.run_folder import RunFolder
+from minillm.checkpoint.native import put_tensors, tensors_of
+from minillm.checkpoint.run_folder import Checkpoint, RunFolder
 from minillm.config import build
 from minillm.errors import InputError
+from minillm.finetune.adapters.attach import attach, detach, merge
 from minillm.finetune.config import FinetuneConfig, TaskModelConfig
-from minillm.finetune.task_model import TaskModel
+from minillm.finetune.scope import prepare
+from minillm.finetune.scope_config import ScopeConfig
+from minillm.finetune.task_model import ADAPTER, TaskModel
 from minillm.finetune.tasks.protocol import Task
 from minillm.model.config import ModelConfig
 from minillm.model.transformer import build_model
@@ -52,13 +56,32 @@ def open_source(folder: Path, *, random: bool) -> Source:
     """
     run = RunFolder(folder)
     checkpoint = run.load("best")
-    table, path = checkpoint.model_config, str(checkpoint.folder / "config.json")
-    finetuned = "backbone" in table
-    model = build(ModelConfig, table["backbone"] if finetuned else table, source=path, prefix="model.")
+    tokenizer, path = load_tokenizer(run.tokenizer_path), str(checkpoint.folder / "config.json")
+    if "backbone" in checkpoint.model_config:
+        shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
+        tensors = None if random else _merged(shape, checkpoint)
+        return Source(folder=run.path, tokenizer=tokenizer, model=shape.backbone, tensors=tensors)
+    model: ModelConfig = build(ModelConfig, checkpoint.model_config, source=path, prefix="model.")
     tensors = None if random else checkpoint.model_tensors()
-    if finetuned and tensors is not None:
-        tensors = {n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")}
-    return Source(folder=run.path, tokenizer=load_tokenizer(run.tokenizer_path), model=model, tensors=tensors)
+    return Source(folder=run.path, tokenizer=tokenizer, model=model, tensors=tensors)
+
+
+def _merged(shape: TaskModelConfig, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+    """Return the weights of a fine-tuned model's backbone, its adapter merged into them.
+
+    Raises:
+        InputError: an adapter that no weights can take in.
+    """
+    prefix = "backbone."
+    tensors = {n.removeprefix(prefix): t for n, t in checkpoint.model_tensors().items() if n.startswith(prefix)}
+    if shape.adapter is None:
+        return tensors
+    backbone = build_model(shape.backbone)
+    attach(backbone, shape.adapter, name=ADAPTER)
+    put_tensors(backbone, tensors, source=checkpoint.folder / "model.safetensors")
+    merge(backbone)
+    detach(backbone)
+    return tensors_of(backbone)
 
 
 def initial_model(config: FinetuneConfig, task: Task, source: Source) -> TaskModel:
@@ -70,7 +93,8 @@ def initial_model(config: FinetuneConfig, task: Task, source: Source) -> TaskMod
     """
     torch.manual_seed(config.train.seed)
     shape = backbone_config(config.backbone.applied(source.model), task, source.folder)
-    model = build_task_model(TaskModelConfig(task=task.facts, text=config.text, backbone=shape, head=config.head), task)
+    whole = TaskModelConfig(task=task.facts, text=config.text, backbone=shape, head=config.head, adapter=config.adapter)
+    model = bare_task_model(whole, task)
     if source.tensors is not None:
         dropped = (POOLER,) if task.needs_output_weight else (POOLER, HEAD)
         wanted = {name: tensor for name, tensor in source.tensors.items() if not name.startswith(dropped)}
@@ -78,6 +102,14 @@ def initial_model(config: FinetuneConfig, task: Task, source: Source) -> TaskMod
         pooler = {n.removeprefix(POOLER): t for n, t in source.tensors.items() if n.startswith(POOLER)}
         if pooler and (own := getattr(model.head, "pooler", None)) is not None:
             put_tensors(own, pooler, source=source.folder)
+    return prepared(model, config.scope)
+
+
+def prepared(model: TaskModel, scope: ScopeConfig) -> TaskModel:
+    """Return a bare model with its adapter, and with gradients where its run has any; fresh layers are drawn."""
+    prepare(model, scope)
+    if model.config.adapter is not None:
+        attach(model, model.config.adapter, name=ADAPTER)
     return model
 
 
@@ -91,7 +123,12 @@ def backbone_config(model: ModelConfig, task: Task, folder: Path) -> ModelConfig
 
 
 def build_task_model(config: TaskModelConfig, task: Task) -> TaskModel:
-    """Return the model of a configuration, its weights drawn from PyTorch's default generator.
+    """Return the model of a configuration with its adapter, all weights drawn: those of a checkpoint then come in."""
+    return prepared(bare_task_model(config, task), ScopeConfig())
+
+
+def bare_task_model(config: TaskModelConfig, task: Task) -> TaskModel:
+    """Return the model of a configuration without its adapter, its weights drawn from PyTorch's default generator.
 
     Raises:
         InputError: a head that does not fit the backbone, or a model that does not fit into memory.

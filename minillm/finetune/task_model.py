@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from minillm.finetune.config import TaskModelConfig
 from minillm.model.transformer import Transformer
 
+ADAPTER = "adapter"  # the name of a run's own adapter
+
 
 class TaskModel(nn.Module):
     """What the trainer trains and a checkpoint holds.

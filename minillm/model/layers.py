@@ -204,13 +204,52 @@ def alibi_slopes(num_heads: int) -> Tensor:
     return torch.tensor((powers(below) + powers(2 * below)[0::2])[:num_heads])
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the queries of a layer look at.
+
+    k, v: keys and values (B, S, Hkv, D).
+    masks: which of them each query sees, as arguments of `minillm_kernels.attention`.
+    """
+
+    k: Tensor
+    v: Tensor
+    masks: dict[str, Any]
+
+
+class Source(nn.Module):
+    """Where the keys and values of a layer come from: its own tokens, behind those of the cache."""
+
+    slopes: Tensor | None
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.causal = config.kind == "decoder"
+        self.window = window_sides(config, layer)
+        slopes = alibi_slopes(config.num_heads) if config.position == "alibi" else None
+        self.register_buffer("slopes", slopes, persistent=False)
+
+    def forward(self, k: Tensor, v: Tensor, now: Pass) -> Seen:
+        """Return what is seen, given keys and values of the tokens of this pass (B, T, Hkv, D)."""
+        if now.cache is not None:
+            k, v = now.cache.append(self.layer, k, v)  # (B, S, Hkv, D): the earlier ones, then these
+        masks = {
+            "causal": self.causal,
+            "window": self.window,
+            "key_start": now.key_start,
+            "key_stop": now.key_stop,
+            "segments": now.segments,
+            "alibi_slopes": self.slopes,
+        }
+        return Seen(k, v, masks)
+
+
 class Attention(nn.Module):
     """Self-attention of one layer.
 
     y = output(softmax(q k^T / sqrt(D) + what the mask says) v),   q, k, v linear in x
     """
-
-    slopes: Tensor | None
 
     def __init__(self, config: ModelConfig, layer: int, rotary: Rotary | None) -> None:
         super().__init__()
@@ -223,12 +262,9 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(D, config.norm_eps, bias=False) if config.qk_norm else None
         self.k_norm = RMSNorm(D, config.norm_eps, bias=False) if config.qk_norm else None
         self.rotary = rotary
-        self.causal = config.kind == "decoder"
-        self.window = window_sides(config, layer)
+        self.source = Source(config, layer)
         self.softcap = config.attention_softcap
         self.dropout_p = config.attention_dropout
-        slopes = alibi_slopes(query) if config.position == "alibi" else None
-        self.register_buffer("slopes", slopes, persistent=False)
 
     def forward(self, x: Tensor, now: Pass) -> Tensor:
         """Return (B, T, C) for x (B, T, C)."""
@@ -239,22 +275,10 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary is not None:
             q, k = self.rotary(q, k, now.positions)
-        if now.cache is not None:
-            k, v = now.cache.append(self.layer, k, v)  # (B, S, Hkv, D): the earlier ones, then these
+        seen = self.source(k, v, now)
         dropout_p, seed = now.dropout(self.dropout_p, attention_site(self.layer))
         y = attention(
-            q,
-            k,
-            v,
-            causal=self.causal,
-            window=self.window,
-            key_start=now.key_start,
-            key_stop=now.key_stop,
-            segments=now.segments,
-            alibi_slopes=self.slopes,
-            softcap=self.softcap,
-            dropout_p=dropout_p,
-            seed=seed,
+            q, seen.k, seen.v, **seen.masks, softcap=self.softcap, dropout_p=dropout_p, seed=seed
         )  # (B, T, H, D)
         return self.output(rearrange(y, "B T H D -> B T (H D)"))
 

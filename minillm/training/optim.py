@@ -3,7 +3,8 @@
 The decay rule, nanoGPT's: parameters with two axes or more (weights of linear layers, embeddings) decay; those with
 fewer (biases, norms' gains) do not. Muon takes the weights of linear layers; embeddings and the output weight, whose
 rows are looked up one by one, stay with AdamW. Another optimiser needs only param groups with a "peak_lr" each, which
-the trainer multiplies with the schedule's share, and state tensors per parameter.
+the trainer multiplies with the schedule's share, and state tensors per parameter. A parameter's peak may be a share of
+the others' (layer-wise decay of the learning rate): every share has groups of its own.
 
 Read next: `gradient.py`.
 """
@@ -24,26 +25,32 @@ from minillm.training.precision import choose_compute_dtype
 FUSED_DEVICES = ("cpu", "cuda", "mps")  # where PyTorch steps all parameters in one kernel
 
 
-def make_optimiser(model: nn.Module, config: OptimConfig) -> Optimizer:
+def make_optimiser(model: nn.Module, config: OptimConfig, rate_scales: Mapping[str, float] | None = None) -> Optimizer:
     """Return the optimiser of a model's trainable parameters: groups with decay and without, Muon's matrices apart.
 
     Args:
         model: its parameters must be on their final device.
         config: name and constants; for sgd the decay is the L2 term of PyTorch's SGD, else it is decoupled.
+        rate_scales: parameter name -> share of the configured peak learning rate that it gets, above 0; 1 for the
+            parameters that are not in it.
     Raises:
-        ValueError: if no parameter of the model is trainable.
+        ValueError: if no parameter of the model is trainable, or a name or share in `rate_scales` is none.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trainable = list(named.values())
     if not trainable:
         raise ValueError("the model has no trainable parameter; leave requires_grad on for at least one")
+    scales = _scales(model, named, rate_scales or {})
     matrices = set(linear_weights(model)) if config.name == "muon" else set()
     rate = config.adamw_learning_rate or config.learning_rate
     groups = [
-        {"params": params, "weight_decay": decay, "peak_lr": peak_lr}
+        {"params": params, "weight_decay": decay, "peak_lr": peak_lr * scale}
+        for scale in sorted(set(scales.values()), reverse=True)
+        for mine in [[p for p in trainable if scales[p] == scale]]
         for params, decay, peak_lr in (
-            ([p for p in trainable if p in matrices], config.weight_decay, config.learning_rate),
-            ([p for p in trainable if p.ndim >= 2 and p not in matrices], config.weight_decay, rate),
-            ([p for p in trainable if p.ndim < 2], 0.0, rate),
+            ([p for p in mine if p in matrices], config.weight_decay, config.learning_rate),
+            ([p for p in mine if p.ndim >= 2 and p not in matrices], config.weight_decay, rate),
+            ([p for p in mine if p.ndim < 2], 0.0, rate),
         )
         if params
     ]
@@ -58,6 +65,17 @@ def make_optimiser(model: nn.Module, config: OptimConfig) -> Optimizer:
             group |= {"matrices": True, "momentum": config.momentum}
     product_dtype = choose_compute_dtype("auto", trainable[0].device).dtype
     return Muon(groups, product_dtype=product_dtype, **options)
+
+
+def _scales(
+    model: nn.Module, named: Mapping[str, nn.Parameter], rate_scales: Mapping[str, float]
+) -> dict[nn.Parameter, float]:
+    """Return the share of the peak learning rate of every trainable parameter."""
+    known = {name for name, _ in model.named_parameters()}
+    for name, scale in rate_scales.items():
+        if name not in known or not 0.0 < scale < float("inf"):
+            raise ValueError(f"rate_scales takes names of parameters and shares above 0, got {name!r}: {scale}")
+    return {parameter: rate_scales.get(name, 1.0) for name, parameter in named.items()}
 
 
 def linear_weights(model: nn.Module) -> list[Tensor]:

@@ -160,17 +160,22 @@ def new_figure(title: str, labels: Sequence[str]) -> tuple[Figure, list[Axes]]:
     panels: list[Axes] = list(figure.subplots(len(labels), 1, sharex=True, squeeze=False)[:, 0])
     for axes, label in zip(panels, labels, strict=True):
         axes.set_ylabel(label, color=TEXT)
-        axes.grid(True, color="#e6e6e6", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color("#999999")
-        axes.tick_params(colors=TEXT, labelsize=9)
+        style(axes)
         axes.margins(x=0.02)
     figure.align_ylabels()
     panels[-1].set_xlabel("optimiser step", color=TEXT)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     panels[-1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return figure, panels
+
+
+def style(axes: Axes) -> None:
+    """Give a panel its grid, its two spines and its small ticks."""
+    axes.grid(True, color="#e6e6e6", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#999999")
+    axes.tick_params(colors=TEXT, labelsize=9)
 
 
 def draw_smoothed(axes: Axes, steps: Sequence[float], values: Sequence[float], raw: str, smooth: str) -> None:

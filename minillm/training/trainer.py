@@ -1,7 +1,7 @@
 """THE loop, for pretraining and fine-tuning alike: it knows no task, only a model, an objective and batches.
 
-    batch of this step -> objective.prepare -> gradient (k micro-batches) -> hooks -> clip -> optimiser -> hooks
-                       -> now and then: evaluate, log, save
+    hooks -> batch of this step -> objective.prepare -> gradient (k micro-batches) -> hooks -> clip -> optimiser
+          -> hooks -> now and then: evaluate, log, save
 
 All that is random comes from `Batch.seed` and the loader, which are pure functions of the step: two runs from one seed
 agree bit for bit on one machine, and so does one that was stopped and resumed. Evaluating, logging and saving change
@@ -48,8 +48,10 @@ class Batches(Protocol):
 class Trainer:
     """Trains a model on batches towards an objective, and keeps what comes of it in a run folder.
 
+    before_step: called with the trainer before every step, also one that turns out to have no targets.
     after_backward: called with the trainer once per step, when the whole batch's gradient is there, before clipping.
-    after_step: called with the trainer once per step, when the weights are new. A step without targets calls neither.
+    after_step: called with the trainer once per step, when the weights are new. A step without targets calls neither of
+        these two.
     state: where the run stands; an `after_step` hook finds the running step counted.
     """
 
@@ -69,6 +71,7 @@ class Trainer:
         flops_per_token: float | None = None,
         progress: Progress | None = None,
         resume_command: str | None = None,
+        rate_scales: Mapping[str, float] | None = None,
     ) -> None:
         """Put the model on its device and make the optimiser. Nothing is read or written before `resume` or `fit`.
 
@@ -80,6 +83,7 @@ class Trainer:
             flops_per_token: of forward and backward, for MFU; None: it is not shown.
             progress: None: say nothing.
             resume_command: what to tell who pressed Ctrl-C; None: `minillm pretrain --resume` with the folder.
+            rate_scales: parameter name -> its share of the peak learning rate; see `optim.make_optimiser`.
         Raises:
             InputError: `train.best_by` names no figure of the evaluation.
         """
@@ -97,11 +101,12 @@ class Trainer:
         self.train, self.optim, self.folder = train, optim, folder
         self.device, self.compute_dtype = device, compute_dtype
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimiser = make_optimiser(self.model, optim)
+        self.optimiser = make_optimiser(self.model, optim, rate_scales)
         self.scaler = make_scaler(device, compute_dtype)
         self.progress = progress or Progress(quiet=True)
         self.flops_per_token = flops_per_token
         self.resume_command = resume_command or f"minillm pretrain --resume {folder}"
+        self.before_step: list[Callable[[Trainer], None]] = []
         self.after_backward: list[Callable[[Trainer], None]] = []
         self.after_step: list[Callable[[Trainer], None]] = []
         self.state = RunState()
@@ -178,6 +183,8 @@ class Trainer:
             (3,) float32 on the device: mean loss, gradient norm before clipping, excess of counted targets (see
             `add_gradient`). None where the batch has no target: then nothing but the step count changes.
         """
+        for hook in self.before_step:
+            hook(self)
         batch = self.objective.prepare(self.loader.batch(self.state.step))
         self.state.tokens += tokens_in(batch)
         count = targets_in(batch)

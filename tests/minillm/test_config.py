@@ -32,6 +32,30 @@ class Kitchen:
     oven: Oven = field(metadata={"meaning": "the oven"})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gas:
+    """A kind of stove."""
+
+    kind: Literal["gas"] = setting("gas", "the kind")
+    burners: int = setting(4, "number of flames")
+    jets: int = setting(REQUIRED, "holes in a burner")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Induction:
+    """Another kind of stove."""
+
+    kind: Literal["induction"] = setting("induction", "the kind")
+    burners: int = setting(3, "number of coils")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flat:
+    """A configuration with a section that comes in kinds, or not at all."""
+
+    stove: Gas | Induction | None = None
+
+
 def test_file_and_table_round_trip(tmp_path):
     """What was written is what is read."""
     kitchen = Kitchen(oven=Oven(degrees=200, mode="grill", minutes=1.5, trays=(1, 2), light=True))
@@ -103,6 +127,51 @@ def test_an_unreadable_file_is_named(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_toml(path)
+
+
+@pytest.mark.parametrize(
+    "table, stove",
+    [
+        pytest.param({}, None, id="absent"),
+        pytest.param({"stove": {"kind": "none", "burners": 2}}, None, id="none"),
+        pytest.param({"stove": {"kind": "gas", "jets": 9}}, Gas(burners=4, jets=9), id="defaults-of-the-kind"),
+        pytest.param({"stove": {"kind": "induction", "burners": 2}}, Induction(burners=2), id="the-other-kind"),
+    ],
+)
+def test_a_section_may_come_in_kinds(table, stove):
+    """The kind chooses the dataclass, and the table of what was built builds the same."""
+    flat = build(Flat, table)
+    assert flat == Flat(stove=stove)
+    assert build(Flat, to_table(flat)) == flat
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        pytest.param(
+            {"stove": {"kind": "coal"}}, "stove.kind takes one of gas, induction, none, got 'coal'", id="kind"
+        ),
+        pytest.param({"stove": {"burners": 1}}, "stove.kind is missing in .*one of gas, induction, none", id="no-kind"),
+        pytest.param({"stove": {"kind": "induction", "jets": 1}}, "unknown key stove.jets", id="of-another-kind"),
+        pytest.param({"stove": {"kind": "gas"}}, "stove.jets is missing", id="required-by-the-kind"),
+        pytest.param({"stove": "gas"}, "stove is a section", id="value-for-section"),
+        pytest.param({"stov": {"kind": "gas"}}, "unknown key stov.*did you mean stove", id="misspelt-section"),
+    ],
+)
+def test_a_mistake_in_a_section_of_kinds_is_one_line(table, message):
+    """Whatever is wrong is named with its dotted name."""
+    with pytest.raises(InputError, match=message):
+        build(Flat, table)
+
+
+def test_settings_of_all_kinds_are_listed_once():
+    """The command line offers each name once and says which kinds take it; defaults that differ are not shown."""
+    listed = {name: (f.metadata["meaning"], f.default, hint) for name, f, hint in fields_of(Flat)}
+    assert listed == {
+        "stove.kind": ("which of the kinds this section is", "none", Literal["gas", "induction", "none"]),
+        "stove.burners": ("gas, induction: number of flames; or number of coils", REQUIRED, int),
+        "stove.jets": ("gas: holes in a burner", REQUIRED, int),
+    }
 
 
 def test_every_model_setting_has_a_meaning():

@@ -88,15 +88,21 @@ def test_tfidf_of_labels_is_one_regression_a_label():
         assert shares[:, k] == pytest.approx(model.predict_proba(vectors.transform(test.texts))[:, 1], abs=1e-5)
 
 
-def test_tfidf_of_numbers_is_a_ridge_regression():
+def test_tfidf_of_numbers_is_a_ridge_regression_of_strength_1_over_c():
     train, valid, test = (
-        Examples(texts=e.texts, targets=e.targets.astype(np.float32)) for e in (drawn(150, s) for s in (0, 1, 2))
+        Examples(texts=e.texts, targets=(e.targets == 1).astype(np.float32))
+        for e in (drawn(150, s, mistakes=0.02) for s in (0, 1, 2))
     )
-    baseline = tfidf("regression", train, valid, ())
-    strength = float(baseline.note.rpartition(" ")[2])
     vectors = TfidfVectorizer(token_pattern=WORD)
-    model = Ridge(alpha=1 / strength).fit(vectors.fit_transform(train.texts), train.targets)
-    assert baseline.predict(test).logits[:, 0] == pytest.approx(model.predict(vectors.transform(test.texts)), abs=1e-5)
+    x = vectors.fit_transform(train.texts)
+    models = {c: Ridge(alpha=1 / c).fit(x, train.targets) for c in GRID}
+    scores = {c: np.mean((m.predict(vectors.transform(valid.texts)) - valid.targets) ** 2) for c, m in models.items()}
+    best = min(scores, key=scores.__getitem__)
+    assert best > 1
+    baseline = tfidf("regression", train, valid, ())
+    assert baseline.note == f"ridge regression on {x.shape[1]} words, C = {best:g}"
+    expected = models[best].predict(vectors.transform(test.texts))
+    assert baseline.predict(test).logits[:, 0] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("fit", [majority, tfidf])

@@ -1,5 +1,7 @@
 """Which parameters decay; steps equal PyTorch's own optimisers; the state goes by name and comes back."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -111,3 +113,63 @@ def test_learning_rate_is_each_groups_share_of_its_own_peak(parts):
     optimiser.param_groups[1]["peak_lr"] = 0.2
     set_learning_rate(optimiser, 0.5)
     assert [group["lr"] for group in optimiser.param_groups] == [0.2, 0.1]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_a_scaled_rate_is_a_share_of_what_the_parameter_had(parts, name):
+    """Peak and decay of every parameter: its own, times its scale; the decay rule does not change."""
+    config = OptimConfig(
+        name=name, learning_rate=0.4, weight_decay=0.3, adamw_learning_rate=0.2 if name == "muon" else None
+    )
+    model = parts.Model(parts.Config())
+    names = {parameter: name for name, parameter in model.named_parameters()}
+
+    def settings(scales):
+        groups = make_optimiser(model, config, scales).param_groups
+        return {names[p]: (g["peak_lr"], g["weight_decay"], g.get("matrices")) for g in groups for p in g["params"]}
+
+    plain, scales = settings(None), {"embedding.weight": 0.5, "up.bias": 0.5, "up.weight": 0.25}
+    assert settings(scales) == {
+        name: (rate * scales.get(name, 1.0), decay, matrices) for name, (rate, decay, matrices) in plain.items()
+    }
+    assert plain["embedding.weight"][0] == (0.2 if name == "muon" else 0.4)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_step_with_scaled_rates_moves_each_parameter_as_its_own_rate_would(parts, name):
+    """The truth is an optimiser whose whole rate is the scaled one; each parameter is compared with its own."""
+    start = parts.Model(parts.Config())
+    set_gradients(start, 0)
+    scales = {"embedding.weight": 0.5, "up.weight": 0.25, "up.bias": 0.5}
+
+    def stepped(rate, scales=None):
+        model = copy.deepcopy(start)
+        for mine, theirs in zip(model.parameters(), start.parameters(), strict=True):
+            mine.grad = theirs.grad.clone()
+        optimiser = make_optimiser(model, OptimConfig(name=name, learning_rate=rate), scales)
+        set_learning_rate(optimiser, 1.0)
+        optimiser.step()
+        return dict(model.named_parameters())
+
+    ours = stepped(0.01, scales)
+    for parameter_name, parameter in ours.items():
+        truth = stepped(0.01 * scales.get(parameter_name, 1.0))[parameter_name]
+        assert torch.equal(parameter, truth), parameter_name
+
+
+def test_state_with_scaled_rates_goes_by_name_to_an_optimiser_without(parts):
+    """Groups differ, names do not: the state of one fits the other."""
+    model = parts.Model(parts.Config())
+    scaled, plain = make_optimiser(model, OptimConfig(), {"up.weight": 0.5}), make_optimiser(model, OptimConfig())
+    set_gradients(model, 0)
+    scaled.step()
+    tensors = optimiser_tensors(scaled, model)
+    put_optimiser_tensors(plain, model, tensors, source="file")
+    again = optimiser_tensors(plain, model)
+    assert tensors.keys() == again.keys() and all(torch.equal(tensors[name], again[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("scales", [{"up.wait": 0.5}, {"up.weight": 0.0}], ids=["no-such-parameter", "zero"])
+def test_a_scale_that_names_nothing_or_stops_is_refused(parts, scales):
+    with pytest.raises(ValueError, match="rate_scales takes names of parameters and shares above 0"):
+        make_optimiser(parts.Model(parts.Config()), OptimConfig(), scales)

@@ -149,10 +149,12 @@ def test_a_step_without_targets_changes_nothing_but_the_count(parts, make_traine
             return replace(batch, targets=torch.full_like(batch.targets, -100)) if batch.seed in (17, 34) else batch
 
     trainer = make_trainer(objective=SometimesEmpty(), max_steps=4)
-    seen = [bits(trainer)]
+    seen, begun = [bits(trainer)], []
+    trainer.before_step.append(lambda t: begun.append(t.state.step))
     trainer.after_step.append(lambda t: seen.append(bits(t)))
     trainer.fit()
     rows = read_columns(trainer.folder.metrics_path)
+    assert begun == [0, 1, 2, 3]
     assert len(seen) == 3  # the start, step 1, step 4
     assert rows["step"] == [1, 2, 3, 4] and [value is None for value in rows["loss"]] == [False, True, True, False]
     assert trainer.state.empty_steps == 2 and trainer.state.step == 4
