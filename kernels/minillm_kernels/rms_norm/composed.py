@@ -51,8 +51,9 @@ class ClosedForm(torch.autograd.Function):
 
     @staticmethod
     @by_hand
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return ds and dweight."""
+        (dy,) = grads
         s, weight, rstd = ctx.saved_tensors
         x_hat = s * rstd  # (..., C)
         product = (dy * x_hat).reshape(-1, s.shape[-1])  # (R, C)

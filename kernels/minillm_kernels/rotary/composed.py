@@ -36,8 +36,9 @@ class RotatedHalves(torch.autograd.Function):
 
     @staticmethod
     @by_hand
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return dx: dy turned back, by the negative angle."""
+        (dy,) = grads
         cos, sin = ctx.saved_tensors
         return _rotate_halves(dy, cos, -sin), None, None
 
