@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minillm.cli.arguments import Parser, add_settings, override_settings, print_json
-from minillm.config import build
+from minillm.config import build, setting, to_table
 from minillm.errors import InputError
 from minillm.finetune.config import TableConfig
 
@@ -25,10 +25,24 @@ ALIASES = ("data.train", "data.valid", "data.test")  # settings that mean nothin
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswerConfig:
+    """What of the run's section [task] may be another when answers are read."""
+
+    max_answer_tokens: int | None = setting(None, "question_answering: tokens of an answer at most; none: the run's")
+    candidates: int | None = setting(None, "question_answering: answers shown for a question; none: the run's")
+    no_answer_threshold: float | None = setting(
+        None,
+        "question_answering: no answer is given where that scores more than so much above the best; none: the run's",
+    )
+    max_new_tokens: int | None = setting(None, "prompt_answer: tokens of an answer at most; none: the run's")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """How a table is read."""
+    """How a table is read, and answers."""
 
     data: TableConfig
+    task: AnswerConfig
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,7 +55,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder of minillm finetune")
     parser.add_argument("--text", action="append", metavar="TEXT", help="a text; give it again for several")
     parser.add_argument("--pair", action="append", metavar="TEXT", help="the second text of each --text, for pairs")
-    parser.add_argument("--input", type=Path, metavar="FILE", help="a table: .csv, .tsv, .jsonl, .parquet or .txt")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help="a table: .csv, .tsv, .jsonl, .parquet or .txt, or a file of the task's own kind",
+    )
     parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, latest or a step (default best)")
     parser.add_argument(
         "--device", default="auto", metavar="DEVICE", help="cpu, cuda or mps (default: the best one here)"
@@ -52,15 +71,15 @@ def main(argv: Sequence[str]) -> None:
     _check_sources(arguments)
     table: dict[str, object] = {}
     override_settings(table, arguments, PredictConfig, skip=ALIASES)
-    config: TableConfig = build(PredictConfig, table, source="the command line").data
+    config: PredictConfig = build(PredictConfig, table, source="the command line")
 
     from minillm.finetune.predict import load_finetuned
     from minillm.training.precision import choose_device
 
     device = choose_device(arguments.device, setting="--device")
-    loaded = load_finetuned(arguments.run, arguments.checkpoint, device=device)
-    rows = _rows(arguments, config, loaded)
-    for answer in loaded.predict(rows, loaded.columns(rows, config)):
+    loaded = load_finetuned(arguments.run, arguments.checkpoint, device=device, task=to_table(config.task))
+    rows = _rows(arguments, config.data, loaded)
+    for answer in loaded.predict(rows, loaded.columns(rows, config.data)):
         print_json(answer)
 
 

@@ -11,7 +11,6 @@ Read next: `../cli/predict.py`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ import torch
 
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder, read_json
-from minillm.config import build, read_toml
+from minillm.config import build, read_toml, to_table
 from minillm.errors import InputError
-from minillm.finetune.config import FinetuneConfig, TableConfig, TaskModelConfig
+from minillm.finetune.config import FinetuneConfig, TableConfig, TaskConfig, TaskModelConfig
 from minillm.finetune.encoding import TextEncoder
 from minillm.finetune.ensemble import ensemble
 from minillm.finetune.loader import SequenceLoader
@@ -79,28 +78,38 @@ class Finetuned:
         yield from self.task.answers(self.predictions(table, columns or self.columns(table)), **self.calibration)
 
 
-def load_finetuned(folder: Path | str, which: str | int = "best", *, device: torch.device | str = "cpu") -> Finetuned:
+def load_finetuned(
+    folder: Path | str,
+    which: str | int = "best",
+    *,
+    device: torch.device | str = "cpu",
+    task: Mapping[str, Any] | None = None,
+) -> Finetuned:
     """Return the model of a fine-tuning run.
 
     Args:
         folder: what `--out` named when it was started; of several seeds this takes all of them together.
         which: "best", "latest" or a step that has a checkpoint.
+        device: where the model goes.
+        task: settings of the section [task] that are others than in the run, such as `no_answer_threshold`.
     Raises:
-        InputError: no such run or checkpoint, a damaged one, one of pretraining, or several seeds of a task whose
-            answers have no mean.
+        InputError: no such run or checkpoint, a damaged one, one of pretraining, a setting that does not do, or several
+            seeds of a task whose answers have no mean.
 
     Cost: reads `model.safetensors` once; PyTorch's random state is left as it was.
     """
     run = RunFolder(folder)
     members = [RunFolder(path) for path in seed_folders(run.path)] or [run]
-    loaded = [_member(member, which) for member in members]
-    (first, task, tokenizer), *_ = loaded
-    if len(loaded) > 1 and not isinstance(task, TextTask):
-        raise InputError(f"{run} holds {len(loaded)} seeds, and answers of {task.name} have no mean; take {members[0]}")
+    loaded = [_member(member, which, task or {}) for member in members]
+    (first, asked, tokenizer), *_ = loaded
+    if len(loaded) > 1 and not isinstance(asked, TextTask):
+        raise InputError(
+            f"{run} holds {len(loaded)} seeds, and answers of {asked.name} have no mean; take {members[0]}"
+        )
     kept = read_json(run.calibration_path) if run.calibration_path.exists() else {}
     return Finetuned(
         models=[model.eval().to(device) for model, _, _ in loaded],
-        task=task,
+        task=asked,
         tokenizer=tokenizer,
         encoder=TextEncoder(tokenizer, first.config.backbone, first.config.text),
         calibration={name: kept[name] for name in ("temperature", "thresholds") if name in kept},
@@ -113,16 +122,16 @@ def seed_folders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))
 
 
-def _member(run: RunFolder, which: str | int) -> tuple[TaskModel, Task, Tokenizer]:
-    """Return the model of one run, its task and its tokenizer."""
+def _member(run: RunFolder, which: str | int, changed: Mapping[str, Any]) -> tuple[TaskModel, Task, Tokenizer]:
+    """Return the model of one run, its task with some of its settings changed, and its tokenizer."""
     checkpoint = run.load(checkpoint_name(which))
     path = str(checkpoint.folder / "config.json")
     if "task" not in checkpoint.model_config:
         raise InputError(f"{run} is a pretraining run and knows no labels; fine-tune it first: minillm finetune {run}")
     shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
     config: FinetuneConfig = build(FinetuneConfig, read_toml(run.config_path), source=str(run.config_path))
-    kind = TASKS[shape.task.name]
-    task = kind.from_facts(dataclasses.replace(config.task, exact_match=True), shape.task)  # answers are to be written
+    settings: TaskConfig = build(TaskConfig, to_table(config.task) | {**changed}, source=str(run.config_path))
+    task = TASKS[shape.task.name].from_facts(settings, shape.task)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten: no one shall notice
         model = build_task_model(shape, task)
     put_tensors(model, checkpoint.model_tensors(), source=checkpoint.folder / "model.safetensors")

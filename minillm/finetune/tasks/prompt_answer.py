@@ -84,7 +84,7 @@ class PromptAnswer:
     needs_output_weight: ClassVar[bool] = True
     best_metric: str = "loss"
     column_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "text": ("prompt", "instruction", "question", "input", "source"),
+        "text": ("prompt", "instruction", "question", "input", "source", "text"),
         "label": ("answer", "completion", "response", "output", "target"),
     }
     readers: ClassVar[Mapping[str, Callable[[Path], Table]]] = {}

@@ -116,8 +116,8 @@ class QuestionAnswering:
     needs_output_weight: ClassVar[bool] = False
     best_metric: str = "f1"
     column_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "text": ("question",),
-        "pair": ("context", "passage", "paragraph"),
+        "text": ("question", "text"),
+        "pair": ("context", "passage", "paragraph", "pair"),
         "label": ("answers", "answer"),
     }
     readers: ClassVar[Mapping[str, Callable[[Path], Table]]] = {".json": read_squad}
@@ -424,7 +424,8 @@ def _context(table: Table, columns: Columns) -> str:
     """Return the column of the contexts."""
     if columns.pair is None:
         raise InputError(
-            f"{table.path} has no column of contexts; it has {', '.join(table.columns)}: name one with data.pair_column"
+            f"{table.path} has no contexts; it has {', '.join(table.columns)}: name their column with data.pair_column"
+            ", or give --pair beside --text"
         )
     return columns.pair
 

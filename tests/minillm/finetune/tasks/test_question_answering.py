@@ -266,9 +266,7 @@ def test_bad_answers(answers, words):
 def test_no_column_of_contexts():
     """Those that are there are listed."""
     given_table = Table(path="some.jsonl", columns={"question": ["?"], "answers": [[]]}, lines=[1])
-    with pytest.raises(
-        InputError, match="no column of contexts; it has question, answers: name one with data.pair_col"
-    ):
+    with pytest.raises(InputError, match="has no contexts; it has question, answers: name their column with data.pair"):
         QuestionAnswering.learn(config(), given_table, Columns(text="question", label="answers"))
 
 
