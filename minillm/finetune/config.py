@@ -139,7 +139,7 @@ class HeadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskModelConfig:
-    """Backbone, head, adapter and how texts reach them: what a checkpoint of a fine-tuned model keeps in config.json."""
+    """Backbone, head, adapter and how texts reach them: what a checkpoint of a fine-tuned model has as config.json."""
 
     task: TaskFacts
     text: TextConfig
