@@ -30,7 +30,7 @@ STEP_NAME = re.compile(r"step-(\d{6,})")  # a marker with anything else is not f
 MARKERS = ("latest", "best")
 PLOTS = ("loss.png", "learning_rate.png", "throughput.png")
 OURS = {"config.toml", "corpus.json", "tokenizer", "tokens", "metrics.csv", "timing.csv", "anchors.json", "checkpoints"}
-OURS |= {"report", "calibration.json"}  # of fine-tuning
+OURS |= {"report", "calibration.json", "random"}  # of fine-tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,7 @@ class RunFolder:
         self.tokens_path = self.path / "tokens"
         self.metrics_path = self.path / "metrics.csv"
         self.timing_path = self.path / "timing.csv"
+        self.calibration_path = self.path / "calibration.json"
         self.checkpoints = self.path / "checkpoints"
 
     def __str__(self) -> str:
@@ -141,7 +142,7 @@ class RunFolder:
                 (self.checkpoints / marker).unlink(missing_ok=True)
             for step in self.steps():
                 files.remove_folder(self.folder_of(step))
-            for path in (self.metrics_path, self.timing_path, self.corpus_path):
+            for path in (self.metrics_path, self.timing_path, self.corpus_path, self.calibration_path):
                 path.unlink(missing_ok=True)
 
     @contextmanager

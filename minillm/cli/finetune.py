@@ -43,18 +43,21 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse(argv)
     _check_sources(arguments)
 
-    from minillm.finetune import run  # imports torch: after the words were found right
+    from minillm.checkpoint.run_folder import RunFolder
+    from minillm.finetune import run, seeds  # import torch: after the words were found right
     from minillm.training.progress import Progress
 
     progress = Progress(quiet=arguments.quiet)
     if arguments.resume is not None:
         overrides: dict[str, Any] = {}
         override_settings(overrides, arguments, FinetuneConfig, skip=ALIASES)
-        result = run.resume(arguments.resume, overrides, progress=progress)
+        several = run.changed(RunFolder(arguments.resume), overrides).seeds > 1
+        result = (seeds.resume_seeds if several else run.resume)(arguments.resume, overrides, progress=progress)
     else:
         config = _config(arguments)
         out = arguments.out or Path("runs") / f"{Path(config.init).name}-{Path(config.data.train).stem}"
-        result = run.finetune(config, out, overwrite=arguments.overwrite, progress=progress)
+        begin = seeds.finetune_seeds if config.seeds > 1 else run.finetune
+        result = begin(config, out, overwrite=arguments.overwrite, progress=progress)
     if arguments.json:
         print_json(result.json())
     elif not arguments.quiet:

@@ -13,6 +13,7 @@ from typing import Literal
 from minillm.config import setting
 from minillm.errors import InputError
 from minillm.finetune.adapters.config import AdapterConfig
+from minillm.finetune.augmentation import AugmentationConfig
 from minillm.finetune.regularisers.config import RegulariserConfig
 from minillm.finetune.scope_config import ScopeConfig, check_together
 from minillm.model.config import ModelConfig
@@ -225,6 +226,7 @@ class FinetuneConfig:
 
     init: str = setting("", "run folder whose model and tokenizer this one begins with")
     random: bool = setting(False, "take only the shape of that model, and draw its weights at random")
+    against_random: bool = setting(False, "train from random weights too: the report shows what pretraining bought")
     seeds: int = setting(1, "runs from train.seed, train.seed + 1, ...: mean, deviation, each, and their ensemble")
     data: TableConfig
     text: TextConfig
@@ -234,6 +236,7 @@ class FinetuneConfig:
     scope: ScopeConfig
     adapter: AdapterConfig | None = None
     regulariser: RegulariserConfig
+    augmentation: AugmentationConfig
     train: FinetuneTrainConfig
     optim: FinetuneOptimConfig
 

@@ -12,7 +12,7 @@ Read next: `heads.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from minillm.finetune.encoding import Sequences
 
 ORDER, GROUP, BATCH = range(100, 103)  # what a seed is mixed for; other numbers than the pretraining loader's
 BATCHES_A_GROUP = 50
+Varied = Callable[[NDArray[np.int64], NDArray[np.int64]], Sequences]
 
 
 class SequenceLoader:
@@ -36,6 +37,7 @@ class SequenceLoader:
         batch_size: int,
         pad: int | None,
         buckets: bool = True,
+        varied: Varied | None = None,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -47,6 +49,8 @@ class SequenceLoader:
             batch_size: rows of one optimiser step, over all ranks.
             pad: the token that fills rows; None: 0.
             buckets: sort by length within groups of batches.
+            varied: (numbers of sequences, epoch of each) -> those sequences as training meets them in those epochs;
+                None: they are always the same. Buckets go by the lengths of the sequences as they are.
             seed: of the order and of what is drawn from `Batch.seed`.
             rank, world: this process and how many there are; `world` divides `batch_size`.
         Raises:
@@ -55,9 +59,9 @@ class SequenceLoader:
         if batch_size % world or not 0 <= rank < world:
             raise ValueError(f"batch_size ({batch_size}) must be a multiple of the number of processes ({world})")
         self.sequences, self.batch_size, self.pad, self.seed = sequences, batch_size, pad or 0, seed
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.varied = rank, world, varied
         self.group = max(1, min(BATCHES_A_GROUP, len(sequences) // batch_size)) if buckets else 1
-        self._known: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))  # the last group and its batches
+        self._known: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))  # the last group and its samples
 
     def batch(self, step: int) -> Batch:
         """Return this rank's rows of an optimiser step, counted from 0."""
@@ -65,19 +69,23 @@ class SequenceLoader:
         if group != self._known[0]:
             self._known = group, self._batches_of(group)
         rows = self.batch_size // self.world
-        places = self._known[1][place][self.rank * rows : (self.rank + 1) * rows]
-        return collate(self.sequences, places, pad=self.pad, seed=mix(self.seed, BATCH, step, self.rank))
+        samples = self._known[1][place][self.rank * rows : (self.rank + 1) * rows]
+        places, seed = self._sequences_of(samples), mix(self.seed, BATCH, step, self.rank)
+        if self.varied is None:
+            return collate(self.sequences, places, pad=self.pad, seed=seed)
+        return collate(self.varied(places, samples // len(self.sequences)), np.arange(rows), pad=self.pad, seed=seed)
 
     def _batches_of(self, group: int) -> NDArray[np.int64]:
-        """Return the sequences of each batch of a group, (M, batch_size)."""
+        """Return the samples of the run that are in each batch of a group, (M, batch_size)."""
         size = self.group * self.batch_size
-        chosen = self._samples(np.arange(group * size, (group + 1) * size))
+        samples = np.arange(group * size, (group + 1) * size)
         if self.group == 1:
-            return chosen[None]
-        by_length = chosen[np.argsort(self.sequences.lengths[chosen], kind="stable")].reshape(self.group, -1)
+            return samples[None]
+        lengths = self.sequences.lengths[self._sequences_of(samples)]
+        by_length = samples[np.argsort(lengths, kind="stable")].reshape(self.group, -1)
         return by_length[permuted(np.arange(self.group), self.group, mix(self.seed, GROUP, group))]
 
-    def _samples(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _sequences_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the sequences that samples of the run are."""
         S = len(self.sequences)
         epoch, place = samples // S, samples % S

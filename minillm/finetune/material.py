@@ -9,18 +9,23 @@ Read next: `source.py`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from minillm.errors import InputError
+from minillm.finetune.augmentation import Augmenter, Text
 from minillm.finetune.config import FinetuneConfig, TableConfig
 from minillm.finetune.encoding import Sequences, TextEncoder
-from minillm.finetune.loader import SequenceLoader
+from minillm.finetune.loader import SequenceLoader, Varied
 from minillm.finetune.table import Columns, Table, find_columns, read_table
 from minillm.finetune.task_model import TaskModel
 from minillm.finetune.tasks.protocol import Task
 from minillm.finetune.tasks.registry import TASKS
+from minillm.finetune.tasks.texts import TextTask
 from minillm.model.config import ModelConfig
 from minillm.tokenizer.base import Tokenizer
 from minillm.training.progress import Progress
@@ -38,7 +43,7 @@ class Split:
     loader: SequenceLoader
 
     @property
-    def texts(self) -> list[str] | list[tuple[str, str]]:
+    def texts(self) -> Sequence[Text]:
         """The text of each row, or its two texts."""
         first = self.table.texts(self.columns.text)
         if self.columns.pair is None:
@@ -53,10 +58,15 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """The splits of a run and their task. splits: "train", "valid" and, where there is one, "test"."""
+    """The splits of a run and their task.
+
+    splits: "train", "valid" and, where there is one, "test".
+    notes: what was cut, which rows stand in two splits, and what else a reader of the figures should know.
+    """
 
     task: Task
     splits: Mapping[str, Split]
+    notes: Sequence[str]
 
     def predict(self, model: TaskModel, name: str) -> Any:
         """Return what the model says about a split."""
@@ -67,17 +77,23 @@ class Material:
         """Return the model's figures on a split."""
         return self.task.figures(self.predict(model, name))
 
-    def card(self) -> dict[str, Any]:
-        """Return what a run folder keeps of its tables: rows, digest, what was cut."""
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return the numbers of rows and of what was cut, by split."""
         return {
             name: {
-                "path": split.table.path,
-                "sha256": digest(split.table.path),
                 "rows": len(split.table),
-                "sequences": len(split.sequences),
-                "cut_rows": split.sequences.truncation.rows,
-                "cut_tokens": split.sequences.truncation.tokens,
+                "tokens": len(split.sequences.tokens),
+                "rows cut": split.sequences.truncation.rows,
+                "tokens cut": split.sequences.truncation.tokens,
             }
+            for name, split in self.splits.items()
+        }
+
+    def card(self) -> dict[str, Any]:
+        """Return what a run folder keeps of its tables."""
+        counts = self.counts()
+        return {
+            name: {"path": split.table.path, "sha256": digest(split.table.path)} | counts[name]
             for name, split in self.splits.items()
         }
 
@@ -86,14 +102,13 @@ def gather(
     config: FinetuneConfig,
     tokenizer: Tokenizer,
     model: ModelConfig,
-    *,
     progress: Progress,
 ) -> Material:
     """Return the material of a run.
 
     Args:
         model: of the backbone: its context and kind are read.
-        progress: is told what was cut, and which rows stand in two splits.
+        progress: is told of the notes.
     Raises:
         InputError: a table that does not do; the text names the file and the line.
     """
@@ -111,26 +126,48 @@ def gather(
                 f"has {'one' if found.pair is None else 'none'}; name the columns with data.pair_column"
             )
     task = kind.learn(config.task, tables["train"], columns["train"])
-    splits = {}
+    splits, notes = {}, []
     for name, table in tables.items():
         sequences = task.encode(table, columns[name], encoder, labelled=True)
         loader = SequenceLoader(
             sequences, batch_size=config.train.batch_size, pad=tokenizer.specials.pad, seed=config.train.seed
         )
         splits[name] = Split(table=table, columns=columns[name], sequences=sequences, loader=loader)
-        for note in notes_on(name, splits[name], encoder):
-            progress.note(note)
-    for note in overlaps(splits):
+        progress.note(f"{name}: {len(table):,} rows, {len(sequences.tokens):,} tokens in {len(sequences):,} sequences")
+        notes += notes_on(name, splits[name], encoder)
+    if config.augmentation.share:
+        splits["train"].loader.varied = augmented(splits["train"], task, config, encoder)
+    notes += overlaps(splits)
+    for note in notes:
         progress.note(note)
-    return Material(task=task, splits=splits)
+    return Material(task=task, splits=splits, notes=notes)
+
+
+def augmented(train: Split, task: Task, config: FinetuneConfig, encoder: TextEncoder) -> Varied:
+    """Return what makes the training texts of an epoch, with their targets.
+
+    Raises:
+        InputError: a task whose targets stand at words, or texts in windows.
+    """
+    if not isinstance(task, TextTask) or config.text.long_texts == "windows":
+        what = task.name if not isinstance(task, TextTask) else "text.long_texts = windows"
+        raise InputError(f"augmentation.share changes whole texts and does not go with {what}; set it to 0")
+    texts, targets = train.texts, train.sequences.targets
+    assert targets is not None
+    augmenter = Augmenter(config.augmentation, texts, seed=config.train.seed)
+
+    def varied(places: NDArray[np.int64], epochs: NDArray[np.int64]) -> Sequences:
+        changed = [augmenter.text(texts[int(p)], epoch=int(e), row=int(p)) for p, e in zip(places, epochs, strict=True)]
+        first = [text if isinstance(text, str) else text[0] for text in changed]
+        second = [text[1] for text in changed if not isinstance(text, str)]
+        return encoder.sequences(first, second or None).with_targets(targets[places])
+
+    return varied
 
 
 def notes_on(name: str, split: Split, encoder: TextEncoder) -> list[str]:
     """Return what the user should know about a split, a line each."""
-    rows, sequences, cut = len(split.table), len(split.sequences), split.sequences.truncation
-    lines = [f"{name}: {rows:,} rows, {len(split.sequences.tokens):,} tokens"]
-    if sequences != rows:
-        lines[0] += f" in {sequences:,} sequences"
+    rows, cut, lines = len(split.table), split.sequences.truncation, []
     if cut.rows:
         lines.append(
             f"{name}: {cut.rows:,} of {rows:,} rows are longer than {encoder.max_length} tokens: {cut.tokens:,} tokens "

@@ -12,7 +12,7 @@ Read next: `../cli/predict.py`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,33 +25,35 @@ from minillm.config import build, read_toml
 from minillm.errors import InputError
 from minillm.finetune.config import FinetuneConfig, TableConfig, TaskModelConfig
 from minillm.finetune.encoding import TextEncoder
+from minillm.finetune.ensemble import ensemble
 from minillm.finetune.loader import SequenceLoader
 from minillm.finetune.source import build_task_model
 from minillm.finetune.table import Columns, Table, find_columns
 from minillm.finetune.task_model import TaskModel
 from minillm.finetune.tasks.protocol import Task
 from minillm.finetune.tasks.registry import TASKS
+from minillm.finetune.tasks.texts import TextTask
 from minillm.loading import checkpoint_name
 from minillm.tokenizer.base import Tokenizer, load_tokenizer
 
 ROWS = 64  # sequences that the model takes at once
-CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finetuned:
     """A fine-tuned model and what belongs to it.
 
-    model: in evaluation mode, parameters in float32. encoder: reads texts as in training.
-    temperature: divides the logits before they become probabilities. step: of the checkpoint.
+    models: in evaluation mode, parameters in float32: one, or one a seed, whose answers are averaged.
+    encoder: reads texts as in training.
+    calibration: `temperature`, which divides the logits before they become probabilities, and of multi_label
+        `thresholds`; as `report.calibrate` fitted them.
     """
 
-    model: TaskModel
+    models: Sequence[TaskModel]
     task: Task
     tokenizer: Tokenizer
     encoder: TextEncoder
-    temperature: float
-    step: int
+    calibration: Mapping[str, Any]
 
     def columns(self, table: Table, config: TableConfig | None = None) -> Columns:
         """Return the columns of a table that hold what the model reads.
@@ -65,7 +67,8 @@ class Finetuned:
         """Return what the model says about the rows of a table, as `Task.predict` does."""
         sequences = self.task.encode(table, columns, self.encoder, labelled=False)
         loader = SequenceLoader(sequences, batch_size=ROWS, pad=self.tokenizer.specials.pad)
-        return self.task.predict(self.model, loader.eval_batches(ROWS), sequences)
+        said = [self.task.predict(model, loader.eval_batches(ROWS), sequences) for model in self.models]
+        return said[0] if len(said) == 1 else ensemble(said)
 
     def predict(self, table: Table, columns: Columns | None = None) -> Iterator[dict[str, Any]]:
         """Yield the answer to each row of a table: for classes `label` and `probabilities`.
@@ -73,21 +76,45 @@ class Finetuned:
         Raises:
             InputError: an empty text, or a column that is missing.
         """
-        yield from self.task.answers(self.predictions(table, columns or self.columns(table)), self.temperature)
+        yield from self.task.answers(self.predictions(table, columns or self.columns(table)), **self.calibration)
 
 
 def load_finetuned(folder: Path | str, which: str | int = "best", *, device: torch.device | str = "cpu") -> Finetuned:
     """Return the model of a fine-tuning run.
 
     Args:
-        folder: what `--out` named when it was started.
+        folder: what `--out` named when it was started; of several seeds this takes all of them together.
         which: "best", "latest" or a step that has a checkpoint.
     Raises:
-        InputError: no such run or checkpoint, a damaged one, or one of pretraining.
+        InputError: no such run or checkpoint, a damaged one, one of pretraining, or several seeds of a task whose
+            answers have no mean.
 
     Cost: reads `model.safetensors` once; PyTorch's random state is left as it was.
     """
     run = RunFolder(folder)
+    members = [RunFolder(path) for path in seed_folders(run.path)] or [run]
+    loaded = [_member(member, which) for member in members]
+    (first, task, tokenizer), *_ = loaded
+    if len(loaded) > 1 and not isinstance(task, TextTask):
+        raise InputError(f"{run} holds {len(loaded)} seeds, and answers of {task.name} have no mean; take {members[0]}")
+    kept = read_json(run.calibration_path) if run.calibration_path.exists() else {}
+    return Finetuned(
+        models=[model.eval().to(device) for model, _, _ in loaded],
+        task=task,
+        tokenizer=tokenizer,
+        encoder=TextEncoder(tokenizer, first.config.backbone, first.config.text),
+        calibration={name: kept[name] for name in ("temperature", "thresholds") if name in kept},
+    )
+
+
+def seed_folders(folder: Path) -> list[Path]:
+    """Return the runs inside a folder that holds several seeds of one, by seed; none where it is a run itself."""
+    found = [path for path in folder.glob("seed-*") if path.name.removeprefix("seed-").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))
+
+
+def _member(run: RunFolder, which: str | int) -> tuple[TaskModel, Task, Tokenizer]:
+    """Return the model of one run, its task and its tokenizer."""
     checkpoint = run.load(checkpoint_name(which))
     path = str(checkpoint.folder / "config.json")
     if "task" not in checkpoint.model_config:
@@ -96,16 +123,7 @@ def load_finetuned(folder: Path | str, which: str | int = "best", *, device: tor
     config: FinetuneConfig = build(FinetuneConfig, read_toml(run.config_path), source=str(run.config_path))
     kind = TASKS[shape.task.name]
     task = kind.from_facts(dataclasses.replace(config.task, exact_match=True), shape.task)  # answers are to be written
-    tokenizer = load_tokenizer(run.tokenizer_path)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten: no one shall notice
         model = build_task_model(shape, task)
     put_tensors(model, checkpoint.model_tensors(), source=checkpoint.folder / "model.safetensors")
-    calibration = run.path / CALIBRATION
-    return Finetuned(
-        model=model.eval().to(device),
-        task=task,
-        tokenizer=tokenizer,
-        encoder=TextEncoder(tokenizer, shape.backbone, shape.text),
-        temperature=float(read_json(calibration)["temperature"]) if calibration.exists() else 1.0,
-        step=checkpoint.step,
-    )
+    return model, task, load_tokenizer(run.tokenizer_path)

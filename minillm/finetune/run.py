@@ -8,8 +8,10 @@ Read next: `predict.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,16 @@ from minillm.config import build, override, read_toml, toml_text
 from minillm.errors import InputError
 from minillm.finetune.adapters.adalora import RankAllocator, WithOrthogonality
 from minillm.finetune.adapters.config import AdaLoRAConfig
+from minillm.finetune.baselines import Examples, majority, tfidf
 from minillm.finetune.config import FinetuneConfig, TaskModelConfig
 from minillm.finetune.material import Material, check_unchanged, gather
+from minillm.finetune.predictions import Predictions
 from minillm.finetune.regularisers.config import regularised
+from minillm.finetune.report import Contender, Figures, Report, calibrate, count_parameters, write_report
 from minillm.finetune.scope import rate_scales, unfreeze_gradually
-from minillm.finetune.source import bare_task_model, initial_model, open_source, prepared
+from minillm.finetune.source import Source, bare_task_model, initial_model, open_source, prepared
 from minillm.finetune.task_model import ADAPTER, TaskModel
+from minillm.finetune.tasks.texts import TextTask
 from minillm.pretrain_config import rehearsal
 from minillm.tokenizer.base import load_tokenizer
 from minillm.training.gradient import Objective
@@ -40,7 +46,9 @@ CHANGEABLE = ("train.max_steps", "train.patience", "train.keep_checkpoints", "tr
 CHANGEABLE += ("train.eval_every", "train.checkpoint_every", "train.micro_batch_size")
 CHANGEABLE += ("train.device", "train.compute_dtype", "train.compile", "train.threads")
 
-Figures = Mapping[str, float | None]
+JUDGED = ("valid", "test")
+THIS = "this model"
+TWIN = "random"  # folder, inside a run's, of the same run from random weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,27 +56,31 @@ class Result:
     """What came of a run.
 
     run: its folder. summary: what the trainer says. step: of the chosen checkpoint.
-    valid, test: its figures; None where Ctrl-C ended the run early, and where there is no test table.
+    contenders: this model, the baselines and, on request, the same from random weights, with what each says of "valid"
+        and "test"; report: what was written of them. Empty and none where Ctrl-C ended the run early.
     examples_per_second: of training, evaluation and saving left out.
     """
 
     run: Path
     summary: Summary
     step: int
-    valid: Figures | None
-    test: Figures | None
+    contenders: Sequence[Contender]
+    report: Report | None = None
     examples_per_second: float
 
     def json(self) -> dict[str, Any]:
         """Return the figures under the names of the command line's contract."""
+        figures = {c.name: {split: dict(c.figures(split)) for split in c.splits} for c in self.contenders}
+        own = figures.pop(THIS, {})
         return {
             "run": str(self.run),
             "steps": self.summary.steps,
             "best_step": self.step,
             "seconds": self.summary.seconds,
             "examples_per_second": self.examples_per_second,
-            "valid": self.valid,
-            "test": self.test,
+            "valid": own.get("valid"),
+            "test": own.get("test"),
+            "baselines": figures,
         }
 
 
@@ -76,7 +88,8 @@ def finetune(config: FinetuneConfig, out: Path, *, overwrite: bool = False, prog
     """Fine-tune a model from its beginning, and leave a run folder.
 
     Args:
-        config: all settings. QUICK=1 in the environment cuts the steps; see `minillm.pretrain_config.rehearsal`.
+        config: all settings; of `seeds` only the first. QUICK=1 in the environment cuts the steps; see
+            `minillm.pretrain_config.rehearsal`.
         out: the run folder.
         overwrite: replace the run that stands in `out`.
         progress: None: say nothing.
@@ -88,17 +101,28 @@ def finetune(config: FinetuneConfig, out: Path, *, overwrite: bool = False, prog
     folder = RunFolder(out)
     with folder.gone_if_unused(), progress.shown():
         folder.check_free(overwrite)
-        choose_device(config.train.device)
-        source = open_source(Path(config.init), random=config.random)
-        material = gather(config, source.tokenizer, source.model, progress=progress)
-        config = config.resolved(len(material.splits["train"].sequences), material.task.best_metric)
-        config = rehearsal(config, progress.note)
-        model = initial_model(config, material.task, source)
+        config, source, material, model = beginning(config, progress)
         folder.create(overwrite)  # not before all of that is known to do: a run that stands here is removed
+        for name in ("report", TWIN):
+            shutil.rmtree(folder.path / name, ignore_errors=True)
         source.tokenizer.save(folder.tokenizer_path)
         write_text(folder.config_path, toml_text(config))
         write_text(folder.corpus_path, json.dumps(material.card(), indent=1) + "\n")
-        return _train(_trainer(config, folder, material, model, progress), material, progress)
+        return _train(_trainer(config, folder, material, model, progress), material, config, progress)
+
+
+def beginning(config: FinetuneConfig, progress: Progress) -> tuple[FinetuneConfig, Source, Material, TaskModel]:
+    """Return all that a run begins with, its settings with every number of steps; nothing is written.
+
+    Raises:
+        InputError: a setting or a table that does not do.
+    """
+    choose_device(config.train.device)
+    source = open_source(Path(config.init), random=config.random)
+    material = gather(config, source.tokenizer, source.model, progress)
+    config = config.resolved(len(material.splits["train"].sequences), material.task.best_metric)
+    config = rehearsal(config, progress.note)
+    return config, source, material, initial_model(config, material.task, source)
 
 
 def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None = None) -> Result:
@@ -115,24 +139,25 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
     folder = RunFolder(run)
     with progress.shown():
         checkpoint = folder.load()
-        config = rehearsal(_changed(folder, overrides), progress.note, done=checkpoint.step)
+        config = rehearsal(changed(folder, overrides), progress.note, done=checkpoint.step)
         check_unchanged(config.data, read_json(folder.corpus_path), folder)
         path = str(checkpoint.folder / "config.json")
         shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
-        material = gather(config, load_tokenizer(folder.tokenizer_path), shape.backbone, progress=progress)
+        material = gather(config, load_tokenizer(folder.tokenizer_path), shape.backbone, progress)
         model = prepared(bare_task_model(shape, material.task), config.scope)
         trainer = _trainer(config, folder, material, model, progress)
         trainer.resume()
         write_text(folder.config_path, toml_text(config), safe=folder.safe())
-        return _train(trainer, material, progress)
+        return _train(trainer, material, config, progress)
 
 
-def _changed(folder: RunFolder, overrides: Mapping[str, Any]) -> FinetuneConfig:
+def changed(folder: RunFolder, overrides: Mapping[str, Any]) -> FinetuneConfig:
     """Return the configuration of a run, with some of its settings changed.
 
     Raises:
         InputError: a setting that cannot change, or a run of another kind.
     """
+    folder.check()
     table = read_toml(folder.config_path)
     if "task" not in table:
         raise InputError(f"{folder} is a pretraining run; go on with minillm pretrain --resume {folder}")
@@ -183,29 +208,102 @@ def _trainer(
     return trainer
 
 
-def _train(trainer: Trainer, material: Material, progress: Progress) -> Result:
-    """Train, restore the best checkpoint, and judge it: on the validation table, and now for once on the test table."""
+def _train(trainer: Trainer, material: Material, config: FinetuneConfig, progress: Progress) -> Result:
+    """Train, restore the best checkpoint, judge it, the test table now for once, and write the report."""
     summary = trainer.fit()
-    folder, model = trainer.folder, trainer.model
-    rate = summary.steps_per_second * trainer.train.batch_size
+    folder, model, task = trainer.folder, trainer.model, material.task
+    rate = summary.steps_per_second * config.train.batch_size
     draw_plots(folder)
     if summary.stopped_early:
-        step = summary.steps
-        return Result(run=folder.path, summary=summary, step=step, valid=None, test=None, examples_per_second=rate)
+        return Result(run=folder.path, summary=summary, step=summary.steps, contenders=(), examples_per_second=rate)
     best = folder.load("best")
     put_tensors(model, best.model_tensors(), source=best.folder / "model.safetensors")
-    valid = material.figures(model, "valid")
-    test = material.figures(model, "test") if "test" in material.splits else None
-    for name, figures in (("valid", valid), ("test", test)):
-        if figures is not None:
-            progress.note(f"{name:<5}  {shown(figures)}")
-    return Result(run=folder.path, summary=summary, step=best.step, valid=valid, test=test, examples_per_second=rate)
+    contenders = [Contender(name=THIS, note=_origin(config), splits=said(material, model))]
+    if isinstance(task, TextTask):
+        contenders += baselines(material, task)
+        write_calibration(folder, contenders[0].splits["valid"])
+    if config.against_random and not config.random:
+        contenders.append(_from_random(config, folder, progress))
+    report = Report(
+        name=folder.path.resolve().name,
+        task=task.name,
+        best_by=config.train.best_by,
+        contenders=contenders,
+        step=best.step,
+        data=material.counts(),
+        trained=count_parameters(model),
+        notes=material.notes,
+    )
+    written, *_ = write_report(folder.path, report)
+    for line in table_lines(contenders):
+        progress.note(line)
+    progress.note(f"report: {written}")
+    return Result(
+        run=folder.path, summary=summary, step=best.step, contenders=contenders, report=report, examples_per_second=rate
+    )
 
 
-def shown(figures: Figures) -> str:
-    """Return figures on one line.
+def write_calibration(folder: RunFolder, valid: Predictions | Figures) -> None:
+    """Fit what `predict` needs for its probabilities on the validation table, and keep it beside the checkpoints."""
+    if isinstance(valid, Predictions) and (calibration := calibrate(valid)) is not None:
+        write_text(folder.calibration_path, json.dumps(calibration.table(), indent=1) + "\n")
 
-    >>> shown({"loss": 0.25, "mcc": None})
-    'loss 0.2500  mcc -'
-    """
-    return "  ".join(f"{name} {'-' if value is None else format(value, '.4f')}" for name, value in figures.items())
+
+def said(material: Material, model: TaskModel) -> dict[str, Any]:
+    """Return what a model says about "valid" and "test": predictions of whole texts, of other tasks their figures."""
+    answers: dict[str, Any] = {}
+    for name in JUDGED:
+        if name in material.splits:
+            predictions = material.predict(model, name)
+            if isinstance(predictions, Predictions):
+                answers[name] = dataclasses.replace(predictions, texts=tuple(material.splits[name].texts))
+            else:
+                answers[name] = material.task.figures(predictions)
+    return answers
+
+
+def baselines(material: Material, task: TextTask) -> list[Contender]:
+    """Return the two simple models that learnt from the same rows."""
+    rows = {
+        name: Examples(texts=split.texts, targets=task.targets(split.table, split.columns.label or ""))
+        for name, split in material.splits.items()
+    }
+    labels = task.facts.labels
+    fitted = majority(task.name, rows["train"], labels), tfidf(task.name, rows["train"], rows["valid"], labels)
+    return [
+        Contender(name=b.name, note=b.note, splits={name: b.predict(rows[name]) for name in JUDGED if name in rows})
+        for b in fitted
+    ]
+
+
+def _from_random(config: FinetuneConfig, folder: RunFolder, progress: Progress) -> Contender:
+    """Return the same model, trained alike from random weights in a folder inside the run's."""
+    progress.note("the same from random weights")
+    twin = dataclasses.replace(config, random=True, against_random=False)
+    place = folder.path / TWIN
+    result = (
+        resume(place, {}, progress=progress) if RunFolder(place).steps() else finetune(twin, place, progress=progress)
+    )
+    if not result.contenders:
+        raise InputError(f"interrupted; go on with: minillm finetune --resume {folder}")
+    return dataclasses.replace(
+        result.contenders[0], name="from random weights", note="nothing pretrained, all else alike"
+    )
+
+
+def _origin(config: FinetuneConfig) -> str:
+    """Return what a run began with, for the report."""
+    return f"{'shape' if config.random else 'weights'} of {Path(config.init).name}"
+
+
+def table_lines(contenders: Sequence[Contender]) -> list[str]:
+    """Return the figures on the last split that was judged, a line a contender."""
+    split = list(contenders[0].splits)[-1]
+    names = list(contenders[0].figures(split))
+    rows = [(contender.name, contender.figures(split)) for contender in contenders]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{split:<{width + 3}}" + "".join(f"{name:>13}" for name in names)]
+    for name, figures in rows:
+        cells = ("-" if figures.get(n) is None else f"{figures[n]:.4f}" for n in names)
+        lines.append(f" {'>' if name == THIS else ' '} {name:<{width}}" + "".join(f"{cell:>13}" for cell in cells))
+    return lines

@@ -12,7 +12,7 @@ Read next: `regression.py`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -31,7 +31,7 @@ from minillm.finetune.tasks.labels import sorted_names, unseen
 from minillm.finetune.tasks.texts import TextTask, mean_of_windows, weighted_sum
 from minillm.objectives.loss import Loss
 
-THRESHOLD = 0.5  # the probability from which on a label is said to be there
+THRESHOLD = 0.5  # the probability from which on a label is said to be there when nothing else was learnt
 
 
 class MultiLabel(TextTask):
@@ -96,12 +96,19 @@ class MultiLabel(TextTask):
         least = np.finfo(np.float32).eps
         return logit(np.clip(shares, least, 1 - least)).astype(np.float32)
 
-    def answers(self, predictions: Predictions, temperature: float = 1.0) -> Iterator[dict[str, Any]]:
-        """Yield `label`, the list of those that are there, and the `probabilities` of all labels, likeliest first."""
+    def answers(
+        self, predictions: Predictions, temperature: float = 1.0, thresholds: Sequence[float] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield `label`, the list of those that are there, and the `probabilities` of all labels, likeliest first.
+
+        Args:
+            thresholds: of each label at that temperature; None: 0.5 for all.
+        """
         names = predictions.label_names
+        least = thresholds or [THRESHOLD] * len(names)
         for shares in predictions.probabilities(temperature):
             order = np.argsort(-shares, kind="stable")
-            said = [names[k] for k in order if shares[k] >= THRESHOLD]
+            said = [names[k] for k in order if shares[k] >= least[k]]
             yield {"label": said, "probabilities": {names[k]: float(shares[k]) for k in order}}
 
 

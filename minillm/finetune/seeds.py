@@ -1,0 +1,216 @@
+"""The same fine-tuning run from several seeds: their figures one by one, mean and deviation, and their ensemble.
+
+    OUT/seed-0  OUT/seed-1  ...      a run each; head, order of rows and dropout are others
+    OUT/report  OUT/calibration.json of the ensemble, which is what `minillm predict OUT` asks
+
+Read next: `predict.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minillm.checkpoint.files import explained, write_text
+from minillm.checkpoint.run_folder import RunFolder
+from minillm.config import toml_text
+from minillm.errors import InputError
+from minillm.finetune.config import FinetuneConfig
+from minillm.finetune.ensemble import ensemble
+from minillm.finetune.predict import seed_folders
+from minillm.finetune.predictions import Predictions
+from minillm.finetune.report import Contender, Figures, write_report
+from minillm.finetune.run import THIS, Result, beginning, changed, finetune, resume, table_lines, write_calibration
+from minillm.training.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsResult:
+    """What came of several runs. run: the folder that holds them. results: by seed.
+
+    contenders: the ensemble, or where answers have no mean only their mean figures, and what each run was held against.
+    """
+
+    run: Path
+    results: Mapping[int, Result]
+    contenders: Sequence[Contender]
+
+    def json(self) -> dict[str, Any]:
+        """Return the figures under the names of the command line's contract: means, beside deviation and each."""
+        each = {str(seed): result.json() for seed, result in self.results.items()}
+        spread = {c.name: spread_of([_named(r, c.name) for r in self.results.values()]) for c in _first(self.results)}
+        mean = {name: {split: pair[0] for split, pair in splits.items()} for name, splits in spread.items()}
+        deviation = {name: {split: pair[1] for split, pair in splits.items()} for name, splits in spread.items()}
+        own = mean.pop(THIS, {})
+        rates = [result.examples_per_second for result in self.results.values()]
+        return {
+            "run": str(self.run),
+            "steps": sum(result.summary.steps for result in self.results.values()),
+            "seconds": sum(result.summary.seconds for result in self.results.values()),
+            "examples_per_second": statistics.fmean(rates),
+            "valid": own.get("valid"),
+            "test": own.get("test"),
+            "baselines": mean,
+            "deviation": deviation,
+            "ensemble": {c.name: {s: dict(c.figures(s)) for s in c.splits} for c in self.contenders[:1]}.get(ENSEMBLE),
+            "seeds": each,
+        }
+
+
+ENSEMBLE = "ensemble of all seeds"
+
+
+def finetune_seeds(
+    config: FinetuneConfig, out: Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> SeedsResult:
+    """Fine-tune from `config.seeds` seeds, `train.seed` the first, in folders inside `out`.
+
+    Raises:
+        InputError: as `finetune` does, or Ctrl-C: the line says how to go on.
+    """
+    progress = progress or Progress(quiet=True)
+    config.check()
+    new = not out.exists()
+    _make_room(out, config, overwrite)
+    try:
+        first = finetune(_one(config, config.train.seed), _folder(out, config.train.seed), progress=progress)
+    except BaseException:
+        if new and not any(RunFolder(path).steps() for path in seed_folders(out)):
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    write_text(RunFolder(out).config_path, toml_text(config))
+    return _all(config, out, {config.train.seed: first}, _beginner(config, out, progress), progress)
+
+
+def resume_seeds(out: Path, overrides: Mapping[str, Any], *, progress: Progress | None = None) -> SeedsResult:
+    """Go on with runs that `finetune_seeds` began: those that ended are judged again, the others go on or begin."""
+    progress = progress or Progress(quiet=True)
+    config = changed(RunFolder(out), overrides)
+    begin = _beginner(config, out, progress)
+
+    def go_on(seed: int) -> Result:
+        place = _folder(out, seed)
+        return resume(place, overrides, progress=progress) if RunFolder(place).steps() else begin(seed)
+
+    return _all(config, out, {}, go_on, progress)
+
+
+def _all(
+    config: FinetuneConfig, out: Path, known: dict[int, Result], run: Callable[[int], Result], progress: Progress
+) -> SeedsResult:
+    """Return all runs, and write the report on them."""
+    for seed in range(config.train.seed, config.train.seed + config.seeds):
+        if seed not in known:
+            progress.note(f"seed {seed}")
+            known[seed] = run(seed)
+        if not known[seed].contenders:
+            raise InputError(f"interrupted; go on with: minillm finetune --resume {out}")
+    results = dict(sorted(known.items()))
+    contenders = _contenders(results)
+    if isinstance(contenders[0].splits["valid"], Predictions):
+        write_calibration(RunFolder(out), contenders[0].splits["valid"])
+    any_report = next(iter(results.values())).report
+    assert any_report is not None
+    report = dataclasses.replace(
+        any_report,
+        name=out.resolve().name,
+        contenders=contenders,
+        step=None,
+        seeds={seed: {s: r.contenders[0].figures(s) for s in r.contenders[0].splits} for seed, r in results.items()},
+    )
+    written, *_ = write_report(out, report)
+    for line in table_lines(contenders):
+        progress.note(line)
+    progress.note(f"report: {written}")
+    return SeedsResult(run=out, results=results, contenders=contenders)
+
+
+def _contenders(results: Mapping[int, Result]) -> list[Contender]:
+    """Return the ensemble where there is one, the mean of the runs, and the means of what they were held against."""
+    first, count = _first(results), len(results)
+    means = []
+    for contender in first:
+        spread = spread_of([_named(result, contender.name) for result in results.values()])
+        mean = {split: pair[0] for split, pair in spread.items()}
+        name = f"mean of {count} seeds" if contender.name == THIS else contender.name
+        means.append(dataclasses.replace(contender, name=name, splits=mean))
+    joined: dict[str, Predictions] = {}
+    for split in first[0].splits:
+        members = [result.contenders[0].splits[split] for result in results.values()]
+        whole = [member for member in members if isinstance(member, Predictions)]
+        if not whole:
+            return means
+        joined[split] = ensemble(whole)
+    return [Contender(name=ENSEMBLE, note=f"mean probability of {count}", splits=joined), *means]
+
+
+def spread_of(each: Sequence[Contender]) -> dict[str, tuple[Figures, Figures]]:
+    """Return split -> (mean, sample deviation) of every figure over runs; None where a run has no value of it."""
+    found: dict[str, tuple[Figures, Figures]] = {}
+    for split in each[0].splits:
+        rows = [contender.figures(split) for contender in each]
+        mean: dict[str, float | None] = {}
+        deviation: dict[str, float | None] = {}
+        for name in rows[0]:
+            values = [row[name] for row in rows]
+            whole = [value for value in values if value is not None]
+            known = len(whole) == len(values)
+            mean[name] = statistics.fmean(whole) if known else None
+            deviation[name] = statistics.stdev(whole) if known and len(whole) > 1 else None
+        found[split] = mean, deviation
+    return found
+
+
+def _first(results: Mapping[int, Result]) -> Sequence[Contender]:
+    """Return the contenders of the first run."""
+    return next(iter(results.values())).contenders
+
+
+def _named(result: Result, name: str) -> Contender:
+    """Return the contender of a run by its name."""
+    return next(contender for contender in result.contenders if contender.name == name)
+
+
+def _one(config: FinetuneConfig, seed: int) -> FinetuneConfig:
+    """Return the configuration of one of the runs."""
+    return dataclasses.replace(config, seeds=1, train=dataclasses.replace(config.train, seed=seed))
+
+
+def _folder(out: Path, seed: int) -> Path:
+    """Return the folder of one of the runs."""
+    return out / f"seed-{seed}"
+
+
+def _beginner(config: FinetuneConfig, out: Path, progress: Progress) -> Callable[[int], Result]:
+    """Return what begins the run of a seed."""
+    return lambda seed: finetune(_one(config, seed), _folder(out, seed), progress=progress)
+
+
+def _make_room(out: Path, config: FinetuneConfig, overwrite: bool) -> None:
+    """Clear a folder of earlier seeds where the user says so, and the new run is known to do.
+
+    Raises:
+        InputError: it holds such runs and nothing was said, or it holds other things.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"{out} is a file, not a folder for runs; choose another --out")
+    seeds = seed_folders(out)
+    if seeds and not overwrite:
+        raise InputError(f"{out} already holds {len(seeds)} seeds of a run; choose another --out or use --resume {out}")
+    names = {path.name for path in out.iterdir()}
+    strangers = names - {path.name for path in seeds} - {"report", "config.toml", "calibration.json"}
+    if strangers or (names and not seeds):
+        raise InputError(
+            f"{out} is not empty and holds no seeds: it has {min(strangers or names)}; choose another --out"
+        )
+    beginning(config, Progress(quiet=True))
+    with explained(out):
+        for path in out.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
