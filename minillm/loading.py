@@ -93,6 +93,8 @@ def model_of(checkpoint: Checkpoint) -> Encoder | Decoder:
         InputError: the weights do not fit the checkpoint's own config.json.
     """
     path = checkpoint.folder / "config.json"
+    if "backbone" in checkpoint.model_config:
+        raise InputError(f"{checkpoint.folder} is of a fine-tuned model, which answers to minillm predict and explain")
     config = build(ModelConfig, checkpoint.model_config, source=str(path), prefix="model.")
     if config.vocab_size < 1:
         raise InputError(f"{path} is damaged: model.vocab_size is {config.vocab_size}; use another checkpoint")

@@ -14,6 +14,10 @@ ALLOWED = {  # part of minillm -> the parts of minillm that it may import; "kern
     "objectives": {"objectives", "kernels", "data"} | BASE,
     "checkpoint": {"checkpoint"} | BASE,
     "training": {"training", "data", "checkpoint", "objectives"} | BASE,
+    # beside the parts that DESIGN names: what stands at the top for every user of a model, not for one command
+    "finetune": {"finetune", "model", "training", "objectives", "data", "checkpoint", "tokenizer", "kernels"}
+    | {"evaluate", "generate", "loading", "pretrain_config"}
+    | BASE,
     "errors": set(),
     "config": {"errors"},
 }

@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> None:
         result = (seeds.resume_seeds if several else run.resume)(arguments.resume, overrides, progress=progress)
     else:
         config = _config(arguments)
-        out = arguments.out or Path("runs") / f"{Path(config.init).name}-{Path(config.data.train).stem}"
+        stem = f"{config.preset or Path(config.init).name}-{Path(config.data.train).stem}"
+        out = arguments.out or Path("runs") / stem
         begin = seeds.finetune_seeds if config.seeds > 1 else run.finetune
         result = begin(config, out, overwrite=arguments.overwrite, progress=progress)
     if arguments.json:
@@ -68,8 +69,8 @@ def _check_sources(arguments: argparse.Namespace) -> None:
     """Raise InputError where --resume comes with words that only begin a run."""
     if arguments.resume is None:
         return
-    for word in ("run", "config", "out", "overwrite", "random", *TABLES):
-        if getattr(arguments, word):
+    for word in ("run", "preset", "config", "out", "overwrite", "random", *TABLES):
+        if getattr(arguments, word, None):
             shown = "RUN" if word == "run" else f"--{word}"
             raise InputError(f"--resume goes on with the run as it was begun; leave out {shown}")
 

@@ -49,8 +49,8 @@ def main(argv: Sequence[str]) -> None:
     """Run the command on the words after its name."""
     parser = Parser(
         prog="minillm predict",
-        description="Say what a fine-tuned model makes of texts: one JSON object a line. Without --text, --input "
-        "or both, they come from standard input, one a line; of a pair there is a tab between the two.",
+        description="Say what a fine-tuned model makes of texts: one JSON object a line. Without --text and --input "
+        "texts come from standard input, one a line; of a pair there is a tab between the two.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder of minillm finetune")
     parser.add_argument("--text", action="append", metavar="TEXT", help="a text; give it again for several")

@@ -225,6 +225,7 @@ class FinetuneConfig:
     """Everything that decides a fine-tuning run."""
 
     init: str = setting("", "run folder whose model and tokenizer this one begins with")
+    preset: str = setting("", "in place of init: shape and kind of tokenizer by a preset, weights at random")
     random: bool = setting(False, "take only the shape of that model, and draw its weights at random")
     against_random: bool = setting(False, "train from random weights too: the report shows what pretraining bought")
     seeds: int = setting(1, "runs from train.seed, train.seed + 1, ...: mean, deviation, each, and their ensemble")
@@ -247,8 +248,10 @@ class FinetuneConfig:
 
     def check(self) -> None:
         """Raise InputError unless all is said that a run cannot do without."""
+        if self.init and self.preset:
+            raise InputError(f"minillm finetune takes one of RUN and --preset, got {self.init} and {self.preset}")
         for name, value, words in (
-            ("RUN", self.init, "the folder of a pretrained model"),
+            ("RUN", self.init or self.preset, "the folder of a pretrained model (or --preset NAME: random weights)"),
             ("--train", self.data.train, "a table to learn from"),
             ("--valid", self.data.valid, "a table that decides which checkpoint is the best"),
         ):

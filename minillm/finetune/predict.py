@@ -34,6 +34,7 @@ from minillm.finetune.tasks.registry import TASKS
 from minillm.finetune.tasks.texts import TextTask
 from minillm.loading import checkpoint_name
 from minillm.tokenizer.base import Tokenizer, load_tokenizer
+from minillm.training.precision import choose_compute_dtype
 
 ROWS = 64  # sequences that the model takes at once
 
@@ -100,7 +101,7 @@ def load_finetuned(
     """
     run = RunFolder(folder)
     members = [RunFolder(path) for path in seed_folders(run.path)] or [run]
-    loaded = [_member(member, which, task or {}) for member in members]
+    loaded = [_member(member, which, task or {}, torch.device(device)) for member in members]
     (first, asked, tokenizer), *_ = loaded
     if len(loaded) > 1 and not isinstance(asked, TextTask):
         raise InputError(
@@ -108,7 +109,7 @@ def load_finetuned(
         )
     kept = read_json(run.calibration_path) if run.calibration_path.exists() else {}
     return Finetuned(
-        models=[model.eval().to(device) for model, _, _ in loaded],
+        models=[model for model, _, _ in loaded],
         task=asked,
         tokenizer=tokenizer,
         encoder=TextEncoder(tokenizer, first.config.backbone, first.config.text),
@@ -122,8 +123,13 @@ def seed_folders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))
 
 
-def _member(run: RunFolder, which: str | int, changed: Mapping[str, Any]) -> tuple[TaskModel, Task, Tokenizer]:
-    """Return the model of one run, its task with some of its settings changed, and its tokenizer."""
+def _member(
+    run: RunFolder, which: str | int, changed: Mapping[str, Any], device: torch.device
+) -> tuple[TaskModel, Task, Tokenizer]:
+    """Return the model of one run, its task with some of its settings changed, and its tokenizer.
+
+    It computes in the dtype that it was trained and judged in: what it said then it says again.
+    """
     checkpoint = run.load(checkpoint_name(which))
     path = str(checkpoint.folder / "config.json")
     if "task" not in checkpoint.model_config:
@@ -135,4 +141,5 @@ def _member(run: RunFolder, which: str | int, changed: Mapping[str, Any]) -> tup
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten: no one shall notice
         model = build_task_model(shape, task)
     put_tensors(model, checkpoint.model_tensors(), source=checkpoint.folder / "model.safetensors")
-    return model, task, load_tokenizer(run.tokenizer_path)
+    model.compute_in(choose_compute_dtype(config.train.compute_dtype, device, width=shape.backbone.width).dtype)
+    return model.eval().to(device), task, load_tokenizer(run.tokenizer_path)

@@ -30,7 +30,7 @@ from minillm.finetune.predictions import Predictions
 from minillm.finetune.regularisers.config import regularised
 from minillm.finetune.report import Contender, Figures, Report, calibrate, count_parameters, write_report
 from minillm.finetune.scope import rate_scales, unfreeze_gradually
-from minillm.finetune.source import Source, bare_task_model, initial_model, open_source, prepared
+from minillm.finetune.source import Source, bare_task_model, initial_model, prepared, source_of
 from minillm.finetune.task_model import ADAPTER, TaskModel
 from minillm.finetune.tasks.texts import TextTask
 from minillm.pretrain_config import rehearsal
@@ -118,7 +118,7 @@ def beginning(config: FinetuneConfig, progress: Progress) -> tuple[FinetuneConfi
         InputError: a setting or a table that does not do.
     """
     choose_device(config.train.device)
-    source = open_source(Path(config.init), random=config.random)
+    source = source_of(config)
     material = gather(config, source.tokenizer, source.model, progress)
     config = config.resolved(len(material.splits["train"].sequences), material.task.best_metric)
     config = rehearsal(config, progress.note)
@@ -177,7 +177,7 @@ def _trainer(
 ) -> Trainer:
     """Return the trainer of a run."""
     device = choose_device(config.train.device)
-    choice = choose_compute_dtype(config.train.compute_dtype, device)
+    choice = choose_compute_dtype(config.train.compute_dtype, device, width=model.config.backbone.width)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     progress.note(
         f"{material.task.name}: {learning:,} parameters learn, {model.config.backbone.kind} and head, on {device} in "
@@ -222,7 +222,7 @@ def _train(trainer: Trainer, material: Material, config: FinetuneConfig, progres
     if isinstance(task, TextTask):
         contenders += baselines(material, task)
         write_calibration(folder, contenders[0].splits["valid"])
-    if config.against_random and not config.random:
+    if config.against_random and not (config.random or config.preset):
         contenders.append(_from_random(config, folder, progress))
     report = Report(
         name=folder.path.resolve().name,
@@ -291,7 +291,9 @@ def _from_random(config: FinetuneConfig, folder: RunFolder, progress: Progress) 
 
 def _origin(config: FinetuneConfig) -> str:
     """Return what a run began with, for the report."""
-    return f"{'shape' if config.random else 'weights'} of {Path(config.init).name}"
+    if config.preset:
+        return f"shape of {config.preset}, random weights"
+    return f"{'shape of' if config.random else 'from'} {Path(config.init).name}{', random weights' * config.random}"
 
 
 def table_lines(contenders: Sequence[Contender]) -> list[str]:

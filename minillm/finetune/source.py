@@ -3,6 +3,7 @@
     pretrained run     embeddings.*, blocks.*, ...   -> backbone.*;  pooler.* -> head.pooler.* where the head has one
     fine-tuned run     backbone.*                    -> backbone.*;  its head was another task's and stays behind, its
                                                         adapter is merged into the weights
+    preset             none: random weights, and a tokenizer that learns from the texts of the training table
 
 Read next: `run.py`.
 """
@@ -25,11 +26,16 @@ from minillm.finetune.adapters.attach import attach, detach, merge
 from minillm.finetune.config import FinetuneConfig, TaskModelConfig
 from minillm.finetune.scope import prepare
 from minillm.finetune.scope_config import ScopeConfig
+from minillm.finetune.table import find_columns, read_table
 from minillm.finetune.task_model import ADAPTER, TaskModel
 from minillm.finetune.tasks.protocol import Task
+from minillm.finetune.tasks.registry import TASKS
 from minillm.model.config import ModelConfig
 from minillm.model.transformer import build_model
+from minillm.pretrain_config import preset_table
 from minillm.tokenizer.base import Tokenizer, load_tokenizer
+from minillm.tokenizer.config import TokenizerConfig
+from minillm.tokenizer.training import train_tokenizer
 from minillm.training.failures import size_explained
 
 HEAD, POOLER = "lm_head.", "pooler."
@@ -39,13 +45,35 @@ HEAD, POOLER = "lm_head.", "pooler."
 class Source:
     """A model to begin with.
 
-    folder: its run. tokenizer, model: its own. tensors: its weights by name; None: they are drawn at random.
+    name: its run's folder, or the preset's name. tokenizer, model: its own. tensors: its weights by name; None: they
+        are drawn at random.
     """
 
-    folder: Path
+    name: str
     tokenizer: Tokenizer
     model: ModelConfig
     tensors: Mapping[str, Tensor] | None
+
+
+def source_of(config: FinetuneConfig) -> Source:
+    """Return what a configuration says to begin with.
+
+    Raises:
+        InputError: as in `open_source`, no such preset, or a training table without texts.
+    """
+    if not config.preset:
+        return open_source(Path(config.init), random=config.random)
+    table = {name: section for name, section in preset_table(config.preset).items() if name in ("model", "tokenizer")}
+    model: ModelConfig = build(ModelConfig, table["model"], source=f"preset {config.preset}", prefix="model.")
+    wanted: TokenizerConfig = build(TokenizerConfig, table["tokenizer"], source=f"preset {config.preset}")
+    kind = TASKS[config.task.name]
+    rows = read_table(config.data.train, config.data, kind.column_names, kind.readers)
+    columns = find_columns(rows, config.data, kind.column_names, labelled=False)
+    names = [name for name in (columns.text, columns.pair) if name is not None]
+    texts = [value if isinstance(value, str) else " ".join(map(str, value)) for n in names for value in rows.columns[n]]
+    tokenizer = train_tokenizer(wanted, texts)
+    model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
+    return Source(name=config.preset, tokenizer=tokenizer, model=model, tensors=None)
 
 
 def open_source(folder: Path, *, random: bool) -> Source:
@@ -60,10 +88,10 @@ def open_source(folder: Path, *, random: bool) -> Source:
     if "backbone" in checkpoint.model_config:
         shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
         tensors = None if random else _merged(shape, checkpoint)
-        return Source(folder=run.path, tokenizer=tokenizer, model=shape.backbone, tensors=tensors)
+        return Source(name=str(run), tokenizer=tokenizer, model=shape.backbone, tensors=tensors)
     model: ModelConfig = build(ModelConfig, checkpoint.model_config, source=path, prefix="model.")
     tensors = None if random else checkpoint.model_tensors()
-    return Source(folder=run.path, tokenizer=tokenizer, model=model, tensors=tensors)
+    return Source(name=str(run), tokenizer=tokenizer, model=model, tensors=tensors)
 
 
 def _merged(shape: TaskModelConfig, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
@@ -92,16 +120,16 @@ def initial_model(config: FinetuneConfig, task: Task, source: Source) -> TaskMod
             that the task needs.
     """
     torch.manual_seed(config.train.seed)
-    shape = backbone_config(config.backbone.applied(source.model), task, source.folder)
+    shape = backbone_config(config.backbone.applied(source.model), task, source.name)
     whole = TaskModelConfig(task=task.facts, text=config.text, backbone=shape, head=config.head, adapter=config.adapter)
     model = bare_task_model(whole, task)
     if source.tensors is not None:
         dropped = (POOLER,) if task.needs_output_weight else (POOLER, HEAD)
         wanted = {name: tensor for name, tensor in source.tensors.items() if not name.startswith(dropped)}
-        put_tensors(model.backbone, wanted, source=source.folder)
+        put_tensors(model.backbone, wanted, source=source.name)
         pooler = {n.removeprefix(POOLER): t for n, t in source.tensors.items() if n.startswith(POOLER)}
         if pooler and (own := getattr(model.head, "pooler", None)) is not None:
-            put_tensors(own, pooler, source=source.folder)
+            put_tensors(own, pooler, source=source.name)
     return prepared(model, config.scope)
 
 
@@ -113,12 +141,12 @@ def prepared(model: TaskModel, scope: ScopeConfig) -> TaskModel:
     return model
 
 
-def backbone_config(model: ModelConfig, task: Task, folder: Path) -> ModelConfig:
+def backbone_config(model: ModelConfig, task: Task, name: str) -> ModelConfig:
     """Return the configuration without what the task has no use for: a parameter would go without a gradient."""
     if not task.needs_output_weight:
         return dataclasses.replace(model, head="none", head_bias=False, tied_embeddings=True, pooler=False)
     if model.head == "none":
-        raise InputError(f"{task.name} needs a model that writes, and {folder} has no output weight; take another one")
+        raise InputError(f"{task.name} needs a model that writes, and {name} has no output weight; take another one")
     return dataclasses.replace(model, pooler=False)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -314,6 +315,8 @@ def find_columns(table: Table, config: TableConfig, known: Mapping[str, Sequence
             found["text"] = names[0]
         elif len(names) == 2:
             found["text"], found["label"] = names
+            if config.header == "auto" and labelled:
+                _check_no_header(table, names)
     wanted = ("text", "label") if labelled else ("text",)
     for role in wanted:
         if found[role] is None:
@@ -327,6 +330,31 @@ def find_columns(table: Table, config: TableConfig, known: Mapping[str, Sequence
         raise InputError(f"column {twice} of {table.path} cannot be two of text, pair and label; name others")
     assert found["text"] is not None
     return Columns(text=found["text"], pair=found["pair"], label=found["label"])
+
+
+def _check_no_header(table: Table, names: Sequence[str]) -> None:
+    """Raise InputError where the first of the rows seems to name the columns: it would become a text with a label.
+
+    It does if its label is the only one that is no number, or the only one that is there once.
+    """
+    text, label = (table.columns[name][0] for name in names)
+    others = list(table.columns[names[1]][1:])
+    numbers = others and all(_is_number(other) for other in others) and not _is_number(label)
+    repeated = others and label not in others and all(count > 1 for count in Counter(others).values())
+    if numbers or repeated:
+        raise InputError(
+            f"{table.path} has no column that is known by its name; if its first line names them ({text:.40}, "
+            f"{label}), say data.text_column and data.label_column; if it is a row, set data.header to no"
+        )
+
+
+def _is_number(value: str) -> bool:
+    """Return whether a cell is a number."""
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _named(table: Table, role: str, name: str) -> str:

@@ -158,6 +158,26 @@ def test_columns_are_found_by_name_or_number():
 
 
 @pytest.mark.parametrize(
+    "rows, suspect",
+    [
+        (["words\tgrade", "a\t1", "b\t0", "c\t0"], True),
+        (["words\tkind", "a\tx", "b\ty", "c\tx", "d\ty"], True),
+        (["a\tx", "b\ty", "c\tx", "d\ty"], False),
+        (["a\tx", "b\ty", "c\tz"], False),
+        (["a\t1.5", "b\t2.5"], False),
+    ],
+)
+def test_a_first_line_that_seems_to_name_columns_is_not_taken_for_a_row(tmp_path, rows, suspect):
+    """Its label is the only one without a number, or the only one that comes once; `data.header` has the last word."""
+    table = read(tmp_path / "a.tsv", "\n".join(rows))
+    if suspect:
+        with pytest.raises(InputError, match="if its first line names them .words, .*data.header to no"):
+            columns(table)
+        table = read(tmp_path / "a.tsv", "\n".join(rows), header="no")
+    assert columns(table, header="no" if suspect else "auto") == ("1", None, "2")
+
+
+@pytest.mark.parametrize(
     "names, settings, hint",
     [
         (("words", "label"), {}, "no text column .* it has words, label"),
