@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from minillm.data.batch import Batch, has_target
 from minillm.data.sampler import mix
+from minillm.errors import InputError
 from minillm.objectives.loss import Loss
 
 SECOND = 5  # what the seed of the second pass is mixed with
@@ -55,10 +56,13 @@ class RDrop:
         Args:
             alpha: weight of the divergence, above 0.
         Raises:
-            ValueError: a task whose outputs are no distribution of its targets.
+            InputError: a task whose outputs are no distribution of its targets.
         """
         if task.name not in ("single_label", "multi_label", "regression", "tagging"):
-            raise ValueError(f"R-Drop compares single_label, multi_label, regression or tagging, not {task.name}")
+            raise InputError(
+                f"R-Drop compares outputs of single_label, multi_label, regression or tagging, not of {task.name}; set "
+                f"regulariser.r_drop to 0"
+            )
         self.task, self.alpha = task, alpha
 
     def prepare(self, batch: Batch) -> Batch:

@@ -129,7 +129,7 @@ def test_no_two_micro_batches_share_a_dropout_pattern(plain_task, ragged_batch):
 
 
 def test_a_task_without_such_a_distribution_is_refused(plain_task):
-    with pytest.raises(ValueError, match="R-Drop compares .*, not causal_lm"):
+    with pytest.raises(ValueError, match="R-Drop compares .*, not of causal_lm"):
         RDrop(plain_task("causal_lm"), 1.0)
 
 
