@@ -8,5 +8,7 @@
     sections.py  what a run consists of, each part with its time budget
     report.py    JSON, Markdown and plots; --compare
 
+and of models: masking.py asks which masking an encoder learns best from, recipes/ has runs with known figures.
+
 Read next: `ops/registration.py`.
 """

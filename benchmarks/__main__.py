@@ -10,13 +10,24 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from benchmarks.context import Context, Section
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
-SECTION_NAMES = ("correctness", "ceilings", "ops", "compile")  # a test compares them with sections.SECTIONS
+SECTION_NAMES = (  # a test compares them with sections.SECTIONS
+    "correctness",
+    "ceilings",
+    "ops",
+    "recipes",
+    "scaling",
+    "launches",
+    "compile",
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,6 +42,7 @@ def parser() -> Parser:
     made = Parser(prog="python -m benchmarks", description="Measure the kernels beside references and peers.")
     made.add_argument("--quick", action="store_true", help="two minutes: the first shape of each op, fewer rounds")
     made.add_argument("--only", action="append", choices=SECTION_NAMES, help="this section; may be given again")
+    made.add_argument("--tune", action="store_true", help="explore all launch tables of a GPU: 9 minutes, nothing else")
     made.add_argument("--ops", help="these ops only, separated by commas")
     made.add_argument("--skip", default="", help="not these providers, such as torch.compile, separated by commas")
     made.add_argument("--out", type=Path, default=RESULTS, help="folder of results (default: benchmarks/results)")
@@ -64,36 +76,67 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         print(f"benchmarks: --out {given.out}: {error.strerror}; name a folder that can be written", file=sys.stderr)
         return 2
-    return run(given.only or SECTION_NAMES, names, skip, given.out, quick=given.quick)
+    chosen = given.only or (("launches",) if given.tune else SECTION_NAMES)
+    return run(chosen, names, skip, given.out, quick=given.quick, tune=given.tune)
 
 
-def run(chosen: Sequence[str], ops: Sequence[str] | None, skip: Sequence[str], out: Path, *, quick: bool) -> int:
+def run(
+    chosen: Sequence[str],
+    ops: Sequence[str] | None,
+    skip: Sequence[str],
+    out: Path,
+    *,
+    quick: bool,
+    tune: bool = False,
+) -> int:
     """Run the chosen sections in their order; the result is written after each part of each."""
-    from benchmarks import machine, report, sections
+    from benchmarks import launches, machine, report, sections
 
     head = machine.header()
     result = {"header": head, "quick": quick, "sections": {}}
     folder = out / machine.folder_name(head["device"])
-    stem = f"{head['date'][:10]}-{head['commit']}{'-quick' * quick}"
+    stem = f"{head['date'][:10]}-{head['commit']}{'-quick' * quick}{'-tune' * tune}"
     start = time.monotonic()
 
     def say(text: str) -> None:
         print(f"[{time.monotonic() - start:6.1f} s] {text}", file=sys.stderr, flush=True)
 
     say(f"{head['device']}, commit {head['commit']}, results in {folder}")
-    for section in sections.SECTIONS:
-        budget = section.budget(head["kind"], quick)
-        if section.name not in chosen or budget is None:
-            continue
-        say(f"{section.name}: at most {budget:.0f} s")
-        context = sections.Context(head["kind"], quick, ops, skip, budget, say)
-        began = time.monotonic()
+    status = 0
+    try:
+        for section in sections.SECTIONS:
+            budget = section.budget(head["kind"], quick)
+            if tune and section.name == "launches":
+                budget = launches.WIDE_BUDGET
+            if section.name in chosen and budget:
+                say(f"{section.name}: at most {budget:.0f} s")
+                context = Context(head["kind"], quick, ops, skip, budget, say, tune, chosen)
+                run_section(section, context, result, folder, stem)
+    except KeyboardInterrupt:
+        say("stopped; what was measured is kept")
+        status = 130
+    report.write_page_with_plots(result, folder, stem)
+    print(folder / f"{stem}.md")
+    return status or report.status(result)
+
+
+def run_section(section: Section, context: Context, result: dict[str, Any], folder: Path, stem: str) -> None:
+    """Run one section; the result is written after each of its parts, and the page when it is done.
+
+    A defect of the section costs what it had still to say, and no other section.
+    """
+    from benchmarks import report, timing
+
+    began = time.monotonic()
+    try:
         for part in section.run(context):
             result["sections"][section.name] = {**part, "took": time.monotonic() - began}
             report.write_json(result, folder / f"{stem}.json")
-        report.write_page(result, folder, stem)
-    print(folder / f"{stem}.md")
-    return report.status(result)
+    except Exception as error:
+        result["sections"].setdefault(section.name, {})["defect"] = timing.first_line(error)
+        context.say(f"{section.name}: {traceback.format_exc()}")
+        report.write_json(result, folder / f"{stem}.json")
+    report.write_page(result, folder, stem)
 
 
 if __name__ == "__main__":

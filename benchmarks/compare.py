@@ -1,6 +1,6 @@
 """--compare A B: what changed between two results. A difference smaller than both spreads is noise, and said to be.
 
-Read next: `ops/__init__.py`, to add an op.
+Read next: `ops/__init__.py`, to add an op; `training/recipes.py`, to add a recipe.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import figures
-from benchmarks.report import ceilings_of, rows_of, table
+from benchmarks.parts import ceilings_of, rows_of, table
+
+TIMED = {  # sections with rows that have a time -> what tells a row from the others, as heads of the table
+    "ops": (*figures.KEY, "provider"),
+    "scaling": (*figures.KEY, "provider"),
+    "recipes": ("recipe", "contender"),
+}
 
 
 class Unreadable(ValueError):
@@ -38,7 +44,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        rows_of(result)
+        for section in TIMED:
+            rows_of(result, section)
         result["header"]["device"]
     except OSError as error:
         raise Unreadable(f"{path}: {error.strerror}; name the .json of a result") from None
@@ -59,14 +66,18 @@ def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[st
         old = ceilings_of(before).get(name, {}).get("rate")
         if old and ceiling["rate"]:
             yield f"ceiling {name}: {100 * (ceiling['rate'] / old - 1):+.1f} %"
-    old_rows = {(*figures.key_of(r), r["provider"]): r for r in rows_of(before)}
-    new_rows = {(*figures.key_of(r), r["provider"]): r for r in rows_of(after)}
-    cells = [[*key, *_change(old_rows[key], row)] for key, row in new_rows.items() if key in old_rows]
-    yield ""
-    yield from table(("op", "shape", "dtype", "direction", "provider", "time of B / A", "verdict"), cells)
-    for name, keys in (("A", old_rows.keys() - new_rows.keys()), ("B", new_rows.keys() - old_rows.keys())):
-        if keys:
-            yield f"only in {name}: {len(keys)} rows"
+    for section, key in TIMED.items():
+        old_rows, new_rows = (
+            {tuple(row[name] for name in key): row for row in rows_of(result, section)} for result in (before, after)
+        )
+        if not old_rows and not new_rows:
+            continue
+        yield from ("", f"{section}:", "")
+        cells = [[*k, *_change(old_rows[k], row)] for k, row in new_rows.items() if k in old_rows]
+        yield from table((*key, "time of B / A", "verdict"), cells)
+        for name, keys in (("A", old_rows.keys() - new_rows.keys()), ("B", new_rows.keys() - old_rows.keys())):
+            if keys:
+                yield f"only in {name}: {len(keys)} rows"
 
 
 def _change(old: figures.Row, new: figures.Row) -> tuple[str, str]:
@@ -74,7 +85,8 @@ def _change(old: figures.Row, new: figures.Row) -> tuple[str, str]:
         return "", f"{old['status']} -> {new['status']}"
     if "seconds" not in old or "seconds" not in new:
         return "", new["status"]
-    ratio = new["seconds"] / old["seconds"]
-    if new["low"] <= old["high"] and old["low"] <= new["high"]:
+    one, other = (row.get("tokens", 1) for row in (old, new))  # steps of another size are compared by the token
+    ratio = (new["seconds"] / other) / (old["seconds"] / one)
+    if new["low"] / other <= old["high"] / one and old["low"] / one <= new["high"] / other:
         return f"{ratio:.3f}", "within the spread"
     return f"{ratio:.3f}", "slower" if ratio > 1 else "faster"

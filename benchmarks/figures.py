@@ -5,6 +5,10 @@ bandwidth and, for products of matrices, its operations over the rate of product
 the least time, and says what bounds the op. Operations outside of the matrix unit have no measured ceiling: those ops
 move so many bytes an operation that memory is theirs.
 
+A training step's ceiling is that of products alone, which gives the usual figure:
+
+    MFU = operations of a step / its seconds / rate of products,    once at the data sheet's rate, once at the measured
+
 Read next: `report.py`.
 """
 
@@ -71,7 +75,45 @@ def baseline(row: Row, rows: Sequence[Row]) -> Row | None:
     return next((r for r in rows if key_of(r) == key_of(row) and r["provider"] == BASELINE and is_right(r)), None)
 
 
-def fastest_other(row: Row, rows: Sequence[Row]) -> Row | None:
-    """Return the fastest right row beside `row` of a provider that is not this project's kernel."""
-    others = [r for r in rows if key_of(r) == key_of(row) and r["provider"] != "fused" and is_right(r)]
-    return min(others, key=lambda r: r["seconds"], default=None)
+def tokens_per_second(row: Row) -> float:
+    """Return the rate of a contender that was timed."""
+    return row["tokens"] / row["seconds"]
+
+
+def fastest_peer(row: Row, rows: Sequence[Row]) -> Row | None:
+    """Return the fastest right peer of the same recipe, None where there is none."""
+    peers = [r for r in rows if r["recipe"] == row["recipe"] and r["peer"] and r["status"] == "measured"]
+    return max(peers, key=tokens_per_second, default=None)
+
+
+def beside_peer(row: Row, rows: Sequence[Row]) -> float | None:
+    """Return how many times as fast as the fastest peer a contender is; None unless both are right and of one model."""
+    peer = fastest_peer(row, rows)
+    if peer is None or row["status"] != "measured" or row["as_filed"]:
+        return None
+    return tokens_per_second(row) / tokens_per_second(peer)
+
+
+def mfu(row: Row, rate: float | None) -> float | None:
+    """Return the share of a rate of products that a contender reaches, None where the rate is unknown.
+
+    >>> mfu({"flops": 30.0, "seconds": 2.0}, 50.0)
+    0.3
+    """
+    return row["flops"] / row["seconds"] / rate if rate else None
+
+
+def measured_rate(row: Row, ceilings: Ceilings) -> float | None:
+    """Return this run's rate of products in a row's dtype."""
+    return ceilings.get(f"matrix {row['dtype']}", {}).get("rate")
+
+
+def predicted(row: Row, ceilings: Ceilings) -> float | None:
+    """Return the seconds of a step by equation (1) of `training/work.py`, None where its work was not counted.
+
+    >>> ceilings = {"copy": {"rate": 50.0}, "matrix bf16": {"rate": 100.0}}
+    >>> predicted({"work": {"bytes": 100, "flops": 300}, "dtype": "bf16"}, ceilings)
+    5.0
+    """
+    copy, products, work = ceilings.get("copy", {}).get("rate"), measured_rate(row, ceilings), row.get("work")
+    return work["bytes"] / copy + work["flops"] / products if copy and products and work else None

@@ -11,6 +11,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def header() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
-        "versions": {n: v for n in ("torch", "triton", "numpy", "liger_kernel") if (v := version(n))},
+        "versions": {n: v for n in ("torch", "triton", "numpy", "transformers", "liger_kernel") if (v := version(n))},
     }
     if on_gpu:
         properties = torch.cuda.get_device_properties(0)
@@ -51,7 +52,7 @@ def header() -> dict[str, Any]:
             "multiprocessors": properties.multi_processor_count,
             "memory": properties.total_memory,
             "cuda": torch.version.cuda,
-            "smi": {name: value for name in SMI_FIELDS if (value := smi(name))},
+            "smi": driver_says(SMI_FIELDS),
         }
     return found
 
@@ -64,9 +65,22 @@ def commit() -> str:
     return commit + "-dirty" * bool(output_of("git", "-C", str(ROOT), "status", "--porcelain", "-uno"))
 
 
-def smi(field: str) -> str:
-    """Return what nvidia-smi says of a field now, empty where this driver does not know it."""
-    return output_of("nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", "-i", "0")
+def driver_says(fields: Sequence[str]) -> dict[str, str]:
+    """Return what nvidia-smi says now of the fields that this driver knows; nothing where there is no nvidia-smi."""
+    together = smi(",".join(fields)).split(", ")  # one field that it does not know fails them all
+    if len(together) == len(fields):
+        return dict(zip(fields, together, strict=True))
+    return {name: value for name in fields if (value := smi(name))}
+
+
+def clock() -> str:
+    """Return the clock of the multiprocessors now, such as "1980 MHz"; empty where nobody says."""
+    return smi("clocks.sm")
+
+
+def smi(fields: str) -> str:
+    """Return what nvidia-smi says of fields now, empty where it is missing or does not know one."""
+    return output_of("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "-i", "0")
 
 
 def output_of(*command: str) -> str:

@@ -9,7 +9,7 @@ Read next: `check.py`.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,21 @@ from torch import Tensor
 
 from benchmarks.ceilings import SHORT
 from benchmarks.check import Error, Oracle, upstream
-from benchmarks.ops.registration import Direction, OpBenchmark, Run, Shape, Source, Unavailable, in_tuple, leaves_of
+from benchmarks.ops.registration import (
+    Dims,
+    Direction,
+    OpBenchmark,
+    Run,
+    Shape,
+    Source,
+    Unavailable,
+    in_tuple,
+    leaves_of,
+)
 from benchmarks.timing import Call, Times, copies_for, first_line, forget, interleaved
 
 Row = dict[str, Any]
+Heard = Callable[[str], object]
 DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}  # what is trained in there
 
 
@@ -37,15 +48,27 @@ EFFORTS = {  # by kind of device, then whether it has to be quick
     "cuda": {False: Effort(31, 4.0), True: Effort(11, 1.0)},
     "cpu": {False: Effort(15, 4.0), True: Effort(5, 0.5)},
 }
+SCALING_EFFORT = Effort(9, 0.8)
 
 
 def measure_case(
-    benchmark: OpBenchmark, shape: Shape, device: torch.device, effort: Effort, skip: Collection[str] = ()
+    benchmark: OpBenchmark,
+    shape: Shape,
+    device: torch.device,
+    effort: Effort,
+    skip: Collection[str] = (),
+    *,
+    gone: Mapping[str, str] | None = None,
+    heard: Heard = lambda provider: None,
 ) -> list[Row]:
     """Return one row for each provider and direction of a case, but for providers named in `skip`.
 
-    `status` is "measured"; "wrong": measured, and its result is not within what is allowed; or "not run", with a
-    `reason`.
+    Args:
+        gone: providers that are not tried, because they ended a process before, and what became of it.
+        heard: called with the name of each provider whenever its code is about to run.
+    Returns:
+        rows whose `status` is "measured"; "wrong": measured, and its result is not within what is allowed; or "not
+        run", with a `reason`.
     """
     dtype = DTYPES[device.type]
     torch.compiler.reset()  # compiled code is remembered by function: many sizes would end in eager
@@ -56,14 +79,23 @@ def measure_case(
         "check_dims": {**shape.dims, **shape.check},
         "dtype": SHORT[dtype],
     }
-    runs, checks = _checked_providers(benchmark, shape, dtype, device, skip)
+    tried = [name for name in benchmark.providers() if name not in skip]
+    left_out = {name: Unavailable(reason) for name, reason in (gone or {}).items()}
+    runs, checks = _checked_providers(benchmark, shape, dtype, device, tried, left_out, heard)
     rows: list[Row] = []
     for direction in benchmark.directions:
         num_bytes, flops = benchmark.cost(shape.dims, dtype.itemsize).of(direction)
         copies = copies_for(num_bytes, device)
-        calls, extras = _calls(benchmark, shape, dtype, device, runs, checks[direction], direction, copies)
+        call_of = calls_of(benchmark, shape.dims, dtype, device, direction, copies)
+        calls, extras = _tried(benchmark, call_of, runs, checks[direction], device, heard)
         times = interleaved(
-            calls, copies=copies, device=device, rounds=effort.rounds, seconds=effort.seconds, graph=benchmark.graph
+            calls,
+            copies=copies,
+            device=device,
+            rounds=effort.rounds,
+            seconds=effort.seconds,
+            graph=benchmark.graph,
+            heard=heard,
         )
         counted = {"direction": direction, "bytes": num_bytes, "flops": flops, "copies": copies}
         counted["unit"] = benchmark.cost(shape.dims, dtype.itemsize).unit
@@ -73,7 +105,7 @@ def measure_case(
             extra = extras.get(name)
             known = extra if isinstance(extra, dict) else {}
             rows.append({**blank, **counted, "provider": name, **known, **_outcome(result, verdict)})
-        del calls, times
+        del calls, call_of, times
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -106,15 +138,23 @@ def _outcome(result: Any, verdict: Any) -> Row:
 
 
 def _checked_providers(
-    benchmark: OpBenchmark, shape: Shape, dtype: torch.dtype, device: torch.device, skip: Collection[str]
+    benchmark: OpBenchmark,
+    shape: Shape,
+    dtype: torch.dtype,
+    device: torch.device,
+    tried: Collection[str],
+    left_out: Mapping[str, Exception],
+    heard: Heard,
 ) -> tuple[dict[str, Run | Exception], dict[Direction, dict[str, Error | Exception]]]:
     """Return each provider's function or why there is none, and its error in each direction or what it raised."""
     oracle = Oracle(benchmark, {**shape.dims, **shape.check}, dtype, device)
     runs: dict[str, Run | Exception] = {}
     checks: dict[Direction, dict[str, Error | Exception]] = {d: {} for d in benchmark.directions}
-    for name in benchmark.providers():
-        if name in skip:
+    for name in tried:
+        if name in left_out:
+            runs[name] = left_out[name]
             continue
+        heard(name)
         try:
             checked = benchmark.provider(name, oracle.dims, device)
             runs[name] = checked if shape.check == {} else benchmark.provider(name, shape.dims, device)
@@ -133,19 +173,12 @@ def _checked_providers(
     return runs, checks
 
 
-def _calls(
-    benchmark: OpBenchmark,
-    shape: Shape,
-    dtype: torch.dtype,
-    device: torch.device,
-    runs: dict[str, Run | Exception],
-    checks: dict[str, Error | Exception],
-    direction: Direction,
-    copies: int,
-) -> tuple[dict[str, Call], dict[str, Row | Exception]]:
-    """Return what is timed for each provider that ran in the check, and its memory and whether its bits repeat."""
+def calls_of(
+    benchmark: OpBenchmark, dims: Dims, dtype: torch.dtype, device: torch.device, direction: Direction, copies: int
+) -> Callable[[Run], Call]:
+    """Return what makes of a provider's function the call that is timed, on one of several copies of random inputs."""
     source = Source(device)
-    inputs = [benchmark.inputs(shape.dims, dtype, source) for _ in range(copies)]
+    inputs = [benchmark.inputs(dims, dtype, source) for _ in range(copies)]
     for tensors in inputs:
         for leaf in leaves_of(benchmark, tensors).values():
             leaf.requires_grad_(direction != "forward")
@@ -166,12 +199,25 @@ def _calls(
 
         return forward if direction == "forward" else both
 
+    return call_of
+
+
+def _tried(
+    benchmark: OpBenchmark,
+    call_of: Callable[[Run], Call],
+    runs: dict[str, Run | Exception],
+    checks: dict[str, Error | Exception],
+    device: torch.device,
+    heard: Heard,
+) -> tuple[dict[str, Call], dict[str, Row | Exception]]:
+    """Return what is timed for each provider that ran in the check, and its memory and whether its bits repeat."""
     calls: dict[str, Call] = {}
     extras: dict[str, Row | Exception] = {}
     for name, run in runs.items():
         if isinstance(run, Exception) or isinstance(checks.get(name), Exception):
             continue
         call = call_of(run)
+        heard(name)
         try:
             extras[name] = _trial(call, device, benchmark, name)
             calls[name] = call

@@ -175,6 +175,7 @@ def interleaved(
     rounds: int,
     seconds: float,
     graph: bool = True,
+    heard: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Times | Exception]:
     """Time all candidates in turn and return each one's samples, or the exception that kept it from running.
 
@@ -182,11 +183,13 @@ def interleaved(
         copies: of the inputs, among which a candidate is called.
         rounds: samples a candidate; fewer, but 3 at least, where `seconds` are over before.
         graph: whether capturing is tried.
+        heard: called with the name of each candidate before it is first called.
     """
     found: dict[str, Times | Exception] = {}
     samplers: dict[str, Sampler] = {}
     cover = torch.empty(4 * cache_bytes(device), dtype=torch.uint8, device=device) if device.type == "cuda" else None
     for name, call in candidates.items():
+        heard(name)
         try:
             samplers[name] = (
                 ClockSampler(call, copies) if cover is None else EventSampler(call, copies, cover, graph=graph)
@@ -201,16 +204,26 @@ def interleaved(
             break
         order = list(samplers) if number % 2 == 0 else list(samplers)[::-1]  # no one always follows the same one
         for name in order:
-            samples[name].append(samplers[name].sample())
+            try:
+                samples[name].append(samplers[name].sample())
+            except Exception as error:
+                found[name] = error
+                del samplers[name]
+                forget(error)
     for name, sampler in samplers.items():
         found[name] = Times(tuple(samples[name]), sampler.method, sampler.note)
     return {name: found[name] for name in candidates}
 
 
 def forget(error: Exception) -> None:
-    """Let go of what an exception's frames hold, gigabytes after running out of memory."""
+    """Let go of what an exception's frames hold, gigabytes after running out of memory.
+
+    Raises:
+        RuntimeError: the device is lost to this process, as after a wrong address: whoever comes next would be blamed.
+    """
     error.__traceback__ = None
     if torch.cuda.is_available():
+        torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
 

@@ -1,7 +1,7 @@
 """A process that measures and writes one JSON line for all that it finds: python -m benchmarks.worker
 
-It is one of its own because a kernel with a wrong address ends its process's use of the GPU, and one that never ends
-can only be stopped from outside. Before each case it writes which one comes: `sections.py` knows whom to blame.
+Before each case it writes which one comes, and before each provider whose turn it is: `sections.py` knows whom to blame
+where it dies.
 
 Read next: `sections.py`.
 """
@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import ceilings
-from benchmarks.measure import EFFORTS, measure_case
-from benchmarks.ops import BENCHMARKS
+from benchmarks.measure import EFFORTS, SCALING_EFFORT, Effort, measure_case
+from benchmarks.ops import BENCHMARKS, scaling
+from benchmarks.ops.registration import Shape
 from benchmarks.timing import first_line
+
+Line = dict[str, Any]
 
 
 def cases(kind: str, *, quick: bool, ops: list[str] | None) -> list[tuple[str, str]]:
@@ -31,48 +34,72 @@ def cases(kind: str, *, quick: bool, ops: list[str] | None) -> list[tuple[str, s
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.worker", description=__doc__)
-    parser.add_argument("what", choices=("ceilings", "ops"))
+    parser.add_argument("what", choices=("ceilings", "ops", "scaling", "launches"))
     parser.add_argument("--to", type=Path, required=True, help="file to which lines are appended")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--cases", type=json.loads, default=[], help="[[op, shape], ...]")
+    parser.add_argument("--wide", action="store_true", help="launches: every entry, and more than one step")
+    parser.add_argument(
+        "--cases",
+        type=json.loads,
+        default=[],
+        help="[[op, shape, {provider: why it is left out}], ...]; launches: titles",
+    )
     parser.add_argument("--skip", type=json.loads, default=[], help="[provider, ...]")
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     effort = EFFORTS[device.type][given.quick]
     with given.to.open("a", encoding="utf-8") as file:
 
-        def write(line: dict[str, Any]) -> None:
+        def write(line: Line) -> None:
             file.write(json.dumps(line) + "\n")
             file.flush()
 
-        if given.what == "ceilings":
-            for found in ceilings.measure(device, rounds=effort.rounds, seconds=effort.seconds):
-                write({"ceilings": found})
-        else:
-            run_cases(given.cases, write, device, quick=given.quick, skip=given.skip)
+        match given.what:
+            case "ceilings":
+                for found in ceilings.measure(device, rounds=effort.rounds, seconds=effort.seconds):
+                    write({"ceilings": found})
+            case "ops":
+                run_cases(given.cases, write, device, _shape_of_op, effort, given.skip)
+            case "scaling":
+                others = {name for b in BENCHMARKS.values() for name in b.providers()} - set(scaling.LINES)
+                run_cases(given.cases, write, device, scaling.shape_of, SCALING_EFFORT, [*given.skip, *others])
+            case "launches":
+                from benchmarks.explore import explore  # imports Triton, which a CPU need not have
+
+                explore(write, device, given.cases, wide=given.wide)
+
+
+def _shape_of_op(op: str, name: str, kind: str) -> Shape:
+    return next(s for s in BENCHMARKS[op].shapes[kind] if s.name == name)
 
 
 def run_cases(
-    names: list[tuple[str, str]],
-    write: Callable[[dict[str, Any]], None],
+    cases: Sequence[tuple[str, str, dict[str, str]]],
+    write: Callable[[Line], None],
     device: torch.device,
-    *,
-    quick: bool,
-    skip: list[str],
+    shape_of: Callable[[str, str, str], Shape],
+    effort: Effort,
+    skip: Sequence[str],
 ) -> None:
     """Measure the cases one after another; what goes wrong with one is its result."""
-    for op, shape_name in names:
-        benchmark = BENCHMARKS[op]
-        shape = next(s for s in benchmark.shapes[device.type] if s.name == shape_name)
-        write({"start": [op, shape_name]})
+    for op, name, gone in cases:
+        write({"start": [op, name]})
         try:
-            rows = measure_case(benchmark, shape, device, EFFORTS[device.type][quick], skip)
+            rows = measure_case(
+                BENCHMARKS[op],
+                shape_of(op, name, device.type),
+                device,
+                effort,
+                skip,
+                gone=gone,
+                heard=lambda provider: write({"provider": provider}),
+            )
         except Exception as error:
             if device.type == "cuda":
                 torch.cuda.synchronize()  # raises again where the device is lost to this process, which then ends
-            write({"failed": [op, shape_name], "reason": first_line(error)})
+            write({"failed": [op, name], "reason": first_line(error)})
         else:
-            write({"done": [op, shape_name], "rows": rows})
+            write({"done": [op, name], "rows": rows})
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def evaluate(
 
     Args:
         model: its mode, device and random state stay as they are.
-        objective: what was trained with; its `prepare` chooses the targets.
+        objective: its `prepare` chooses the targets; see `ObjectiveConfig.for_evaluation`.
         batches: held-out text once, such as `loader.eval_batches(rows)`.
         num_bytes: of the text behind all batches, for bits per byte.
         max_batches: stop after as many, for a cheap look during training; then there are no bits per byte.

@@ -5,6 +5,7 @@ Read next: `pretrain.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from minillm.tokenizer.base import Tokenizer
 from minillm.training.progress import Progress
 
 EVAL_BATCH = 64  # held-out sequences whose masks are drawn together: a number of its own, so that figures compare
+EVAL_SEED = 0  # of those masks, likewise
 EVAL_GLANCE = 8  # such batches looked at during training; the figures at the end are on all of them
 
 
@@ -34,6 +36,7 @@ class Material:
 
     train, valid: tokens of the two splits.
     loader: of training batches. held_out: of batches of the held-out text.
+    objective: what is learnt. judge: what is asked on held-out text, the same for every masking, rate and seed.
     rows: sequences that fit on the device at once.
     """
 
@@ -44,28 +47,29 @@ class Material:
     loader: Loader
     held_out: Loader
     objective: CausalLM | MaskedLM
+    judge: CausalLM | MaskedLM
     rows: int
 
     def evaluate(self, model: Encoder | Decoder) -> Evaluation:
         """Return the figures of a model on all held-out text."""
         batches = self.held_out.eval_batches(EVAL_BATCH)
-        return evaluate(model, self.objective, batches, num_bytes=self.valid.num_bytes, rows=self.rows)
+        return evaluate(model, self.judge, batches, num_bytes=self.valid.num_bytes, rows=self.rows)
 
     def glance(self, model: Encoder | Decoder) -> Mapping[str, float]:
         """Return the loss on the first held-out sequences, for a look during training."""
         batches = self.held_out.eval_batches(EVAL_BATCH)
-        looked = evaluate(model, self.objective, batches, max_batches=EVAL_GLANCE, rows=self.rows)
+        looked = evaluate(model, self.judge, batches, max_batches=EVAL_GLANCE, rows=self.rows)
         return {"loss": looked.loss}
 
     def anchors(self, cache: Path | None = None) -> list[Anchor]:
         """Return the simple models that learnt from the same text, on the same held-out text."""
-        if isinstance(self.objective, CausalLM):
+        if isinstance(self.judge, CausalLM):
             return causal_anchors(self.corpus, cache=cache)
         return masked_anchors(
             self.train.tokens,
             self.train.bounds,
             self.held_out.eval_batches(EVAL_BATCH),
-            self.objective,
+            self.judge,
             vocab_size=self.tokenizer.vocab_size,
         )
 
@@ -108,7 +112,7 @@ def gather(
         )
         return [TokenStore.open(place, split) for split in splits]
 
-    def loader(store: TokenStore) -> Loader:
+    def loader(store: TokenStore, seed: int) -> Loader:
         return Loader(
             store,
             context=config.model.context,
@@ -118,7 +122,7 @@ def gather(
             layout=config.data.layout,
             padding_side=config.data.padding_side,
             pad=specials.pad,
-            seed=config.train.seed,
+            seed=seed,
         )
 
     train, valid = stores(corpus, shards, "train", "valid")
@@ -130,9 +134,10 @@ def gather(
         tokenizer=tokenizer,
         train=train,
         valid=valid,
-        loader=loader(train),
-        held_out=loader(valid),
+        loader=loader(train, config.train.seed),
+        held_out=loader(valid, EVAL_SEED),
         objective=make_objective(config, tokenizer),
+        judge=make_objective(dataclasses.replace(config, objective=config.objective.for_evaluation()), tokenizer),
         rows=config.train.micro_batch_size or config.train.batch_size,
     )
 
@@ -152,7 +157,7 @@ def make_objective(config: PretrainConfig, tokenizer: Tokenizer) -> CausalLM | M
         vocab_size=tokenizer.vocab_size,
         mask_token=tokenizer.specials.mask,
         control_tokens=tokenizer.specials.ids(),
-        word_classes=tokenizer.word_classes() if config.objective.masking == "whole_word" else None,
+        word_classes=tokenizer.word_classes() if config.objective.masking != "token" else None,
     )
 
 

@@ -41,7 +41,7 @@ from minillm.training.trainer import Trainer
 
 CHANGEABLE = ("train.max_steps", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints")
 CHANGEABLE += ("train.log_every", "train.micro_batch_size", "train.device", "train.compute_dtype", "train.compile")
-CHANGEABLE += ("train.threads",)
+CHANGEABLE += ("train.threads", "train.checkpoint_activations")
 PLOTTED = ("unigram", "3-gram", "6-gram")  # anchors in the plot of the loss: more lines than these cannot be told apart
 
 
@@ -225,7 +225,7 @@ def _trainer(
     progress: Progress,
 ) -> Trainer:
     """Return the trainer of a run."""
-    choice = choose_compute_dtype(config.train.compute_dtype, device)
+    choice = choose_compute_dtype(config.train.compute_dtype, device, width=config.model.width)
     progress.note(
         f"{config.model.kind} of {count_parameters(model):,} parameters on {device} in "
         f"{str(choice.dtype).removeprefix('torch.')} ({choice.reason}); "
@@ -255,7 +255,8 @@ def _train(trainer: Trainer, material: Material, config: PretrainConfig, progres
         draw_plots(folder)
         return Result(run=folder.path, kind=config.model.kind, summary=summary, evaluation=None, table=[])
     progress.note("held-out text: this model among simple ones that learnt from the same text")
-    end = material.evaluate(trainer.model)
+    with trainer.averaged():
+        end = material.evaluate(trainer.model)
     anchors = material.anchors(folder.path / "anchors.json")
     draw_plots(folder, anchors=plotted_losses(anchors, end, num_bytes=material.valid.num_bytes))
     table = compare(end, anchors)

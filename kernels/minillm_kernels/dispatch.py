@@ -4,7 +4,7 @@
     torch      the fastest composition of PyTorch's own ops; the default elsewhere
     reference  the maths by hand, forward and closed-form backward; for reading and as the oracle
 
-The state is two module globals: a ContextVar or a logger call in traced code would break torch.compile's full graph.
+The state is module globals: a ContextVar or a logger call in traced code would break torch.compile's full graph.
 
 Read next: `rms_norm/reference.py`.
 """
@@ -41,7 +41,7 @@ FUSED_OPS = frozenset(OPS)  # ops that have a Triton kernel; a new op comes with
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # without importing it: that takes a second
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton too reads it once, when a kernel is defined
 
-_asked: Backend | None = None
+_asked: dict[str, Backend] = {}  # op -> what was asked for; replaced whole and never changed, as traced code guards it
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,15 @@ def choose(op: str, tensor: torch.Tensor, obstacle: str = "") -> Backend:
 
 
 def _decide(op: str, kind: str, obstacle: str = "") -> Decision:
-    if _asked == "reference":
+    asked = _asked.get(op)
+    if asked == "reference":
         return Decision(op, "reference", "asked for")
-    if _asked == "torch":
+    if asked == "torch":
         return Decision(op, "torch", "asked for")
     if op not in FUSED_OPS:
         return Decision(op, "torch", "no Triton kernel yet")
     obstacle = _obstacle(kind) or obstacle
-    if _asked == "fused":
+    if asked == "fused":
         if obstacle:
             raise ValueError(f"backend 'fused' was asked for, but {op} on {kind}: {obstacle}; ask for 'torch'")
         return Decision(op, "fused", "asked for")
@@ -115,20 +116,27 @@ def launches(tensor: torch.Tensor) -> bool:
 
 
 @contextmanager
-def backend(name: Backend) -> Iterator[None]:
-    """Ask for one backend for every op inside the block; an op without it takes `torch`, as `explain_dispatch` says.
+def backend(name: Backend, *ops: str) -> Iterator[None]:
+    """Ask for one backend inside the block, for the ops that are named or for all; one without it takes `torch`.
 
-    `fused` on a device on which a kernel cannot run is a ValueError when the op is called.
+    Blocks may stand in one another: for each op the innermost that names it counts. `fused` on a device on which a
+    kernel cannot run is a ValueError when the op is called.
 
     >>> import torch, minillm_kernels as mk
     >>> with mk.backend("reference"):
     ...     mk.relu2(torch.tensor([-1.0, 3.0]))
     tensor([0., 9.])
+    >>> with mk.backend("reference", "rms_norm", "layer_norm"):
+    ...     [d.op for d in mk.explain_dispatch("cpu") if d.backend == "reference"]
+    ['rms_norm', 'layer_norm']
     """
     global _asked
     if name not in get_args(Backend):
         raise ValueError(f"backend is one of {', '.join(get_args(Backend))}, got {name!r}")
-    before, _asked = _asked, name
+    if unknown := [op for op in ops if op not in OPS]:
+        raise ValueError(f"backend takes the ops {', '.join(OPS)}, got {unknown[0]!r}")
+    chosen: dict[str, Backend] = {op: name for op in ops or OPS}
+    before, _asked = _asked, _asked | chosen
     try:
         yield
     finally:

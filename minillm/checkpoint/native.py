@@ -70,7 +70,11 @@ def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path
     Raises:
         InputError: the first tensor that differs, with both shapes; the model is then unchanged.
     """
-    own = tensors_of(model)
+    put_by_name(tensors_of(model), tensors, source=source)
+
+
+def put_by_name(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, source: Path | str) -> None:
+    """Copy tensors into others of the same names and shapes, as `put_tensors` does into those of a model."""
     for name, tensor in own.items():
         if name not in tensors:
             raise misfit(source, name, asked=tensor, came=None)

@@ -2,6 +2,8 @@
 
     config.toml  corpus.json  tokenizer/  tokens/  metrics.csv  timing.csv  anchors.json  *.png  report/
     checkpoints/step-000250/   model.safetensors config.json (of the model) optimiser.safetensors state.json
+                               unaveraged.safetensors, in a run with train.ema_decay: model.safetensors then has the
+                               means of the weights, for whoever uses the model, and this file what training steps
     checkpoints/latest         one line, "step-000250"; `best` likewise: the lowest validation loss so far
 
 Read next: `../training/trainer.py`.
@@ -51,6 +53,10 @@ class Checkpoint:
     def model_tensors(self) -> dict[str, Tensor]:
         """Return the model's tensors by name, on the CPU."""
         return read_tensors(self.folder / "model.safetensors")
+
+    def unaveraged_tensors(self) -> dict[str, Tensor]:
+        """Return the weights whose means `model_tensors` has, by name, on the CPU."""
+        return read_tensors(self.folder / "unaveraged.safetensors")
 
     def check_model(self, config: Any) -> None:
         """Raise InputError unless this checkpoint's model is of `config`; settings newer than it count as default.
@@ -183,6 +189,7 @@ class RunFolder:
         state: Mapping[str, Any],
         best: bool,
         *,
+        unaveraged: Mapping[str, Tensor] | None = None,
         keep: int = 1,
     ) -> Path:
         """Write a checkpoint, point `latest` (and `best`) to it, and remove those no longer kept.
@@ -196,6 +203,7 @@ class RunFolder:
             optimiser_tensors: by "slot.parameter name".
             state: numbers, texts, lists and tables, as JSON can hold them.
             best: whether `best` shall point to it.
+            unaveraged: the weights whose means `model_tensors` has; None: it has no means.
             keep: newest checkpoints that stay; the best one stays besides.
         Raises:
             InputError: a file cannot be written; the earlier checkpoints and markers are then untouched.
@@ -206,6 +214,8 @@ class RunFolder:
             files.remove_leftovers(self.checkpoints)
         texts = {"config.json": to_table(model_config), "state.json": dict(state)}
         tensors = {"model.safetensors": model_tensors, "optimiser.safetensors": optimiser_tensors}
+        if unaveraged is not None:
+            tensors["unaveraged.safetensors"] = unaveraged
         with files.new_folder(target, safe=safe) as draft:
             for name, values in tensors.items():
                 write_tensors(draft / name, values, named=target / name, safe=safe)

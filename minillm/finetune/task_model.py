@@ -35,6 +35,10 @@ class TaskModel(nn.Module):
         """Compute the backbone's activations in `dtype` from now on; parameters stay as they are."""
         self.backbone.compute_in(dtype)
 
+    def recompute_blocks(self) -> None:
+        """Let the backward pass compute each block of the backbone anew; see `Transformer.recompute_blocks`."""
+        self.backbone.recompute_blocks()
+
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""

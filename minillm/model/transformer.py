@@ -16,6 +16,7 @@ import torch
 from minillm_kernels import dropout
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from minillm.model.cache import Cache
 from minillm.model.config import ModelConfig
@@ -82,6 +83,7 @@ class Transformer(nn.Module):
 
     config: what it was built from.
     compute_dtype: of the activations; set by `compute_in`. Parameters stay in float32.
+    recomputing: whether the backward pass computes each block anew; set by `recompute_blocks`.
     lm_head: None where config.head is "none".
     """
 
@@ -92,6 +94,7 @@ class Transformer(nn.Module):
             raise ValueError("model.vocab_size is 0: set it to the tokenizer's number of tokens before building")
         self.config = config
         self.compute_dtype = torch.float32
+        self.recomputing = False
         self.embeddings = Embeddings(config)
         block = PreNormBlock if config.norm_position == "pre" else PostNormBlock
         rotaries = _rotaries(config)
@@ -104,6 +107,17 @@ class Transformer(nn.Module):
     def compute_in(self, dtype: torch.dtype) -> None:
         """Compute activations in `dtype` from now on; parameters stay as they are."""
         self.compute_dtype = dtype
+
+    def recompute_blocks(self) -> None:
+        """Keep no more of a block than its inputs from now on, and compute it once more in the backward pass.
+
+        Gradients stay the same, bit for bit without torch.compile: dropout is a function of seeds, not of when it runs.
+
+        Cost: memory of activations falls to (B, T, C) or two of them a block, beside what one block needs for itself;
+        one forward pass of the blocks more.
+        Source: Chen et al. (2016), arXiv:1604.06174.
+        """
+        self.recomputing = True
 
     def forward(
         self,
@@ -153,7 +167,10 @@ class Transformer(nn.Module):
         x = self.embeddings(tokens, token_types, now).to(self.compute_dtype)  # (B, T, C)
         update = None
         for block in self.blocks:
-            x, update = block(x, update, now)
+            if self.recomputing and torch.is_grad_enabled():
+                x, update = checkpoint(block, x, update, now, use_reentrant=False)
+            else:
+                x, update = block(x, update, now)
         if self.final_norm is not None:
             last = mlp_output_site(self.config.num_layers - 1)
             x, _ = self.final_norm.add(x, update, *now.dropout(self.config.dropout, last))

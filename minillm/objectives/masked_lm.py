@@ -6,10 +6,10 @@ r"""Masked language modelling: hide some tokens of a sequence and predict them f
     loss       - log p(cat) - log p(on)           the others do not enter the output layer
 
 Whole-word masking draws words in place of tokens: all tokens of a word are hidden, so none of them gives the others
-away. Words are taken in random order until the number is reached; the last one is cut where it would pass it, so that
-the number is exact here too.
+away. Span masking draws runs of words, so that a word's neighbours do not either. Both are taken in random order until
+the number is reached; the last one is cut where it would pass it, so that the number is exact here too.
 
-Read next: `../training/trainer.py`.
+Read next: `masking.py`, which has the draws, then `../training/trainer.py`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,16 @@ from torch import Tensor
 from minillm.data.batch import IGNORED, Batch
 from minillm.objectives.config import ObjectiveConfig
 from minillm.objectives.loss import Loss
+from minillm.objectives.masking import draw_lengths, neighbours, smallest, span_starts, word_starts
 from minillm.objectives.protocol import LanguageModel, prediction_loss
 
 
 class MaskedLM:
-    """The objective of encoders. Devlin et al. (2019), arXiv:1810.04805; dynamic as in Liu et al. (2019)."""
+    """The objective of encoders. Devlin et al. (2019), arXiv:1810.04805; dynamic as in Liu et al. (2019).
+
+    Whether a target is seen as the mask, as a random token or as it is, is drawn token by token; for span masking span
+    by span, as in Joshi et al. (2020), arXiv:1907.10529, section 3.1. The random tokens of a span are drawn apart.
+    """
 
     def __init__(
         self,
@@ -47,7 +52,7 @@ class MaskedLM:
             mask_token: the mask symbol's id.
             control_tokens: ids that are never hidden, such as cls, sep and pad, with the mask symbol among them.
             word_classes: (V,) bool each: the token begins, or ends, inside a word; see `Tokenizer.word_classes`.
-                Needed for whole-word masking only.
+                Whole-word masking needs them; span masking without them draws spans of tokens.
         Raises:
             ValueError: whole-word masking without word classes, or a vocabulary of control symbols alone.
         """
@@ -75,11 +80,12 @@ class MaskedLM:
         generator = torch.Generator().manual_seed(batch.seed)
         tokens = batch.tokens  # (B, T)
         candidates = self.maskable[tokens] & batch.real()
-        keys = torch.rand(tokens.shape, generator=generator, dtype=torch.float64)
-        if self.config.masking == "whole_word":
-            keys = keys.gather(1, self._words(batch, candidates))  # tokens of one word share a key
-        chosen = smallest(keys, candidates, self._counts(candidates))
+        drawn = torch.rand(tokens.shape, generator=generator, dtype=torch.float64)
+        source = self._sources(batch, candidates, drawn, generator)  # (B, T) the column whose key each token takes over
+        chosen = smallest(drawn.gather(1, source), candidates, self._counts(candidates))
         fate = torch.rand(tokens.shape, generator=generator)
+        if self.config.masking == "span":
+            fate = fate.gather(1, source)
         strangers = self.ordinary[torch.randint(len(self.ordinary), tokens.shape, generator=generator)]
         masked, random = self.config.mask_share, self.config.mask_share + self.config.random_share
         seen = tokens.where(~(chosen & (fate < random)), strangers)
@@ -99,26 +105,13 @@ class MaskedLM:
         wanted = available.double() * self.config.rate  # float32 would round 0.15 * 190 = 28.5 up and not to even
         return wanted.round().long().clamp(min=1).minimum(available)
 
-    def _words(self, batch: Batch, candidates: Tensor) -> Tensor:
-        """Return (B, T) int64: the column at which the word of each token begins."""
-        assert self.begins_inside is not None and self.ends_inside is not None
-        tokens = batch.tokens
-        joined = self.ends_inside[tokens[:, :-1]] & self.begins_inside[tokens[:, 1:]]  # (B, T-1)
-        joined &= candidates[:, :-1] & candidates[:, 1:]
-        if batch.segments is not None:
-            joined &= batch.segments[:, :-1] == batch.segments[:, 1:]
-        columns = torch.arange(tokens.shape[1]).expand(tokens.shape)
-        first = torch.cat([torch.ones_like(tokens[:, :1], dtype=torch.bool), ~joined], dim=1)
-        return columns.masked_fill(~first, 0).cummax(dim=1).values
-
-
-def smallest(keys: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:
-    """Return (B, T) bool: in each row the `counts` candidates with the smallest keys, the left one first among equals.
-
-    >>> keys, candidates = torch.tensor([[0.3, 0.1, 0.1, 0.9]]), torch.tensor([[True, True, True, False]])
-    >>> smallest(keys, candidates, torch.tensor([2]))
-    tensor([[False,  True,  True, False]])
-    """
-    order = keys.masked_fill(~candidates, torch.inf).argsort(dim=1, stable=True)
-    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(keys.shape[1]).expand_as(order).contiguous())
-    return (ranks < counts[:, None]) & candidates
+    def _sources(self, batch: Batch, candidates: Tensor, drawn: Tensor, generator: torch.Generator) -> Tensor:
+        """Return (B, T) int64: the column whose key each token takes over; `masking.py` says what that means."""
+        kind, joined = self.config.masking, neighbours(candidates, batch.segments)  # (B, T-1)
+        starts = torch.arange(batch.tokens.shape[1]).expand(batch.tokens.shape)
+        if kind != "token" and self.begins_inside is not None and self.ends_inside is not None:
+            inside = self.ends_inside[batch.tokens[:, :-1]] & self.begins_inside[batch.tokens[:, 1:]]  # (B, T-1)
+            starts = word_starts(joined & inside)
+        if kind == "span":
+            return span_starts(drawn, starts, joined, draw_lengths(drawn.shape, generator))
+        return starts

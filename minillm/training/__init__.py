@@ -6,6 +6,7 @@
     optim.py        AdamW, Muon and SGD, decay groups, optimiser state by parameter name
     precision.py    device and compute dtype, and why
     gradient.py     the gradient of one batch in k micro-batches
+    ema.py          a running mean of the weights
     trainer.py      THE loop
     state.py        its counters and its summary
     failures.py     what can go wrong in it, in one line each

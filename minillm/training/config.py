@@ -38,9 +38,16 @@ class TrainConfig:
     seed: int = setting(0, "of initial weights, data order, masking and dropout; below 2**63")
     device: Device = setting("auto", "auto (cuda, then mps, then cpu), cpu, cuda or mps")
     compute_dtype: ComputeDtype = setting(
-        "auto", "dtype of activations: auto (bfloat16 where the device is fast at it), float32, bfloat16 or float16"
+        "auto",
+        "dtype of activations: auto (bfloat16 where this width is faster in it), float32, bfloat16 or float16",
     )
     grad_clip: float = setting(1.0, "largest norm of the whole gradient; 0: no clipping")
+    checkpoint_activations: bool = setting(
+        False, "keep only the inputs of each block and compute it anew for its gradient: less memory, a third more time"
+    )
+    ema_decay: float | None = setting(
+        None, "decay of a running mean of the weights that is evaluated, saved and used in their place; none: no mean"
+    )
     compile: bool = setting(False, "run the model through torch.compile; the first step then takes a minute or so")
     threads: int | None = setting(None, "CPU threads of one op; none: PyTorch's own choice")
 
@@ -61,6 +68,8 @@ class TrainConfig:
             raise ValueError(f"train.threads must be at least 1, got {self.threads}; leave it out for the default")
         if not 0.0 <= self.grad_clip < float("inf"):
             raise ValueError(f"train.grad_clip must be 0 or above, got {self.grad_clip}; 0 switches it off")
+        if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
+            raise ValueError(f"train.ema_decay must be between 0 and 1, got {self.ema_decay}; leave it out for no mean")
         if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
             near = max(d for d in range(1, max(self.micro_batch_size, 1) + 1) if self.batch_size % d == 0)
             raise ValueError(

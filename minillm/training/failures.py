@@ -56,8 +56,9 @@ def out_of_memory(train: TrainConfig, device: torch.device) -> InputError:
     """Return the error for a micro-batch that does not fit: try half of it, which leaves the gradient the same."""
     size = train.batch_size // train.micro_batches
     if size == 1:
+        first = "lower" if train.checkpoint_activations else "set train.checkpoint_activations = true, or lower"
         return InputError(
-            f"a single sequence does not fit into the memory of {device}; lower model.context, or width or num_layers"
+            f"a single sequence does not fit into the memory of {device}; {first} model.context, width or num_layers"
         )
     smaller = max(d for d in range(1, size // 2 + 1) if train.batch_size % d == 0)
     return InputError(

@@ -16,7 +16,15 @@ import torch
 from minillm.errors import InputError
 from minillm.training.config import ComputeDtype, Device
 
-FAST_BF16_FLAGS = ("amx_bf16", "avx512_bf16")  # as Linux names them in /proc/cpuinfo
+# What makes a CPU fast at bfloat16, as Linux names it in /proc/cpuinfo, and the width of a model from which a training
+# step is then faster in it: below, casts cost more than products save. Time in float32 over time in bfloat16, forward
+# and backward, decoders of 4 layers as in GPT-2 and as in Llama, 2 cores of an AMD EPYC with AVX-512 BF16, 2026-11-25:
+#     width                 16          32          64          128         192
+#     768 tokens a step     0.53, 0.65  0.95, 0.82  0.99, 0.96  1.32, 1.19  1.46, 1.32
+#     4,096 tokens a step   0.97, 0.83  1.11, 1.08  1.50, 1.25  1.50, 1.40  1.57, 1.59
+# A rule and not a trial run, whose winner would change with what else the machine does, and the weights with it. AMX
+# was not at hand: its bound is taken from AVX-512.
+FAST_BF16 = {"amx_bf16": 64, "avx512_bf16": 64}
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,16 @@ def choose_device(name: Device, *, setting: str = "train.device") -> torch.devic
     return torch.device(name)
 
 
-def choose_compute_dtype(name: ComputeDtype, device: torch.device) -> DtypeChoice:
-    """Return the compute dtype that is asked for; "auto" is bfloat16 where the device has fast products in it.
+def choose_compute_dtype(name: ComputeDtype, device: torch.device, *, width: int | None = None) -> DtypeChoice:
+    """Return the compute dtype that is asked for; "auto" is bfloat16 where the device is faster in it.
 
-    Fast means a GPU with bfloat16 units, or an x86 CPU whose flags say AMX or AVX-512 BF16: on two cores with AMX a
-    bfloat16 matrix product ran seven times as fast as the float32 one. Without them a CPU widens each number first.
+    That is a GPU with bfloat16 units, or an x86 CPU whose flags say AMX or AVX-512 BF16 under a model that is wide
+    enough; see `FAST_BF16`. Without them a CPU widens each number first.
+
+    Args:
+        name: what is asked for.
+        device: where the model computes.
+        width: of its residual stream; None: wide enough.
     """
     if name != "auto":
         return DtypeChoice(getattr(torch, name), "asked for")
@@ -60,10 +73,15 @@ def choose_compute_dtype(name: ComputeDtype, device: torch.device) -> DtypeChoic
             return DtypeChoice(torch.bfloat16, "this GPU has bfloat16 units")
         return DtypeChoice(torch.float32, "this GPU has no bfloat16 units; train.compute_dtype=float16 may be faster")
     if device.type == "cpu":
-        fast = [flag for flag in FAST_BF16_FLAGS if flag in cpu_flags()]
-        if fast:
-            return DtypeChoice(torch.bfloat16, f"this CPU multiplies bfloat16 in hardware ({fast[0]})")
-        return DtypeChoice(torch.float32, "this CPU has no bfloat16 products (neither AMX nor AVX-512 BF16)")
+        flag = next((flag for flag in FAST_BF16 if flag in cpu_flags()), None)
+        if flag is None:
+            return DtypeChoice(torch.float32, "this CPU has no bfloat16 products (neither AMX nor AVX-512 BF16)")
+        if width is not None and width < FAST_BF16[flag]:
+            return DtypeChoice(
+                torch.float32,
+                f"this CPU's bfloat16 ({flag}) pays from width {FAST_BF16[flag]} on, the model's is {width}",
+            )
+        return DtypeChoice(torch.bfloat16, f"this CPU multiplies bfloat16 in hardware ({flag})")
     return DtypeChoice(torch.float32, f"the default on {device.type}")
 
 

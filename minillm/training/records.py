@@ -5,7 +5,8 @@
                  loss            mean over the targets of this one step's batch, in nats, before its update; no extras
                  learning_rate   used by this step's update
                  grad_norm       of this step's gradient, before clipping; inf where float16 overflowed
-                 valid_loss      of the weights after this step; empty where they were not evaluated
+                 valid_loss      of the weights after this step, of their means with train.ema_decay; empty where they
+                                 were not evaluated
                  valid_...       other figures of that evaluation; fine-tuning has them
     timing.csv   step            as above
                  seconds         of the run until then, evaluation and saving included, pauses between resumes not

@@ -54,13 +54,21 @@ def yardstick(device: torch.device, dtype: torch.dtype) -> Yardstick:
     """
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         gpu = torch.cuda.get_device_name(device)
-        rate = next((rate for name, rate in DATA_SHEET.items() if re.fullmatch(name, gpu)), None)
-        if rate is not None:
+        if (rate := data_sheet_rate(gpu)) is not None:
             return Yardstick(rate, f"{rate / 1e12:.0f} TFLOP/s, the data sheet's dense rate of {gpu}")
     rate = measured_product_rate(device, dtype)
     return Yardstick(
         rate, f"{rate / 1e9:,.0f} GFLOP/s, the measured product rate ({str(dtype).removeprefix('torch.')})"
     )
+
+
+def data_sheet_rate(gpu: str) -> float | None:
+    """Return the FLOP/s of `DATA_SHEET` by the whole name that PyTorch gives a GPU, or None where it is not listed.
+
+    >>> data_sheet_rate("NVIDIA H100 80GB HBM3"), data_sheet_rate("NVIDIA H100 80GB HBM3 MIG 1g.10gb")
+    (989000000000000.0, None)
+    """
+    return next((rate for name, rate in DATA_SHEET.items() if re.fullmatch(name, gpu)), None)
 
 
 def measured_product_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -1,7 +1,7 @@
 """THE loop, for pretraining and fine-tuning alike: it knows no task, only a model, an objective and batches.
 
     hooks -> batch of this step -> objective.prepare -> gradient (k micro-batches) -> hooks -> clip -> optimiser
-          -> hooks -> now and then: evaluate, log, save
+          -> hooks -> running mean of the weights -> now and then: evaluate, log, save
 
 All that is random comes from `Batch.seed` and the loader, which are pure functions of the step: two runs from one seed
 agree bit for bit on one machine, and so does one that was stopped and resumed. Evaluating, logging and saving change
@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from minillm.checkpoint.native import put_tensors, tensors_of
+from minillm.checkpoint.native import put_by_name, put_tensors, tensors_of
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.data.batch import Batch
 from minillm.errors import InputError
 from minillm.training.config import LOWER_IS_BETTER, OptimConfig, TrainConfig
+from minillm.training.ema import EMA
 from minillm.training.failures import memory_explained, not_finite
 from minillm.training.gradient import Objective, add_gradient, clip_gradients, targets_in, tokens_in
 from minillm.training.host_memory import keep_freed_memory
@@ -52,6 +54,7 @@ class Trainer:
     after_backward: called with the trainer once per step, when the whole batch's gradient is there, before clipping.
     after_step: called with the trainer once per step, when the weights are new. A step without targets calls neither of
         these two.
+    ema: the running mean of the weights; None without `train.ema_decay`. See `averaged`.
     state: where the run stands; an `after_step` hook finds the running step counted.
     """
 
@@ -76,7 +79,8 @@ class Trainer:
         """Put the model on its device and make the optimiser. Nothing is read or written before `resume` or `fit`.
 
         Args:
-            model: float32; has `config`, a dataclass that goes into each checkpoint, and `compute_in(dtype)`.
+            model: float32; has `config`, a dataclass that goes into each checkpoint, `compute_in(dtype)` and, for
+                `train.checkpoint_activations`, `recompute_blocks()`.
             evaluate: model -> figures, "loss" among them; that which `train.best_by` names decides which checkpoint is
                 the best (None: not this one). It is called in evaluation mode without gradients.
             figures: names of those beside "loss"; metrics.csv has a column for each.
@@ -95,6 +99,8 @@ class Trainer:
             keep_freed_memory()
         self.model: Any = model.to(device)
         self.model.compute_in(compute_dtype)
+        if train.checkpoint_activations:
+            self.model.recompute_blocks()
         if train.compile:
             self.model.compile()  # in place: names of parameters stay
         self.objective, self.loader, self.evaluate, self.figures = objective, loader, evaluate, tuple(figures)
@@ -103,6 +109,7 @@ class Trainer:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = make_optimiser(self.model, optim, rate_scales)
         self.scaler = make_scaler(device, compute_dtype)
+        self.ema = None if train.ema_decay is None else EMA(self.model, train.ema_decay)
         self.progress = progress or Progress(quiet=True)
         self.flops_per_token = flops_per_token
         self.resume_command = resume_command or f"minillm pretrain --resume {folder}"
@@ -129,7 +136,7 @@ class Trainer:
                 stopwatch = Stopwatch()
                 while not self._done() and not interrupt.asked:
                     with memory_explained(self.train, self.device):
-                        figures = self._take_step()
+                        figures = self.take_step()
                         stopwatch.tokens, stopwatch.steps = self.state.tokens - before[0], self.state.step - before[1]
                         self._follow_up(figures, records, stopwatch)
                     self.progress.step(self.state.step)
@@ -155,6 +162,10 @@ class Trainer:
             out_of_patience=self._out_of_patience(),
         )
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a block in which the model has the weights by which it is judged: their means, where there are any."""
+        return nullcontext() if self.ema is None else self.ema.swapped_in()
+
     def _out_of_patience(self) -> bool:
         """Return whether as many evaluations as `train.patience` came after the best one."""
         return self.train.patience is not None and self.state.since_best >= self.train.patience
@@ -176,8 +187,8 @@ class Trainer:
             self.progress.note("the run ends inside its warm-up: optim.warmup_steps is not below train.max_steps")
         self.progress.start(self.state.step, self.train.max_steps)
 
-    def _take_step(self) -> Tensor | None:
-        """Take one optimiser step.
+    def take_step(self) -> Tensor | None:
+        """Take one optimiser step, without a look at what came of it; `fit` calls it, and so do benchmarks.
 
         Returns:
             (3,) float32 on the device: mean loss, gradient norm before clipping, excess of counted targets (see
@@ -199,6 +210,8 @@ class Trainer:
         self.state.step += 1
         for hook in self.after_step:
             hook(self)
+        if self.ema is not None:
+            self.ema.update(self.state.step)
         figures = torch.stack([loss, norm, excess]).float()
         self._unread.append((self.state.step, count, figures))
         return figures
@@ -264,10 +277,14 @@ class Trainer:
         self._unread.clear()
 
     def _evaluate(self) -> Mapping[str, float | None]:
-        """Evaluate the weights as they are, and return the figures; `state.since_best` is 0 where they are the best."""
+        """Evaluate the weights, or their means, and return the figures; `state.since_best` is 0 where they are best."""
         self.model.eval()
         try:
-            with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            with (
+                self.averaged(),
+                torch.no_grad(),
+                torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
+            ):
                 valid = self.evaluate(self.model)
         finally:
             self.model.train()
@@ -317,10 +334,13 @@ class Trainer:
         self._read()  # weights that are not numbers must never become the newest checkpoint
         records.sync()
         scaler = None if self.scaler is None else self.scaler.state_dict()
-        state = self.state.table() | {"optimiser": self.optim.name, "scaler": scaler}
+        state = self.state.table() | {"optimiser": self.optim.name, "scaler": scaler, "ema_decay": self.train.ema_decay}
         tensors, slots = tensors_of(self.model), optimiser_tensors(self.optimiser, self.model)
+        weights = None if self.ema is None else self.ema.weights()
+        tensors |= {} if self.ema is None else self.ema.tensors()
         config: Any = self.model.config
-        self.folder.save(self.state.step, tensors, config, slots, state, best, keep=self.train.keep_checkpoints)
+        keep = self.train.keep_checkpoints
+        self.folder.save(self.state.step, tensors, config, slots, state, best, unaveraged=weights, keep=keep)
         self._saved_step = self.state.step
 
     def resume(self, which: Literal["latest", "best"] | int = "latest") -> int:
@@ -339,7 +359,18 @@ class Trainer:
                 f"{folder / 'state.json'} is of another run: it was saved with {state.get('optimiser')}, optim.name is "
                 f"{self.optim.name}; resume with the optimiser that it was trained with"
             )
-        put_tensors(self.model, checkpoint.model_tensors(), source=folder / "model.safetensors")
+        if state.get("ema_decay") != self.train.ema_decay:
+            raise InputError(
+                f"{folder / 'state.json'} is of another run: it was saved with train.ema_decay "
+                f"{state.get('ema_decay') or 'none'}, asked for is {self.train.ema_decay or 'none'}; "
+                f"resume with what it was trained with"
+            )
+        tensors, path = checkpoint.model_tensors(), folder / "model.safetensors"
+        put_tensors(self.model, tensors, source=path)
+        if self.ema is not None:
+            weights = self.ema.weights()
+            self.ema.put({name: tensors[name] for name in weights}, source=path)
+            put_by_name(weights, checkpoint.unaveraged_tensors(), source=folder / "unaveraged.safetensors")
         slots = checkpoint.optimiser_tensors()
         put_optimiser_tensors(self.optimiser, self.model, slots, source=folder / "optimiser.safetensors")
         self.state = RunState.from_table(state, source=folder / "state.json")

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import sections
+from benchmarks import launches, machine, sections
+from benchmarks.context import Context, Section
 
 ROOT = Path(__file__).parents[2]
+HEAD = {"device": "device", "kind": "cpu", "date": "2026-11-25T00:00:00Z", "commit": "abc"}
 
 
 def start(*words, **more):
@@ -37,6 +39,7 @@ def test_quick_run_of_two_ops_writes_a_result_and_a_page(tmp_path):
     rows = result["sections"]["ops"]["rows"]
     assert {r["op"] for r in rows} == {"relu", "rms_norm"}
     assert {r["provider"] for r in rows} == {"fused", "torch", "reference", "F.relu", "F.rms_norm", "Liger"}
+    assert "defect" not in result["sections"]["ops"]
     assert result["sections"]["ops"]["not_run"] == []
     assert result["header"]["commit"] and result["header"]["versions"]["torch"]
     assert "### relu" in page.read_text()
@@ -72,20 +75,15 @@ def test_names_of_sections_are_those_there_are():
     assert tuple(s.name for s in sections.SECTIONS) == command.SECTION_NAMES
 
 
-def test_budgets_keep_the_promised_time():
-    """Eight minutes on a GPU and fifteen on a CPU, with half a minute for starting processes."""
-    for kind, quick, most in (("cuda", False, 450), ("cpu", False, 870), ("cuda", True, 170), ("cpu", True, 170)):
-        assert sum(s.budget(kind, quick) or 0 for s in sections.SECTIONS) <= most
-
-
 class Lines:
-    """A worker that writes what it is told: `script` has one list of lines for each time that one is started."""
+    """A child that writes what it is told: `script` has one list of lines for each time that one is started."""
 
     def __init__(self, script):
-        self.script = script
+        self.script, self.words = script, []
 
-    def __call__(self, what, context, cases):
+    def __call__(self, module, words=(), **more):
         self.now = self.script.pop(0)
+        self.words.append(words)
         self.reason = "the process ended with status -11: it said nothing"
         return self
 
@@ -95,23 +93,28 @@ class Lines:
     def __exit__(self, *_):
         pass
 
-    def lines(self, end):
+    def lines(self, until):
         yield from self.now
 
 
 def run_ops(monkeypatch, script):
-    monkeypatch.setattr(sections, "Worker", Lines(script))
-    context = sections.Context("cpu", True, ["relu", "gelu", "relu2"], [], 60.0, lambda text: None)
-    return list(sections.ops(context))[-1]
+    """Return what the section finds, and the cases that each of its children was given."""
+    child = Lines(script)
+    monkeypatch.setattr(sections, "Child", child)
+    context = Context("cpu", True, ["relu", "gelu", "relu2"], [], 60.0, lambda text: None)
+    found = list(sections.ops(context))[-1]
+    return found, [json.loads(words[words.index("--cases") + 1]) for words in child.words]
+
+
+RELU, GELU, RELU2 = (["relu", "tiny"], ["gelu", "tiny"], ["relu2", "tiny"])
 
 
 def test_a_case_that_ends_its_process_is_blamed_and_the_rest_goes_on(monkeypatch):
-    relu, gelu, relu2 = (["relu", "tiny"], ["gelu", "tiny"], ["relu2", "tiny"])
-    found = run_ops(
+    found, _ = run_ops(
         monkeypatch,
         [
-            [{"start": relu}, {"done": relu, "rows": [{"op": "relu"}]}, {"start": gelu}],  # and it ends
-            [{"start": relu2}, {"failed": relu2, "reason": "ValueError: no"}],
+            [{"start": RELU}, {"done": RELU, "rows": [{"op": "relu"}]}, {"start": GELU}],  # and it ends
+            [{"start": RELU2}, {"failed": RELU2, "reason": "ValueError: no"}],
         ],
     )
     assert found["rows"] == [{"op": "relu"}]
@@ -119,29 +122,84 @@ def test_a_case_that_ends_its_process_is_blamed_and_the_rest_goes_on(monkeypatch
     assert "status -11" in reasons["gelu"] and reasons["relu2"] == "ValueError: no"
 
 
+def test_a_provider_that_ends_its_process_is_left_out_and_its_case_begins_anew(monkeypatch):
+    found, given = run_ops(
+        monkeypatch,
+        [
+            [{"start": RELU}, {"provider": "torch"}, {"provider": "fused"}],  # and it ends
+            [{"start": RELU}, {"provider": "torch"}, {"done": RELU, "rows": [{"op": "relu"}]}]
+            + [{"start": GELU}, {"done": GELU}, {"start": RELU2}, {"done": RELU2}],
+        ],
+    )
+    assert found["rows"] == [{"op": "relu"}] and found["not_run"] == []
+    assert [case[2] for case in given[0]] == [{}, {}, {}]
+    assert given[1][0][:2] == RELU and list(given[1][0][2]) == ["fused"]
+    assert "status -11" in given[1][0][2]["fused"]
+
+
+def test_a_case_that_dies_again_and_again_is_given_up(monkeypatch):
+    dying = [[{"start": RELU}, {"provider": name}] for name in ("fused", "torch", "reference", "F.relu")]
+    found, _ = run_ops(monkeypatch, [*dying, [{"start": GELU}, {"done": GELU}, {"start": RELU2}, {"done": RELU2}]])
+    assert [n["case"] for n in found["not_run"]] == [RELU]
+
+
 def test_a_process_that_cannot_begin_is_not_started_for_ever(monkeypatch):
-    found = run_ops(monkeypatch, [[]])
+    found, _ = run_ops(monkeypatch, [[]])
     assert [n["case"][0] for n in found["not_run"]] == ["relu", "gelu", "relu2"]
 
 
 def test_what_does_not_fit_is_not_run():
-    context = sections.Context("cpu", True, ["relu"], [], 0.0, lambda text: None)
+    context = Context("cpu", True, ["relu"], [], 0.0, lambda text: None)
     (found,) = sections.ops(context)
     assert found["not_run"] == [{"case": ["relu", "tiny"], "reason": "no time left in the budget"}]
 
 
-def test_correctness_counts_what_pytest_says():
-    context = sections.Context("cpu", True, ["relu2"], [], 0.0, lambda text: None)
-    found = list(sections.correctness(context))[-1]["files"]
-    assert all(part["reason"].startswith("not run") for part in found.values())
+def test_a_section_that_fails_is_reported_and_the_next_ones_run(monkeypatch, tmp_path, capsys):
+    def broken(context):
+        yield {"rows": []}
+        raise ValueError("no")
+
+    def fine(context):
+        yield {"reason": "nothing to do"}
+
+    listed = (Section("recipes", broken, {"cpu": (9, 9)}), Section("compile", fine, {"cpu": (9, 9)}))
+    monkeypatch.setattr(sections, "SECTIONS", listed)
+    monkeypatch.setattr(machine, "header", lambda: HEAD)
+    assert command.run(("recipes", "compile"), None, [], tmp_path, quick=False) == 1
+    result = json.loads((tmp_path / "device/2026-11-25-abc.json").read_text())
+    assert result["sections"]["recipes"]["defect"] == "ValueError: no"
+    assert result["sections"]["compile"]["reason"] == "nothing to do"
+    assert "ValueError: no" in (tmp_path / "device/2026-11-25-abc.md").read_text()
+    capsys.readouterr()
 
 
-def test_a_file_of_tests_is_run_and_counted(tmp_path, monkeypatch):
-    import time
+def test_ctrl_c_keeps_what_was_measured(monkeypatch, tmp_path, capsys):
+    def interrupted(context):
+        yield {"reason": "half of it"}
+        raise KeyboardInterrupt
 
-    path = tmp_path / "test_small.py"
-    path.write_text("def test_right():\n    pass\n\ndef test_wrong():\n    assert 0\n")
-    monkeypatch.setattr(sections, "ROOT", tmp_path)
-    found = sections._run_tests(path, time.monotonic() + 60)
-    assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 0)
-    assert found["failures"] == ["test_small.py::test_wrong"]
+    monkeypatch.setattr(sections, "SECTIONS", [Section("compile", interrupted, {"cpu": (9, 9)})])
+    monkeypatch.setattr(machine, "header", lambda: HEAD)
+    assert command.run(("compile",), None, [], tmp_path, quick=False) == 130
+    assert "Not run: half of it." in (tmp_path / "device/2026-11-25-abc.md").read_text()
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_tune_is_the_launch_tables_alone_with_a_budget_of_its_own(monkeypatch, tmp_path, capsys):
+    told = []
+
+    def seen(context):
+        told.append((context.budget, context.tune))
+        yield {"reason": "seen"}
+
+    listed = [Section(s.name, seen, s.budgets) for s in sections.SECTIONS]
+    monkeypatch.setattr(sections, "SECTIONS", listed)
+    monkeypatch.setattr(machine, "header", lambda: HEAD)
+    assert command.main(["--tune", "--out", str(tmp_path)]) == 0
+    assert told == [(launches.WIDE_BUDGET, True)]
+    capsys.readouterr()
+
+
+def test_launch_tables_are_a_gpus_and_a_cpu_says_so():
+    (found,) = launches.launches(Context("cpu", False, None, [], 1.0, lambda text: None))
+    assert "a GPU's kernels" in found["reason"]

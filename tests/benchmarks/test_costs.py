@@ -10,9 +10,15 @@ from benchmarks.ops.registration import Source, in_tuple, leaves_of
 BY_HAND = [  # op, sizes, bytes of an element -> bytes and operations of a forward and of a backward pass
     # x 6, y 6, weight 3 elements; dy 6, x 6, dx 6, weight and its gradient 3 each
     ("rms_norm", {"R": 2, "C": 3}, 2, (30, 24, 48, 48)),
+    # x, residual, y, s of 6, weight of 3; dy, ds, s, dx of 6, weight and its gradient of 3; one addition more
+    ("rms_norm_residual", {"R": 2, "C": 3}, 2, (54, 30, 60, 60)),
+    ("layer_norm", {"R": 2, "C": 3}, 4, (72, 42, 108, 84)),  # x, y, two vectors; dy, x, dx, weight, dweight, dbias
     # x, residual, y, s of 6, weight and bias of 3; dy, ds, s, dx of 6, weight, dweight, dbias of 3
     ("layer_norm_residual", {"R": 2, "C": 3}, 4, (120, 48, 132, 96)),
     ("relu", {"R": 2, "C": 3}, 4, (48, 6, 72, 12)),  # x, y; dy, x, dx
+    ("gelu", {"R": 2, "C": 3}, 2, (24, 90, 36, 180)),  # 15 an element, as the catalogue says
+    ("relu2", {"R": 2, "C": 3}, 2, (24, 12, 36, 24)),
+    ("geglu", {"R": 2, "C": 3}, 2, (36, 96, 60, 192)),
     ("swiglu", {"R": 2, "C": 3}, 2, (36, 36, 60, 72)),  # gate, up, y; dy, gate, up and two gradients
     ("dropout", {"R": 2, "C": 3}, 2, (24, 12, 24, 24)),  # x, y; dy, dx
     # q 8, k 4 elements read and written; 2 tables of 2 positions and 1 pair in float32
@@ -22,6 +28,8 @@ BY_HAND = [  # op, sizes, bytes of an element -> bytes and operations of a forwa
     # q, y of 4, k, v of 4 elements; scores and values: 2 products of 2 * 2 * 2 multiply-adds; 5 in the backward pass
     ("attention_full", {"B": 1, "T": 2, "S": 2, "H": 1, "Hkv": 1, "D": 2}, 2, (32, 32, 64, 80)),
     ("attention_causal", {"B": 1, "T": 2, "S": 2, "H": 1, "Hkv": 1, "D": 2}, 2, (32, 16, 64, 40)),
+    # one query of 4 elements beside 3 keys and values of 2: 2 products of 2 heads * 3 * 2 multiply-adds
+    ("attention_decode", {"B": 1, "T": 1, "S": 3, "H": 2, "Hkv": 1, "D": 2}, 2, (40, 48, 80, 120)),
     ("cross_entropy", {"R": 2, "V": 5}, 4, (56, 50, 96, 50)),
     # hidden 8, weight 20 elements; 2 * 2 * 5 * 4 operations, twice that for the gradients
     ("linear_cross_entropy", {"R": 2, "C": 4, "V": 5}, 2, (72, 80, 128, 160)),
@@ -32,6 +40,10 @@ BY_HAND = [  # op, sizes, bytes of an element -> bytes and operations of a forwa
 def test_counts_are_those_by_hand(op, dims, itemsize, expected):
     cost = BENCHMARKS[op].cost(dims, itemsize)
     assert (cost.forward_bytes, cost.forward_flops, cost.backward_bytes, cost.backward_flops) == expected
+
+
+def test_every_op_is_counted_by_hand():
+    assert {case[0] for case in BY_HAND} == set(BENCHMARKS)
 
 
 @pytest.mark.parametrize("name", [n for n in BENCHMARKS if n != "embedding"])  # it reads a part of its table
@@ -45,24 +57,38 @@ def test_forward_bytes_are_those_of_the_tensors(name):
     assert moved - 4 <= benchmark.cost(dims, 4).forward_bytes <= moved
 
 
-@pytest.mark.parametrize(
-    "name, provider", [("attention_full", "SDPA math"), ("linear_cross_entropy", "F.linear, F.cross_entropy")]
-)
-def test_operations_are_those_of_torchs_counter(name, provider):
+SINGLE_PRODUCTS = {  # ops of matrix products -> a provider that writes them as single ones, which the counter knows
+    "attention_full": "SDPA math",
+    "attention_causal": "SDPA math",
+    "attention_decode": "SDPA math",
+    "linear_cross_entropy": "F.linear, F.cross_entropy",
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_operations_of_products_are_those_of_torchs_counter(name):
+    """The counter knows products alone: it counts none where the registration names the vector units."""
     benchmark = BENCHMARKS[name]
     dims = {n: max(1, size // 4) for n, size in benchmark.shapes["cpu"][0].dims.items()}
     tensors = benchmark.inputs(dims, torch.float32, Source(torch.device("cpu")))
     leaves = {n: t.requires_grad_() for n, t in leaves_of(benchmark, tensors).items()}
-    run = benchmark.provider(provider, dims, torch.device("cpu"))
+    cost = benchmark.cost(dims, 4)
+    run = benchmark.provider(SINGLE_PRODUCTS.get(name, "reference"), dims, torch.device("cpu"))
     counter = FlopCounterMode(display=False)
     with counter:
         outputs = in_tuple(run(tensors))
-    assert counter.get_total_flops() == benchmark.cost(dims, 4).forward_flops
+    forward = counter.get_total_flops()
     with counter:
         torch.autograd.grad(outputs, list(leaves.values()), [torch.ones_like(y) for y in outputs])
-    # Without a kernel the scores are kept, not computed once more: that product is the fifth of five.
-    share = 4 / 5 if "attention" in name else 1
-    assert counter.get_total_flops() == pytest.approx(share * benchmark.cost(dims, 4).backward_flops)
+    backward = counter.get_total_flops()
+    if cost.unit == "vector":
+        assert (forward, backward) == (0, 0) and name not in SINGLE_PRODUCTS
+        return
+    # Causal or not, single products compute all pairs. The scores are kept, not computed once more as a kernel does:
+    # that product is the fifth of five.
+    pairs = 2 if name == "attention_causal" else 1
+    assert forward == pairs * cost.forward_flops
+    assert backward == pytest.approx((4 / 5 if "attention" in name else 1) * pairs * cost.backward_flops)
 
 
 def test_both_passes_are_their_sum():

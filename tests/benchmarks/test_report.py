@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compare, figures, report
+from benchmarks import compare, figures, parts, report
 
 STORED = Path(__file__).with_name("small_result.json")
 
@@ -17,8 +17,8 @@ def result():
 
 
 def line_of(page, heading, provider):
-    """Return the cells of one provider below one heading."""
-    lines = page.split(f"### {heading}\n")[1].split("###")[0].splitlines()
+    """Return the cells of one provider, or contender, in the first table below one heading."""
+    lines = page.split(f"### {heading}\n")[1].split("###")[0].split("The ladder")[0].splitlines()
     (line,) = [x for x in lines if x.startswith(f"| {provider} |")]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
@@ -26,11 +26,24 @@ def line_of(page, heading, provider):
 def test_page_and_plots_are_made(result, tmp_path):
     report.write_json(result, tmp_path / "r.json")
     report.write_page(result, tmp_path, "r")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["r-roofline.png", "r-speedup.png", "r.json", "r.md"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "r.md"]  # while the run goes on
+    report.write_page_with_plots(result, tmp_path, "r")
+    plots = [f"r-{name}.png" for name in ("ladder", "recipes", "roofline", "scaling", "speedup")]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*plots, "r.json", "r.md"]
     page = (tmp_path / "r.md").read_text(encoding="utf-8")
     assert page.startswith("# AMD EPYC")
-    for said in ("## Correctness", "## Ceilings", "## Ops", "## What the compilers say", "![r-roofline.png]"):
-        assert said in page
+    headings = (
+        "Correctness",
+        "Ceilings",
+        "Ops",
+        "Training recipes",
+        "Scaling",
+        "Launch tables",
+        "What the compilers say",
+    )
+    assert [x.removeprefix("## ") for x in page.splitlines() if x.startswith("## ")] == list(headings)
+    assert all(f"![{name}]({name})" in page for name in plots)
+    assert "41 of 80 tests passed, of each test function the 3 cases" in page
     assert "- gelu, tiny: no time left in the budget" in page
     assert "test_relu.py::test_x[one]" in page
 
@@ -46,8 +59,65 @@ def test_wrong_rows_have_no_speedup(result):
     assert "bits differ on repeat" in flash[7] and "not captured" in flash[7]
 
 
+def test_page_is_made_of_what_there_is(result):
+    """A run may be stopped anywhere: a section that found nothing costs its own part of the page."""
+    result["sections"]["recipes"] = {"defect": "ValueError: no"}
+    page = report.page(result)
+    assert "Nothing was found: no 'rows'" in page and "A defect ended this section: ValueError: no." in page
+    assert "## Launch tables" in page
+
+
+def test_recipes_stand_beside_the_fastest_right_peer(result):
+    page = report.page(result)
+    ours = line_of(page, "tiny", "minillm")
+    assert ours[1] == "38,400 ± 2.5 %"  # 768 tokens in 20 ms
+    assert ours[7] == "2.50"  # the float32 peer's step takes 50 ms; the faster peer is wrong
+    assert ours[3] == "" and ours[4] == f"{100 * 4e9 / 0.02 / 94984532905:.0f} %"  # MFU of no data sheet, of this run's
+    wrong = line_of(page, "tiny", "transformers, bfloat16, GPT2LMHeadModel")
+    assert wrong[7] == "" and "**wrong**: a loss of 8.4" in wrong[9]
+    filed = line_of(page, "tiny", "minillm, as in the file")
+    assert filed[7] == "" and filed[9] == "fp32, B=12, 4 micro-batches"
+    assert line_of(page, "tiny", "minillm, compiled")[1] == "not run"
+
+
+def test_mfu_is_printed_against_both_peaks(result):
+    result["sections"]["recipes"]["data_sheet"] = 1e12
+    result["sections"]["ceilings"]["of"]["matrix bf16"] = {"rate": 8e11, "what": ""}
+    (row, *_) = parts.rows_of(result, "recipes")
+    row["dtype"] = "bf16"
+    ours = line_of(report.page(result), "tiny", "minillm")
+    assert (ours[3], ours[4]) == ("20 %", "25 %")  # 4 GFLOP in 20 ms
+
+
+def test_ladder_has_its_prediction_beside_the_outcome(result):
+    rungs = report.page(result).split("| rung |")[1].split("\n\n")[0].splitlines()
+    naive, norm, ours = ([cell.strip() for cell in line.strip("|").split("|")] for line in rungs[2:])
+    copy, products = (result["sections"]["ceilings"]["of"][n]["rate"] for n in ("copy", "matrix fp32"))
+    steps = [1e3 * (b / copy + 3.9e9 / products) for b in (3e8, 1.3e8, 3e7)]
+    assert [rung[1] for rung in (naive, norm, ours)] == [f"{ms:.4g} ms" for ms in steps]
+    assert (naive[2], norm[2]) == ("", f"{steps[0] / steps[1]:.2f} times")
+    assert (norm[4], ours[4]) == ("1.50 times", "2.00 times")
+
+
+def test_suggested_entries_are_those_of_the_table_with_all_changes(result):
+    code = report.page(result).split("```python")[1].split("```")[0]
+    assert code.splitlines()[1:] == [
+        "# kernels/minillm_kernels/attention/configs.py",
+        '"forward": _row((128, 128, 8, 3), (128, 64, 4, 3)),  # sm_90, forward',
+    ]
+
+
+def test_scaling_leaves_out_what_is_wrong(result):
+    text = report.page(result).split("### attention_causal over S, forward")[1]
+    assert (
+        "| S=64 | 16.78 GFLOP/s (18 %) | 33.55 GFLOP/s (35 %) |" in text
+    )  # 2 products of 2 * 32 * 4 * 64 * 64 * 32 / 2
+    (long,) = [x for x in text.splitlines() if x.startswith("| S=128")]
+    assert long.strip("|").split("|")[2].strip() == ""
+
+
 def test_nothing_is_fast_beside_a_wrong_baseline(result):
-    rows = report.rows_of(result)
+    rows = parts.rows_of(result)
     for row in rows:
         if row["provider"] == "torch":
             row["status"] = "wrong"
@@ -66,15 +136,21 @@ def test_share_of_the_ceiling_is_that_of_the_roofline():
 def test_status_tells_of_failures(result):
     assert report.status(result) == 1  # a test failed
     result["sections"]["correctness"]["files"]["test_relu.py"]["failed"] = 0
-    assert report.status(result) == 0  # a peer is wrong, which is not this project's defect
-    for row in report.rows_of(result):
+    assert report.status(result) == 0  # peers are wrong, which is not this project's defect
+    result["sections"]["recipes"]["rows"][0]["status"] = "wrong"
+    assert report.status(result) == 1
+    result["sections"]["recipes"]["rows"][0]["status"] = "measured"
+    result["sections"]["scaling"]["defect"] = "ValueError: no"
+    assert report.status(result) == 1
+    del result["sections"]["scaling"]["defect"]
+    for row in parts.rows_of(result):
         row["status"] = "wrong" if row["provider"] == "torch" else row["status"]
     assert report.status(result) == 1
 
 
 def test_comparison_tells_a_change_from_the_spread(result):
     later = copy.deepcopy(result)
-    rows = [r for r in report.rows_of(later) if r["op"] == "relu" and r["provider"] == "torch"]
+    rows = [r for r in parts.rows_of(later) if r["op"] == "relu" and r["provider"] == "torch"]
     for name in ("seconds", "low", "high"):
         rows[0][name] *= 2
     rows[0]["low"] = max(rows[0]["low"], 1.01 * rows[0]["high"] / 2)
@@ -83,6 +159,21 @@ def test_comparison_tells_a_change_from_the_spread(result):
     assert "slower" in verdicts[0] and "2.000" in verdicts[0]
     assert "within the spread" in verdicts[1]
     assert any("ceiling copy: +0.0 %" in x for x in text)
+
+
+def test_comparison_has_recipes_by_the_token(result):
+    """A step of twice the tokens that takes twice the time is as fast."""
+    later = copy.deepcopy(result)
+    rows = {r["contender"]: r for r in parts.rows_of(later, "recipes")}
+    for name in ("tokens", "seconds", "low", "high"):
+        rows["minillm"][name] *= 2
+    for name in ("seconds", "low", "high"):
+        rows["naive"][name] *= 1.5
+    rows["+ norm"]["status"] = "wrong"
+    found = {x.split("|")[2].strip(): x for x in compare.compared(result, later) if x.startswith("| tiny |")}
+    assert "1.000 | within the spread" in found["minillm"]
+    assert "1.500 | slower" in found["naive"]
+    assert "measured -> wrong" in found["+ norm"]
 
 
 def test_comparison_of_devices_that_differ_says_so(result):

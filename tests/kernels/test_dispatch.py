@@ -48,6 +48,19 @@ def test_backend_holds_inside_its_block_only(taken):
     assert taken == ["reference", "torch", "reference", "torch"]
 
 
+def test_backend_of_named_ops_leaves_the_others():
+    with mk.backend("reference"), mk.backend("torch", "relu", "gelu"):
+        found = {d.op: d.backend for d in mk.explain_dispatch()}
+    assert {op for op, name in found.items() if name == "torch"} == {"relu", "gelu"}
+    assert set(found.values()) == {"torch", "reference"}
+    assert {d.reason for d in mk.explain_dispatch()} == {"the default on cpu"}
+
+
+def test_unknown_op_is_named():
+    with pytest.raises(ValueError, match="linear_cross_entropy, got 'norm'"), mk.backend("torch", "relu", "norm"):
+        pass
+
+
 def test_backend_ends_when_the_block_fails(taken):
     with pytest.raises(KeyError), mk.backend("reference"):
         raise KeyError
@@ -61,7 +74,9 @@ def test_backend_in_compiled_code_is_the_one_asked_for_now(taken):
     compiled(x)
     with mk.backend("reference"):
         compiled(x)
-    assert taken == ["torch", "reference"]  # traced once each: the state is guarded, not baked in
+    with mk.backend("reference", "gelu"):
+        compiled(x)
+    assert taken == ["torch", "reference", "torch"]  # traced once each: the state is guarded, not baked in
     torch._dynamo.reset()
 
 

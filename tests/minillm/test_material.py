@@ -75,13 +75,14 @@ def test_text_that_is_not_what_it_was(tiny_config, tmp_path, text):
 
 
 def test_objectives(tiny_config):
-    """A decoder's and an encoder's; whole-word masking gets the tokenizer's word classes."""
+    """A decoder's and an encoder's; what masks by words gets the tokenizer's word classes."""
     assert isinstance(make_objective(tiny_config(), BYTES), CausalLM)
     masked = make_objective(tiny_config("encoder"), BYTES)
     assert isinstance(masked, MaskedLM) and masked.begins_inside is None and masked.mask_token == 4
-    whole_word = make_objective(tiny_config("encoder", objective={"masking": "whole_word"}), BYTES)
-    assert isinstance(whole_word, MaskedLM) and whole_word.begins_inside is not None
-    assert whole_word.begins_inside.tolist() == BYTES.word_classes()[0].tolist()
+    for masking in ("whole_word", "span"):
+        by_words = make_objective(tiny_config("encoder", objective={"masking": masking}), BYTES)
+        assert isinstance(by_words, MaskedLM) and by_words.begins_inside is not None
+        assert by_words.begins_inside.tolist() == BYTES.word_classes()[0].tolist()
 
 
 def test_masked_lm_needs_a_mask(tiny_config):
@@ -107,6 +108,32 @@ def test_figures_do_not_depend_on_the_micro_batch(tiny_runs, kind):
     for targets, loss, glance, anchors in found[1:]:
         assert targets == found[0][0] and anchors == found[0][3]
         assert (loss, glance) == pytest.approx(found[0][1:3], rel=1e-6)
+
+
+def test_figures_do_not_depend_on_what_was_learnt_from(tiny_runs):
+    """A model is asked for the same tokens whatever the masking, the rate and the seed of its training."""
+    loaded = load(tiny_runs["encoder"])
+    found = []
+    for seed, changes in enumerate(({}, {"masking": "span", "rate": 0.4}, {"mask_share": 1.0, "random_share": 0.0})):
+        config = dataclasses.replace(
+            loaded.config,
+            objective=dataclasses.replace(loaded.config.objective, **changes),
+            train=dataclasses.replace(loaded.config.train, seed=seed),
+        )
+        material = gather(config, RunFolder(tiny_runs["encoder"]), loaded.require_tokenizer())
+        assert material.objective.config == config.objective
+        found.append((material.evaluate(loaded.model), material.glance(loaded.model), material.anchors()))
+    assert found[0] == found[1] == found[2]
+    control = loaded.require_tokenizer().specials.ids()
+    rows = [row for batch in material.held_out.eval_batches(EVAL_BATCH) for row in _rows_of(batch)]
+    ordinary = [sum(token not in control for token in row) for row in rows]
+    assert found[0][0].targets == sum(max(1, round(0.15 * count)) for count in ordinary) > 40
+
+
+def _rows_of(batch):
+    """The tokens of each row, without padding."""
+    lengths = [batch.tokens.shape[1]] * len(batch.tokens) if batch.lengths is None else batch.lengths.tolist()
+    return [row[:length] for row, length in zip(batch.tokens.tolist(), lengths, strict=True)]
 
 
 def test_a_glance_is_the_beginning(tiny_runs):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import platform
+import shutil
 
 import pytest
 import torch
@@ -141,6 +142,22 @@ def test_resume_of_a_finished_run_changes_no_weight(tiny_config, tmp_path):
     again = resume(tmp_path / "run", {})
     assert again.evaluation == first.evaluation and again.table == first.table
     assert (tmp_path / "run/checkpoints/step-000004/model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_resumed_with_recomputed_blocks_is_the_run_that_kept_them(tiny_config, tmp_path, compute_dtype):
+    """Spans, dropout, Muon, means of the weights, micro-batches: not a bit differs, whichever way blocks are kept."""
+    train = {"ema_decay": 0.9, "micro_batch_size": 2, "compute_dtype": compute_dtype}
+    model = {"dropout": 0.2, "attention_dropout": 0.1, "num_layers": 2}
+    pretrain(tiny_config("encoder", train=train, model=model, objective={"masking": "span"}), tmp_path / "through")
+    shutil.copytree(tmp_path / "through", tmp_path / "other")
+    shutil.rmtree(tmp_path / "other/checkpoints/step-000004")
+    (tmp_path / "other/checkpoints/latest").write_text("step-000002\n")
+    resume(tmp_path / "other", {"train": {"checkpoint_activations": True}})
+    for file in ("model.safetensors", "unaveraged.safetensors", "optimiser.safetensors", "state.json"):
+        through, other = ((tmp_path / run / "checkpoints/step-000004" / file) for run in ("through", "other"))
+        assert other.read_bytes() == through.read_bytes(), file
+    assert (tmp_path / "other/metrics.csv").read_bytes() == (tmp_path / "through/metrics.csv").read_bytes()
 
 
 def test_what_is_said(tiny_config, tmp_path, capsys):

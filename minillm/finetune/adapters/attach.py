@@ -160,7 +160,7 @@ def unmerge(model: nn.Module) -> None:
 
 
 def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """Return the weights of an adapter, by "path of the place in the bare model.name", each once.
+    """Return the weights of an adapter, by names such as "blocks.0.attention.q.adapter.A.weight", each once.
 
     Raises:
         ValueError: no adapter of that name.
@@ -213,11 +213,11 @@ def _parts_of(model: nn.Module, name: str) -> dict[str, Part]:
 
 
 def _tensors_of(parts: Mapping[str, Part]) -> dict[str, Tensor]:
-    """Return the parameters of parts by path and name; one that several share under its first path."""
+    """Return the parameters of parts by path, "adapter" and name; one that several share under its first path."""
     found: dict[nn.Parameter, str] = {}
     for path, part in parts.items():
         for name, parameter in part.named_parameters():
-            found.setdefault(parameter, f"{path}.{name}")
+            found.setdefault(parameter, f"{path}.adapter.{name}")
     return {name: parameter for parameter, name in found.items()}
 
 

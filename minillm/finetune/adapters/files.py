@@ -1,7 +1,7 @@
 """An adapter as a folder: its weights, the task's own beside them, and what it was attached to.
 
-    adapter.safetensors   blocks.0.attention.q.A.weight ...   of the adapter, by places of the bare backbone
-                          task.head.weight ...                what the model has for its task, pooler included
+    adapter.safetensors   blocks.0.attention.q.adapter.A.weight ...   of the adapter, by places of the bare backbone
+                          task.head.weight ...                        what the model has for its task, pooler included
     adapter.json          format, name, the section [adapter], the section [model] of the backbone
 
 A head that is not in the file would be a random one after loading, so it always is.

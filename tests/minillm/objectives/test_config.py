@@ -22,7 +22,7 @@ from minillm.objectives.config import ObjectiveConfig
         ({"label_smoothing": 1.0}, "objective.label_smoothing must be in [0, 1), got 1.0"),
         ({"z_loss": -1.0}, "objective.z_loss must be 0 or above, got -1.0"),
         ({"z_loss": float("inf")}, "objective.z_loss must be 0 or above, got inf"),
-        ({"masking": "words"}, "objective.masking takes one of token, whole_word, got 'words'"),
+        ({"masking": "words"}, "objective.masking takes one of token, whole_word, span, got 'words'"),
         ({"mask_rate": 0.2}, "unknown key objective.mask_rate in the configuration; did you mean"),
     ],
     ids=str,

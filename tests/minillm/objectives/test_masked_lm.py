@@ -58,7 +58,7 @@ def words_of(tokens: list[int], segments: list[int]) -> list[list[int]]:
     return words
 
 
-@pytest.mark.parametrize("masking", ["token", "whole_word"])
+@pytest.mark.parametrize("masking", ["token", "whole_word", "span"])
 @pytest.mark.parametrize("rate", [0.15, 0.3, 0.05, 0.125, 1.0, 1e-6])
 def test_the_number_of_targets_is_exact(masking: str, rate: float) -> None:
     objective = masker(masking=masking, rate=rate)
@@ -82,7 +82,7 @@ def test_the_number_is_rounded_as_python_does_at_every_length(rate: float) -> No
     assert (prepared.targets != -100).sum(1).tolist() == [max(1, round(rate * n)) for n in range(1, T + 1)]
 
 
-@pytest.mark.parametrize("masking", ["token", "whole_word"])
+@pytest.mark.parametrize("masking", ["token", "whole_word", "span"])
 def test_control_symbols_and_padding_are_left_alone(masking: str) -> None:
     # Padding of ordinary tokens: only starts and lengths tell that it is padding.
     starts, lengths = torch.tensor([0, 5, 19, 3]), torch.tensor([20, 10, 1, 0])
@@ -181,7 +181,7 @@ def test_token_masking_does_cut_words() -> None:
     assert partly > 40
 
 
-@pytest.mark.parametrize("masking", ["token", "whole_word"])
+@pytest.mark.parametrize("masking", ["token", "whole_word", "span"])
 def test_the_seed_of_the_batch_alone_decides(masking: str) -> None:
     objective, batch = masker(masking=masking), noise(4, 40, seed=123)
     original = batch.tokens.clone()

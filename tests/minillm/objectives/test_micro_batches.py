@@ -52,6 +52,7 @@ CASES = [
     pytest.param(causal, {"z_loss": 0.01, "label_smoothing": 0.1}, id="causal-z-smoothing"),
     pytest.param(masked, {}, id="masked-token"),
     pytest.param(masked, {"masking": "whole_word", "z_loss": 0.01}, id="masked-whole-word"),
+    pytest.param(masked, {"masking": "span"}, id="masked-span"),
 ]
 
 

@@ -18,6 +18,8 @@ from minillm.training.config import OptimConfig, TrainConfig
         (TrainConfig, {"seed": 2**63}, r"train.seed must be below 2\*\*63"),
         (TrainConfig, {"threads": 0}, "train.threads must be at least 1, got 0; leave it out"),
         (TrainConfig, {"grad_clip": float("nan")}, "train.grad_clip must be 0 or above, got nan"),
+        (TrainConfig, {"ema_decay": 1.0}, "train.ema_decay must be between 0 and 1, got 1.0; leave it out"),
+        (TrainConfig, {"ema_decay": 0.0}, "train.ema_decay must be between 0 and 1, got 0.0; leave it out"),
         (TrainConfig, {"batch_size": 12, "micro_batch_size": 5}, r"batch_size \(5\) must divide .* \(12\); try 4"),
         (TrainConfig, {"batch_size": 12, "micro_batch_size": 24}, "must divide .*; try 12"),
         (TrainConfig, {"batch_size": 12, "micro_batch_size": 0}, "must divide .*; try 1"),

@@ -164,9 +164,13 @@ class TestMemory:
                 raise torch.OutOfMemoryError("CUDA out of memory")
         TrainConfig(batch_size=batch, micro_batch_size=tried)
 
-    def test_single_sequence(self):
-        with pytest.raises(InputError, match="a single sequence does not fit .* lower model.context"):
-            with memory_explained(TrainConfig(batch_size=4, micro_batch_size=1), torch.device("cpu")):
+    @pytest.mark.parametrize(
+        "recomputing, advice", [(False, "set train.checkpoint_activations"), (True, "lower model")]
+    )
+    def test_single_sequence(self, recomputing, advice):
+        train = TrainConfig(batch_size=4, micro_batch_size=1, checkpoint_activations=recomputing)
+        with pytest.raises(InputError, match=f"a single sequence does not fit .*; {advice}.*context, width or num"):
+            with memory_explained(train, torch.device("cpu")):
                 raise MemoryError
 
     def test_what_pytorchs_cpu_allocator_really_raises(self):

@@ -54,6 +54,22 @@ def test_resumed_equals_never_stopped(make_trainer, optim, killed, resumed, log_
     assert final_bytes(second) == final_bytes(through)
 
 
+@pytest.mark.parametrize("killed, resumed", [(5, 4), (12, 8)])
+def test_means_of_the_weights_resume_too(make_trainer, killed, resumed):
+    """Means and the weights themselves; the best checkpoint is chosen by the means."""
+    through, first = (make_trainer(n, ema_decay=0.7, micro_batch_size=2) for n in ("a", "b"))
+    through.fit()
+    first.after_step.append(kill_at(killed))
+    with pytest.raises(Killed):
+        first.fit()
+    second = make_trainer("b", ema_decay=0.7, micro_batch_size=2)
+    assert second.resume() == resumed
+    second.fit()
+    assert final_bytes(second) == final_bytes(through)
+    one, two = (run.folder.folder_of(12) / "unaveraged.safetensors" for run in (second, through))
+    assert one.read_bytes() == two.read_bytes()
+
+
 def test_resuming_at_every_step_in_turn(make_trainer):
     through = make_trainer("a", checkpoint_every=1)
     through.fit()
@@ -150,10 +166,10 @@ def test_another_optimiser_is_refused(make_trainer):
         make_trainer(optim=SGD).resume()
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", [*FILES, "unaveraged.safetensors"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "noise", "missing"])
 def test_a_damaged_checkpoint_is_one_clear_line(make_trainer, file, damage):
-    trainer = make_trainer(max_steps=1)
+    trainer = make_trainer(max_steps=1, ema_decay=0.9)
     trainer.fit()
     path = trainer.folder.folder_of(1) / file
     content = path.read_bytes()
@@ -162,7 +178,7 @@ def test_a_damaged_checkpoint_is_one_clear_line(make_trainer, file, damage):
     else:
         path.write_bytes({"cut": content[:-9], "empty": b"", "noise": b"\xff" + content[1:]}[damage])
     with pytest.raises(InputError) as error:
-        make_trainer(max_steps=1).resume()
+        make_trainer(max_steps=1, ema_decay=0.9).resume()
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     assert "checkpoint" in str(error.value)
 

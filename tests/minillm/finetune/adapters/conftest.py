@@ -1,4 +1,4 @@
-"""A stand-in for a fine-tuned model, in every shape that adapters meet, and one configuration of every kind."""
+"""One configuration of every kind of adapter, inputs, and a way to move what learns."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,17 +17,6 @@ from minillm.finetune.adapters.config import (
     PfeifferConfig,
     PrefixConfig,
 )
-from minillm.model.config import ModelConfig
-from minillm.model.layers import Linear
-from minillm.model.transformer import build_model
-
-MODELS: dict[str, dict[str, Any]] = {
-    "encoder-pre": {"kind": "encoder", "norm_position": "pre", "embedding_norm": True},
-    "encoder-post": {"kind": "encoder", "norm_position": "post", "embedding_norm": True, "pooler": True},
-    "decoder-pre": {"kind": "decoder", "norm_position": "pre"},
-    "decoder-post": {"kind": "decoder", "norm_position": "post"},
-    "llama": {"kind": "decoder", "position": "rotary", "activation": "swiglu", "num_kv_heads": 2, "qk_norm": True},
-}
 
 ADAPTERS = {
     "lora": LoRAConfig(rank=3),
@@ -42,55 +31,33 @@ ADAPTERS = {
     "ia3": IA3Config(),
     "bitfit": BitFitConfig(),
 }
-SHAPE: dict[str, Any] = {"vocab_size": 19, "context": 12, "num_layers": 2, "width": 16, "num_heads": 4}
-
-
-class StandIn(nn.Module):
-    """What fine-tuning makes of a pretrained model: the model, and a head beside it."""
-
-    def __init__(self, config: ModelConfig, classes: int = 3) -> None:
-        super().__init__()
-        self.backbone = build_model(config)
-        self.head = Linear(config.width, classes)
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.backbone.config
-
-    def compute_in(self, dtype: torch.dtype) -> None:
-        self.backbone.compute_in(dtype)
-
-    def forward(self, tokens: Tensor, **inputs: Any) -> Tensor:
-        hidden = self.backbone(tokens, **inputs)  # (B, T, C)
-        pooler = self.backbone.pooler
-        return self.head(hidden.mean(dim=1) if pooler is None else pooler(hidden[:, 0]))
-
-
-@pytest.fixture
-def stand_in() -> Callable[..., StandIn]:
-    """Return a function: a name in MODELS, settings -> a model in evaluation mode, no weight of it 0 or 1."""
-
-    def make(kind: str = "encoder-post", **settings: Any) -> StandIn:
-        torch.manual_seed(0)
-        model = StandIn(ModelConfig(**(SHAPE | MODELS[kind] | settings))).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn(parameter.shape))
-        return model
-
-    return make
-
-
-@pytest.fixture(params=MODELS)
-def kind(request: pytest.FixtureRequest) -> str:
-    """Each name in MODELS."""
-    return request.param
+NETWORKS = ("houlsby", "pfeiffer", "prefix", "prefix-network")  # do what no weight can
 
 
 @pytest.fixture(params=ADAPTERS.values(), ids=ADAPTERS)
 def config(request: pytest.FixtureRequest) -> AdapterConfig:
     """A configuration of each kind, and of each option that changes what is computed."""
     return request.param
+
+
+@pytest.fixture(
+    params=[c for n, c in ADAPTERS.items() if n not in NETWORKS], ids=[n for n in ADAPTERS if n not in NETWORKS]
+)
+def mergeable(request: pytest.FixtureRequest) -> AdapterConfig:
+    """A configuration of each kind that the model's weights can take in."""
+    return request.param
+
+
+@pytest.fixture(params=(*NETWORKS, "lora-table"))
+def unmergeable(request: pytest.FixtureRequest) -> AdapterConfig:
+    """A configuration of each kind that they cannot, a table that is tied to the output among them."""
+    return ADAPTERS[request.param]
+
+
+@pytest.fixture(params=["lora", "dora", "adalora", "houlsby", "prefix", "prefix-network", "ia3", "bitfit"])
+def one_of_each(request: pytest.FixtureRequest) -> AdapterConfig:
+    """A configuration for each class of parts."""
+    return ADAPTERS[request.param]
 
 
 def some_tokens(*shape: int) -> Tensor:

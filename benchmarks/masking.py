@@ -1,0 +1,227 @@
+"""Which masking an encoder learns best from: python -m benchmarks.masking [--steps 800] [--seeds 3].
+
+tiny-encoder learns stdlib-docs by every kind of masking, at every rate, from several seeds, all else equal. All models
+are asked the same on held-out text, whatever they learnt from: see `ObjectiveConfig.for_evaluation`.
+
+MASKING.json is written after each run, and a run that is in it for as many steps is not made again: what was stopped
+goes on where it was. MASKING.md is made from it alone. Seeds are the outer loop, so a table that is stopped early has
+fewer seeds and no fewer rows.
+
+Read next: `minillm/objectives/masking.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import commit, header
+from minillm.config import build
+from minillm.errors import InputError
+from minillm.pretrain_config import PretrainConfig, preset_table
+
+KINDS = ("token", "whole_word", "span")
+RATES = (0.15, 0.3, 0.4)
+PRESET, CORPUS = "tiny-encoder", "stdlib-docs"
+TITLE = "# Masking: kind and rate against what was learnt\n"
+COLUMNS = ("masking", "rate", "loss, nats per masked token", "right guesses, %", "seconds", "tokens/s", "seeds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One model. loss: nats per masked token; accuracy: share of right guesses; both on all held-out text.
+
+    seconds: of training. tokens_per_second: while training. commit: of the code.
+    """
+
+    masking: str
+    rate: float
+    seed: int
+    steps: int
+    commit: str
+    loss: float
+    accuracy: float
+    seconds: float
+    tokens_per_second: float
+
+
+def train(masking: str, rate: float, seed: int, steps: int, *, table: Mapping[str, Any], scratch: Path) -> Run:
+    """Return what comes of one run.
+
+    Args:
+        masking, rate, seed, steps: in place of those of `table`.
+        table: all other settings, as a preset has them.
+        scratch: a folder for the run, and for token shards that all runs share.
+    """
+    from minillm.pretrain import pretrain
+
+    changes = {
+        "objective": {"masking": masking, "rate": rate},
+        "train": {"seed": seed, "max_steps": steps, "eval_every": 0, "checkpoint_every": 0},
+        "data": {"cache": str(scratch / "tokens")},
+    }
+    settings = dict(table) | {section: table.get(section, {}) | new for section, new in changes.items()}
+    config: PretrainConfig = build(PretrainConfig, settings, source=f"preset {PRESET}")
+    result = pretrain(config, scratch / "run", overwrite=True)
+    if result.evaluation is None or result.evaluation.masked_accuracy is None:
+        raise KeyboardInterrupt  # Ctrl-C, which the trainer took for itself
+    return Run(
+        masking=masking,
+        rate=rate,
+        seed=seed,
+        steps=steps,
+        commit=commit(),
+        loss=result.evaluation.loss,
+        accuracy=result.evaluation.masked_accuracy,
+        seconds=result.summary.seconds,
+        tokens_per_second=result.summary.tokens_per_second,
+    )
+
+
+def complete(
+    runs: list[Run],
+    wanted: Sequence[tuple[str, float, int]],
+    steps: int,
+    make: Callable[[str, float, int, int], Run],
+    keep: Callable[[list[Run]], None],
+) -> list[Run]:
+    """Make the runs that are missing, and return all.
+
+    Args:
+        runs: those that were made before; of another number of steps they are dropped.
+        wanted: (masking, rate, seed) in the order in which they are made.
+        steps: of each.
+        make: see `train`.
+        keep: called with all runs so far after each new one.
+    """
+    runs = [run for run in runs if run.steps == steps]
+    for masking, rate, seed in wanted:
+        if not any((run.masking, run.rate, run.seed) == (masking, rate, seed) for run in runs):
+            runs.append(make(masking, rate, seed, steps))
+            keep(runs)
+    return runs
+
+
+def page(runs: Sequence[Run], head: Mapping[str, Any]) -> str:
+    """Return the table, the lowest mean loss first, each figure as mean ± standard deviation over the seeds."""
+    groups: dict[tuple[str, float], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.masking, run.rate), []).append(run)
+    rows = sorted(groups.values(), key=lambda group: statistics.mean(run.loss for run in group))
+    lines = [
+        TITLE,
+        f"`{PRESET}` on `{CORPUS}`, {runs[0].steps:,} steps, on {head['device']} with {head['threads']} threads,",
+        f"PyTorch {head['versions']['torch']}, commit {', '.join(sorted({run.commit for run in runs}))}, "
+        f"{head['date'][:10]}. Each model is asked for the same held-out tokens:",
+        "single ones, 15 % of all, whatever it learnt from. `python -m benchmarks.masking` made this page.\n",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---|" + "---:|" * (len(COLUMNS) - 1),
+    ]
+    for group in rows:
+        cells = [
+            group[0].masking,
+            f"{group[0].rate:g}",
+            spread([run.loss for run in group], 3),
+            spread([100 * run.accuracy for run in group], 1),
+            spread([run.seconds for run in group], 0),
+            spread([run.tokens_per_second for run in group], 0),
+            str(len(group)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", verdict(rows)]) + "\n"
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Return mean ± sample standard deviation; of one value the value alone.
+
+    >>> spread([1.0, 2.0, 3.0], 2), spread([1234.5], 0)
+    ('2.00 ± 1.00', '1,234')
+    """
+    mean = f"{statistics.mean(values):,.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):,.{digits}f}"
+
+
+def verdict(rows: Sequence[Sequence[Run]]) -> str:
+    """Return which one is the best, and which others the seeds do not tell from it.
+
+    Two are told apart where their means differ by more than twice the standard error of the difference.
+    """
+    best, *others = rows
+    names = [f"{group[0].masking} at {group[0].rate:g}" for group in others if not apart(best, group)]
+    line = f"Lowest loss: {best[0].masking} at {best[0].rate:g}"
+    if any(len(group) < 2 for group in rows):
+        return f"{line}; one seed does not tell how far apart they are."
+    return f"{line}, not told apart by these seeds from {', '.join(names)}." if names else f"{line}, by these seeds."
+
+
+def apart(one: Sequence[Run], other: Sequence[Run]) -> bool:
+    """Return whether the mean losses differ by more than twice the standard error of their difference."""
+    if min(len(one), len(other)) < 2:
+        return False
+    means = [statistics.mean(run.loss for run in group) for group in (one, other)]
+    variances = [statistics.variance(run.loss for run in group) / len(group) for group in (one, other)]
+    return abs(means[0] - means[1]) > 2 * sum(variances) ** 0.5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the table and return the exit status."""
+    preset = preset_table(PRESET)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.masking", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--steps", type=int, default=preset["train"]["max_steps"], help="of each run (default %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind and rate (default %(default)s)")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of masking (default: all)")
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="shares of tokens (default 0.15 0.3 0.4)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where MASKING.json and .md go")
+    given = parser.parse_args(argv)
+    if given.seeds < 1:
+        parser.error(f"--seeds must be at least 1, got {given.seeds}")
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {given.out}: {error.strerror}; name a folder that can be written")
+    path, head = given.out / "MASKING.json", header()
+
+    def keep(runs: list[Run]) -> None:
+        result = {"header": head, "preset": PRESET, "corpus": CORPUS, "runs": [dataclasses.asdict(run) for run in runs]}
+        beside = path.with_suffix(".json.part")
+        beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        beside.replace(path)
+        path.with_suffix(".md").write_text(page(runs, head), encoding="utf-8")
+        print(runs[-1], file=sys.stderr, flush=True)
+
+    before = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+    cells = list(itertools.product(given.kinds, given.rates))
+    wanted = [(kind, rate, seed) for seed in range(given.seeds) for kind, rate in cells]
+    table = preset | {"data": {"input": CORPUS}}
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+
+            def make(masking: str, rate: float, seed: int, steps: int) -> Run:
+                return train(masking, rate, seed, steps, table=table, scratch=Path(scratch))
+
+            complete([Run(**run) for run in before], wanted, given.steps, make, keep)
+    except InputError as error:
+        print(f"benchmarks.masking: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("benchmarks.masking: interrupted; the same command goes on with what is missing", file=sys.stderr)
+        return 130
+    print(path.with_suffix(".md"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

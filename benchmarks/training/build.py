@@ -1,0 +1,126 @@
+"""A contender as a trainer: what `minillm pretrain` puts together, with random tokens in the place of a text.
+
+Read next: `stepper.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.training.peers import PeerObjective, build_peer
+from benchmarks.training.registration import Contender, Recipe
+from minillm.checkpoint.run_folder import RunFolder
+from minillm.data.loader import Loader
+from minillm.data.shards import TokenStore
+from minillm.model.count import count_parameters, flops_per_token
+from minillm.model.transformer import build_model
+from minillm.objectives.causal_lm import CausalLM
+from minillm.objectives.masked_lm import MaskedLM
+from minillm.pretrain_config import PretrainConfig
+from minillm.training.precision import choose_compute_dtype
+from minillm.training.trainer import Trainer
+
+CONTROL_TOKENS = 5  # ids 0 .. 4 stand for pad, cls, sep, mask and unknown where a recipe masks tokens
+MASK = 3
+DOCUMENT = 400  # tokens of a document on average, where documents are kept apart
+STEPS = 256  # of text; then it begins anew, in another order
+
+
+def make_trainer(recipe: Recipe, contender: Contender, device: torch.device) -> Trainer:
+    """Return a contender, ready for its first step; nothing is written, and no step evaluates.
+
+    Raises:
+        peers.NotInstalled: the peer's package is not there.
+        InputError: settings that do not go together.
+    """
+    config = recipe.config(contender)
+    objective = make_objective(config)
+    torch.manual_seed(config.train.seed)
+    model = build_peer(recipe.peer, config.model) if contender.peer else build_model(config.model)
+    return Trainer(
+        model,
+        PeerObjective(objective) if contender.peer else objective,
+        make_loader(config),
+        train=config.train,
+        optim=config.optim,
+        folder=RunFolder(Path("benchmarks write no run")),
+        evaluate=lambda model: {},
+        device=device,
+        compute_dtype=choose_compute_dtype(config.train.compute_dtype, device, width=config.model.width).dtype,
+    )
+
+
+def task_of(recipe: Recipe, contender: Contender) -> dict[str, Any]:
+    """Return what a step of a contender is: its tokens, and what this project's model of that shape has and costs.
+
+        flops = (6 N + 12 L C T) * tokens,    N the weights that multiply, a tied output weight once
+
+    as `minillm.model.count.flops_per_token` states it: embeddings that are only looked up are left out, and of masked
+    LM's tokens only those that are asked for enter the head. A peer that multiplies more is not credited with it.
+    """
+    config = recipe.config(contender)
+    with torch.device("meta"):  # no memory, no random numbers
+        model = build_model(config.model)
+    head_share = 1.0 if config.model.kind == "decoder" else config.objective.rate
+    tokens = config.train.batch_size * config.model.context
+    return {
+        "tokens": tokens,
+        "flops": flops_per_token(model, config.model.context, head_share=head_share) * tokens,
+        "parameters_of_ours": count_parameters(model),
+        "loss_expected": math.log(vocabulary(config)),
+        "sizes": {
+            "B": config.train.batch_size,
+            "T": config.model.context,
+            "C": config.model.width,
+            "L": config.model.num_layers,
+            "V": config.model.vocab_size,
+        },
+        "micro_batches": config.train.micro_batches,
+    }
+
+
+def vocabulary(config: PretrainConfig) -> int:
+    """Return how many tokens the random text is made of; nobody can expect a loss below the logarithm of that."""
+    return config.model.vocab_size - (0 if config.model.kind == "decoder" else CONTROL_TOKENS)
+
+
+def make_objective(config: PretrainConfig) -> CausalLM | MaskedLM:
+    """Return the objective, with a vocabulary whose first ids are control symbols and whose odd ones go on a word."""
+    if config.objective.name == "causal_lm":
+        return CausalLM(config.objective)
+    vocab_size = config.model.vocab_size
+    begins_inside = np.arange(vocab_size) % 2 == 1
+    return MaskedLM(
+        config.objective,
+        vocab_size=vocab_size,
+        mask_token=MASK,
+        control_tokens=range(CONTROL_TOKENS),
+        word_classes=(begins_inside, np.ones(vocab_size, dtype=bool)),
+    )
+
+
+def make_loader(config: PretrainConfig) -> Loader:
+    """Return batches of random tokens, the same for every contender of the same sizes."""
+    generator = np.random.default_rng(config.train.seed)
+    causal = config.model.kind == "decoder"
+    lowest, count = (
+        config.model.vocab_size - vocabulary(config),
+        STEPS * config.train.batch_size * config.model.context + 1,
+    )
+    tokens = generator.integers(lowest, config.model.vocab_size, count, dtype=np.uint32)
+    bounds = np.unique(np.concatenate([[0, count], generator.integers(0, count, count // DOCUMENT)]))
+    return Loader(
+        TokenStore(tokens=tokens, bounds=bounds, num_bytes=count),
+        context=config.model.context,
+        batch_size=config.train.batch_size,
+        shift=causal,
+        document_mask=config.data.document_mask,
+        layout=config.data.layout,
+        padding_side=config.data.padding_side,
+        seed=config.train.seed,
+    )

@@ -1,0 +1,112 @@
+"""The masking table: every model is asked the same, means and deviations are theirs, and no run is made twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import masking
+from benchmarks.masking import Run, apart, complete, page, train, verdict
+from minillm.pretrain_config import preset_table
+
+LETTERS = Path(__file__).parents[2] / "data/samples/letters.txt"
+HEAD = {"device": "a machine", "threads": 2, "versions": {"torch": "2"}, "commit": "abc", "date": "2026-01-02T00:00"}
+
+
+def run_of(masking="token", rate=0.15, seed=0, **given):
+    """A run with made-up figures."""
+    figures = {"loss": 4.0, "accuracy": 0.25, "seconds": 60.0, "tokens_per_second": 1000.0, "steps": 9}
+    return Run(masking=masking, rate=rate, seed=seed, commit="abc", **figures | given)
+
+
+def test_models_are_asked_the_same_whatever_they_learnt_from(tmp_path):
+    """A learning rate of nothing: the untrained model has one loss, by whatever masking it did not learn."""
+    table = preset_table("tiny-encoder") | {
+        "tokenizer": {"kind": "bpe", "vocab_size": 320},
+        "data": {"input": str(LETTERS)},
+    }
+    table["model"] |= {"context": 16, "num_layers": 1, "width": 16, "num_heads": 2}
+    table["optim"] = {"learning_rate": 1e-30, "weight_decay": 0.0}
+    table["train"] = {"batch_size": 4, "device": "cpu"}
+    runs = [train(kind, rate, 0, 2, table=table, scratch=tmp_path) for kind, rate in (("token", 0.15), ("span", 0.4))]
+    assert [(run.masking, run.rate, run.steps) for run in runs] == [("token", 0.15, 2), ("span", 0.4, 2)]
+    assert runs[0].loss == runs[1].loss and runs[0].accuracy == runs[1].accuracy
+    assert all(run.seconds > 0 and run.tokens_per_second > 0 for run in runs)
+
+
+def test_rows_are_means_and_deviations_best_first():
+    """By hand: 4.0, 4.2 and 4.4 have the mean 4.2 and the deviation 0.2."""
+    runs = [run_of(seed=seed, loss=loss) for seed, loss in enumerate((4.0, 4.2, 4.4))]
+    runs += [run_of("span", 0.4, seed, loss=3.0 + seed / 10, accuracy=0.3 + seed / 100) for seed in range(3)]
+    rows = [line for line in page(runs, HEAD).splitlines() if line.startswith(("| span", "| token"))]
+    assert rows == [
+        "| span | 0.4 | 3.100 ± 0.100 | 31.0 ± 1.0 | 60 ± 0 | 1,000 ± 0 | 3 |",
+        "| token | 0.15 | 4.200 ± 0.200 | 25.0 ± 0.0 | 60 ± 0 | 1,000 ± 0 | 3 |",
+    ]
+    assert page(runs, HEAD).endswith("Lowest loss: span at 0.4, by these seeds.\n")
+
+
+def test_what_the_seeds_do_not_tell_apart_is_said():
+    """Deviations of 0.1 and 3 seeds: a standard error of 0.082, so means 0.1 apart are not told apart, 0.2 are."""
+    low, near, far = (
+        [run_of(name, rate, seed, loss=mean + (seed - 1) / 10) for seed in range(3)]
+        for name, rate, mean in (("token", 0.15, 4.0), ("span", 0.3, 4.1), ("whole_word", 0.4, 4.2))
+    )
+    assert not apart(low, near) and apart(low, far)
+    assert verdict([low, near, far]) == "Lowest loss: token at 0.15, not told apart by these seeds from span at 0.3."
+    assert "one seed does not tell" in verdict([low[:1], near[:1]])
+
+
+def test_only_missing_runs_are_made():
+    """Those of as many steps stay; each new one is kept at once."""
+    made, kept = [], []
+
+    def make(kind, rate, seed, steps):
+        made.append((kind, rate, seed))
+        return run_of(kind, rate, seed, steps=steps)
+
+    before = [run_of(seed=0), run_of(seed=1, steps=5)]
+    wanted = [("token", 0.15, 0), ("token", 0.15, 1), ("span", 0.3, 0)]
+    runs = complete(before, wanted, 9, make, lambda runs: kept.append(len(runs)))
+    assert made == wanted[1:] and kept == [2, 3]
+    assert {run.steps for run in runs} == {9} and len(runs) == 3
+
+
+def test_the_command_goes_on_with_what_is_there(tmp_path, monkeypatch, capsys):
+    """Two seeds of one kind, then a third one: JSON and page hold all of them."""
+    made = []
+    monkeypatch.setattr(
+        masking,
+        "train",
+        lambda kind, rate, seed, steps, **_: made.append(seed) or run_of(kind, rate, seed, steps=steps),
+    )
+    words = ["--steps", "9", "--kinds", "span", "--rates", "0.3", "--out", str(tmp_path)]
+    assert masking.main([*words, "--seeds", "2"]) == 0 and masking.main([*words, "--seeds", "3"]) == 0
+    assert made == [0, 1, 2]
+    kept = json.loads((tmp_path / "MASKING.json").read_text())
+    assert [run["seed"] for run in kept["runs"]] == [0, 1, 2]
+    assert "| span | 0.3 | 4.000 ± 0.000 |" in (tmp_path / "MASKING.md").read_text()
+    assert capsys.readouterr().out.splitlines()[-1].endswith("MASKING.md")
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (("--kinds", "words"), "invalid choice"),
+        (("--rates", "high"), "invalid float"),
+        (("--seeds", "0"), "--seeds must be at least 1, got 0"),
+        (("--out", __file__), "name a folder that can be written"),
+    ],
+)
+def test_mistakes(words, text, capsys, tmp_path):
+    """Status 2 and a line, by argparse."""
+    with pytest.raises(SystemExit) as stopped:
+        masking.main(["--out", str(tmp_path), *words])
+    assert stopped.value.code == 2 and text in capsys.readouterr().err
+
+
+def test_a_rate_that_is_none_is_one_line(capsys, tmp_path):
+    """The configuration's own check."""
+    assert masking.main(["--rates", "1.5", "--kinds", "token", "--seeds", "1", "--out", str(tmp_path)]) == 2
+    assert "objective.rate must be above 0 and at most 1, got 1.5" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,149 @@
+"""AdaLoRA in a trainer: the penalty in training alone, sensitivities from the step's gradient, the budget kept."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from minillm.data.batch import Batch
+from minillm.finetune.adapters.adalora import RankAllocator, WithOrthogonality, orthogonality, updates
+from minillm.finetune.adapters.attach import attach
+from minillm.finetune.adapters.config import AdaLoRAConfig, LoRAConfig
+
+CONFIG = AdaLoRAConfig(rank=4, target_rank=2, initial_fraction=0.2, final_fraction=0.4, prune_every=2)
+TARGETS = 2 * 6  # linear layers in two blocks
+
+
+@pytest.fixture
+def adapted(stand_in):
+    model = stand_in("encoder-pre")
+    torch.manual_seed(5)
+    attach(model, CONFIG)
+    return model
+
+
+def test_the_penalty_is_in_the_loss_in_training_and_never_in_evaluation(adapted, classify):
+    objective = WithOrthogonality(classify, "adapter")
+    tokens = torch.arange(12).reshape(2, 6)
+    batch = objective.prepare(Batch(tokens=tokens, targets=torch.tensor([[0], [1]]), seed=1))
+    evaluated, plain = objective.step(adapted, batch), classify.step(adapted, batch)
+    assert evaluated.extra is None and torch.equal(evaluated.total, plain.total)
+    trained = objective.step(adapted.train(), batch)
+    assert torch.equal(trained.extra, orthogonality(adapted, "adapter")) and trained.extra > 0
+    assert torch.equal(trained.total, classify.step(adapted, batch).total) and trained.count == 2
+
+    class WithExtra:
+        prepare = classify.prepare
+
+        def step(self, model, batch):
+            return dataclasses.replace(classify.step(model, batch), extra=torch.tensor(0.25))
+
+    both = WithOrthogonality(WithExtra(), "adapter").step(adapted, batch)
+    assert torch.equal(both.extra, 0.25 + trained.extra)
+
+
+def test_the_penalty_is_the_mean_distance_from_orthonormal(adapted):
+    """In float64, and 0 for factors that are; its gradient there is finite."""
+    factors = [(part.A.weight, part.B.weight) for part in updates(adapted, "adapter")]
+    one = torch.eye(4, dtype=torch.float64)
+    distances = [(A.double() @ A.double().T - one).norm() for A, _ in factors]
+    distances += [(B.double().T @ B.double() - one).norm() for _, B in factors]
+    truth = CONFIG.orthogonality * sum(distances) / len(distances)
+    assert len(distances) == 2 * TARGETS
+    torch.testing.assert_close(orthogonality(adapted, "adapter").double(), truth, rtol=1e-6, atol=0)
+    with torch.no_grad():
+        for A, B in factors:
+            A.copy_(torch.eye(*A.shape))
+            B.copy_(torch.eye(*B.shape))
+    penalty = orthogonality(adapted, "adapter")
+    penalty.backward()
+    assert penalty == 0 and all(A.grad.isfinite().all() and B.grad.isfinite().all() for A, B in factors)
+
+
+@pytest.mark.parametrize("penalised", [True, False])
+def test_the_penalty_draws_the_factors_together(adapted, classify, make_trainer, penalised):
+    """To less than half the distance in 30 steps; without it they stay as far apart as they were."""
+    before = orthogonality(adapted, "adapter").item()
+    make_trainer(adapted, WithOrthogonality(classify, "adapter") if penalised else classify, max_steps=30).fit()
+    after = orthogonality(adapted, "adapter").item()
+    assert after < 0.5 * before if penalised else after > 0.9 * before
+
+
+@pytest.mark.parametrize(
+    "config, steps, budgets",
+    [
+        # t_i = 2, t_f = 6: (1 - (t - 2) / 4)^3 = 1, 27/64, 1/8, 1/64, 0
+        (CONFIG, 10, [48, 48, 24 + 10, 24 + 3, 24, 24, 24, 24, 24, 24]),
+        (dataclasses.replace(CONFIG, target_rank=4), 4, [48] * 4),
+        (dataclasses.replace(CONFIG, initial_fraction=0.0, final_fraction=1.0), 3, [24] * 3),
+        (dataclasses.replace(CONFIG, initial_fraction=1.0, final_fraction=0.0), 3, [48] * 3),
+        (CONFIG, 1, [24]),
+    ],
+    ids=["cubic", "nothing-to-prune", "from-the-start", "never", "one-step"],
+)
+def test_the_budget_is_the_schedule_of_the_formula(adapted, config, steps, budgets):
+    for part in updates(adapted, "adapter"):
+        part.config = config
+    allocator = RankAllocator(adapted, "adapter", steps=steps)
+    assert [allocator.budget(step) for step in range(1, steps + 1)] == budgets
+
+
+def test_the_trainer_steps_it(adapted, classify, make_trainer):
+    """After each pruning as many triplets live as the budget has; in the end target_rank each on the mean."""
+    trainer = make_trainer(adapted, WithOrthogonality(classify, "adapter"), max_steps=20)
+    allocator = RankAllocator(adapted, "adapter", steps=20)
+    allocator.connect(trainer)
+    alive = []
+    trainer.after_step.append(lambda t: alive.append(sum(int(u.E.ne(0).sum()) for u in updates(adapted, "adapter"))))
+    trainer.fit()
+    assert (allocator.first, allocator.last) == (4, 12)
+    assert max(alive[:5]) == 48  # the first pruning is after step 6
+    for step in (6, 8, 10, 12, *range(13, 21)):
+        assert alive[step - 1] == allocator.budget(step)
+    assert alive[-1] == 24 and alive[6] > alive[5]  # what is pruned grows back until t_f
+    assert len({int(u.E.ne(0).sum()) for u in updates(adapted, "adapter")}) > 1  # shared out, not cut alike
+
+
+def test_sensitivities_are_those_of_the_gradient_before_clipping_and_the_weights_before_the_step(
+    adapted, classify, make_trainer
+):
+    """The first mean is (1 - beta1) |p dL/dp|, its stray (1 - beta2) beta1 |p dL/dp|."""
+    trainer = make_trainer(adapted, classify, max_steps=1, grad_clip=1e-3)
+    products = {}
+
+    def note(trainer):
+        for number, part in enumerate(updates(adapted, "adapter")):
+            for letter, p in part.factors().items():
+                products[number, letter] = (p * p.grad).abs().detach().clone()
+
+    with torch.no_grad():
+        for part in updates(adapted, "adapter"):
+            part.E.normal_()
+    trainer.after_backward.append(note)
+    RankAllocator(adapted, "adapter", steps=10).connect(trainer)
+    trainer.fit()
+    for number, part in enumerate(updates(adapted, "adapter")):
+        for letter in "AEB":
+            now = products[number, letter]
+            torch.testing.assert_close(getattr(part, f"sensitivity_{letter}"), (1 - 0.85) * now)
+            torch.testing.assert_close(getattr(part, f"uncertainty_{letter}"), (1 - 0.85) * 0.85 * now)
+    assert max(now.max() for now in products.values()) > 1e-4
+
+
+def test_a_gradient_that_overflowed_leaves_the_means_alone(adapted):
+    part = updates(adapted, "adapter")[0]
+    for parameter in part.factors().values():
+        parameter.grad = torch.ones_like(parameter)
+    part.observe()
+    before = {letter: getattr(part, f"sensitivity_{letter}").clone() for letter in "AEB"}
+    part.A.weight.grad[0, 0] = torch.inf
+    part.observe()
+    assert torch.equal(part.sensitivity_A, before["A"]) and not torch.equal(part.sensitivity_B, before["B"])
+
+
+def test_only_an_attached_adalora_is_stepped(stand_in):
+    model = stand_in()
+    attach(model, LoRAConfig())
+    for name in ("adapter", "other"):
+        with pytest.raises(ValueError, match=f"no AdaLoRA adapter is attached under the name '{name}'"):
+            RankAllocator(model, name, steps=10)
