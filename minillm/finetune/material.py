@@ -134,7 +134,7 @@ def gather(
         )
         splits[name] = Split(table=table, columns=columns[name], sequences=sequences, loader=loader)
         progress.note(f"{name}: {len(table):,} rows, {len(sequences.tokens):,} tokens in {len(sequences):,} sequences")
-        notes += notes_on(name, splits[name], encoder)
+        notes += notes_on(name, splits[name], task, encoder)
     if config.augmentation.share:
         splits["train"].loader.varied = augmented(splits["train"], task, config, encoder)
     notes += overlaps(splits)
@@ -165,13 +165,14 @@ def augmented(train: Split, task: Task, config: FinetuneConfig, encoder: TextEnc
     return varied
 
 
-def notes_on(name: str, split: Split, encoder: TextEncoder) -> list[str]:
+def notes_on(name: str, split: Split, task: Task, encoder: TextEncoder) -> list[str]:
     """Return what the user should know about a split, a line each."""
     rows, cut, lines = len(split.table), split.sequences.truncation, []
     if cut.rows:
+        way_out = "; text.long_texts = windows reads all of them" if isinstance(task, TextTask) else ""
         lines.append(
-            f"{name}: {cut.rows:,} of {rows:,} rows are longer than {encoder.max_length} tokens: {cut.tokens:,} tokens "
-            f"were cut; text.long_texts = windows reads all of them"
+            f"{name}: {cut.rows:,} of {rows:,} rows do not fit {encoder.max_length} tokens: {cut.tokens:,} tokens were "
+            f"cut{way_out}"
         )
     return lines + [f"{name}: {note}" for note in split.sequences.notes]
 

@@ -198,7 +198,7 @@ def _single_label(predictions: Predictions) -> SingleLabelMetrics:
         weighted_f1=float(metrics.f1_score(targets, said, average="weighted")),
         mcc=_mcc(targets, said),
         loss=float(losses(predictions).mean()),
-        classes=_class_figures(one_hot(targets, count), one_hot(said, count), predictions.label_names),
+        classes=class_figures(one_hot(targets, count), one_hot(said, count), predictions.label_names),
         confusion=confusion.astype(np.int64),
     )
 
@@ -208,7 +208,7 @@ def _multi_label(predictions: Predictions, thresholds: tuple[float, ...]) -> Mul
 
     targets = targets_of(predictions).astype(np.int64)  # (N, K)
     said = decide(predictions.probabilities(), thresholds)  # (N, K)
-    classes = _class_figures(targets, said, predictions.label_names)
+    classes = class_figures(targets, said, predictions.label_names)
     known = [figures for figures in classes if figures.f1 is not None]
     weights = [figures.support for figures in known]
     ratios = [figures.f1 for figures in known if figures.f1 is not None]
@@ -249,7 +249,7 @@ def _mcc(targets: NDArray, said: NDArray) -> float:
     return float(metrics.matthews_corrcoef(targets, said))
 
 
-def _class_figures(targets: NDArray, said: NDArray, names: tuple[str, ...]) -> tuple[ClassFigures, ...]:
+def class_figures(targets: NDArray, said: NDArray, names: tuple[str, ...]) -> tuple[ClassFigures, ...]:
     """Return a row per class, for targets and predictions (N, K) of 0 and 1."""
     from sklearn.metrics import precision_recall_fscore_support
 

@@ -25,6 +25,7 @@ from torch import nn
 from minillm.checkpoint.files import explained, write_text
 from minillm.finetune.calibration import BINS, Temperature, calibrated, fit_temperature, reliability
 from minillm.finetune.metrics import (
+    ClassFigures,
     MultiLabelMetrics,
     SingleLabelMetrics,
     decide,
@@ -80,6 +81,7 @@ class Report:
     contenders: this model first.
     step: of the chosen checkpoint; None: not known.
     seeds: seed -> split -> figures, of all runs; fewer than two make no table.
+    classes: of the split that is shown, where a task has its own answers; else they are taken from the predictions.
     data: split -> column -> count, such as rows, cut rows, cut tokens, rows that stand in the training table too.
     trained: part -> (parameters, those that learnt).
     notes: sentences that a reader needs, such as warnings of the run.
@@ -91,6 +93,7 @@ class Report:
     contenders: Sequence[Contender]
     step: int | None = None
     seeds: Mapping[int, Mapping[str, Figures]] = field(default_factory=dict)
+    classes: Sequence[ClassFigures] = ()
     data: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     trained: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -187,6 +190,8 @@ def report_table(report: Report) -> dict[str, Any]:
         "trained": {part: {"parameters": n, "learning": m} for part, (n, m) in report.trained.items()},
         "notes": list(report.notes),
     }
+    if report.classes:
+        table["classes"] = [dict(vars(row)) for row in report.classes]
     if isinstance(said, Predictions):
         table |= {"rows": len(targets_of(said)), **_details(said, calibration)}
     if calibration is not None:

@@ -32,6 +32,7 @@ from minillm.finetune.report import Contender, Figures, Report, calibrate, count
 from minillm.finetune.scope import rate_scales, unfreeze_gradually
 from minillm.finetune.source import Source, bare_task_model, initial_model, prepared, source_of
 from minillm.finetune.task_model import ADAPTER, TaskModel
+from minillm.finetune.tasks.tagging import Tagging
 from minillm.finetune.tasks.texts import TextTask
 from minillm.pretrain_config import rehearsal
 from minillm.tokenizer.base import load_tokenizer
@@ -218,10 +219,13 @@ def _train(trainer: Trainer, material: Material, config: FinetuneConfig, progres
         return Result(run=folder.path, summary=summary, step=summary.steps, contenders=(), examples_per_second=rate)
     best = folder.load("best")
     put_tensors(model, best.model_tensors(), source=best.folder / "model.safetensors")
-    contenders = [Contender(name=THIS, note=_origin(config), splits=said(material, model))]
+    predictions = {name: material.predict(model, name) for name in judged(material)}
+    contenders = [Contender(name=THIS, note=_origin(config), splits=said(material, predictions))]
     if isinstance(task, TextTask):
         contenders += baselines(material, task)
         write_calibration(folder, contenders[0].splits["valid"])
+    if isinstance(task, Tagging):
+        contenders.append(most_frequent_tags(material, task))
     if config.against_random and not (config.random or config.preset):
         contenders.append(_from_random(config, folder, progress))
     report = Report(
@@ -230,6 +234,7 @@ def _train(trainer: Trainer, material: Material, config: FinetuneConfig, progres
         best_by=config.train.best_by,
         contenders=contenders,
         step=best.step,
+        classes=task.classes(predictions[judged(material)[-1]]) if isinstance(task, Tagging) else (),
         data=material.counts(),
         trained=count_parameters(model),
         notes=material.notes,
@@ -249,17 +254,31 @@ def write_calibration(folder: RunFolder, valid: Predictions | Figures) -> None:
         write_text(folder.calibration_path, json.dumps(calibration.table(), indent=1) + "\n")
 
 
-def said(material: Material, model: TaskModel) -> dict[str, Any]:
-    """Return what a model says about "valid" and "test": predictions of whole texts, of other tasks their figures."""
+def said(material: Material, predictions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a model said about splits: predictions of whole texts, of other tasks their figures."""
     answers: dict[str, Any] = {}
-    for name in JUDGED:
-        if name in material.splits:
-            predictions = material.predict(model, name)
-            if isinstance(predictions, Predictions):
-                answers[name] = dataclasses.replace(predictions, texts=tuple(material.splits[name].texts))
-            else:
-                answers[name] = material.task.figures(predictions)
+    for name, found in predictions.items():
+        if isinstance(found, Predictions):
+            answers[name] = dataclasses.replace(found, texts=tuple(material.splits[name].texts))
+        else:
+            answers[name] = material.task.figures(found)
     return answers
+
+
+def judged(material: Material) -> list[str]:
+    """Return the splits that a model is judged on."""
+    return [name for name in JUDGED if name in material.splits]
+
+
+def most_frequent_tags(material: Material, task: Tagging) -> Contender:
+    """Return the simple model of tagging."""
+    learnt = material.splits["train"].sequences
+    said = {name: task.most_frequent(learnt, material.splits[name].sequences) for name in judged(material)}
+    return Contender(
+        name="most frequent tag",
+        note="of each word in training",
+        splits={name: task.figures(predictions) for name, predictions in said.items()},
+    )
 
 
 def baselines(material: Material, task: TextTask) -> list[Contender]:

@@ -88,7 +88,7 @@ def prepare(model: nn.Module, scope: ScopeConfig) -> None:
             and the pooler are fresh too.
         scope: what trains.
     Raises:
-        InputError: the scope asks for more layers than the model has.
+        InputError: the scope asks for more layers than the model has, or for the head alone of a task without one.
     """
     backbone = backbone_of(model)
     L = len(backbone.blocks)
@@ -99,6 +99,12 @@ def prepare(model: nn.Module, scope: ScopeConfig) -> None:
         for module in (*backbone.blocks[L - scope.reinit_layers :], backbone.final_norm, backbone.pooler):
             if module is not None:
                 initialise(module, backbone.config)
+    set_trained(model, lowest(scope, L, step=0))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(
+            "the head alone is to train, and this task has none but the model's own; leave out scope.unfreeze_every, "
+            "and let scope.top_layers be 1 or more"
+        )
     set_trained(model, lowest(scope, L))
 
 

@@ -131,6 +131,7 @@ def _all(
         any_report,
         name=out.resolve().name,
         contenders=contenders,
+        classes=(),
         step=None,
         seeds={seed: {s: r.contenders[0].figures(s) for s in r.contenders[0].splits} for seed, r in results.items()},
     )

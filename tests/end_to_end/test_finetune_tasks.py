@@ -115,6 +115,8 @@ def test_a_table_is_learnt(learnt, task, figures):
     assert set(valid) == {"loss", *figures}
     assert all(valid[name] == 1.0 for name in figures & {"accuracy", "f1", "exact", "no_answer", "exact_match"})
     loaded = load_finetuned(folder / "run")
+    simple = {"tagging": {"most frequent tag"}}.get(task, set())
+    assert set(told["baselines"]) == simple and (folder / "run/report/report.md").exists()
     config = build(FinetuneConfig, read_toml(folder / "run/config.toml"))
     (model,) = loaded.models
     material = gather(config, loaded.tokenizer, model.config.backbone, Progress(quiet=True))

@@ -75,17 +75,17 @@ def best_threshold(
         scores: what that answer would score: its F1, 0 where there is no true answer.
         answerable: whether the question has a true answer.
     Returns:
-        of equal means the threshold that answers most; infinity: every question is answered.
+        of equal means the threshold that answers most; a finite one, also where all or none are to be answered.
 
     >>> best_threshold([-3.0, 1.0, 2.0], [1.0, 1.0, 0.0], [True, True, False])
     (1.0, 1.0)
     """
-    total = sum(scores)  # all are answered
-    best, threshold = total, float("inf")
     order = sorted(range(len(margins)), key=lambda i: -margins[i])
+    threshold = max(margins, default=0.0)  # all are answered
+    best = total = sum(scores)
     for place, i in enumerate(order):  # take the answers back, the most doubtful first
         total += (not answerable[i]) - scores[i]
-        below = margins[order[place + 1]] if place + 1 < len(order) else -float("inf")
+        below = margins[order[place + 1]] if place + 1 < len(order) else margins[i] - 1.0
         if total > best and below < margins[i]:  # no threshold comes between equal margins
             best, threshold = total, below
     return threshold, best / max(1, len(margins))

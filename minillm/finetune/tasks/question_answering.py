@@ -93,7 +93,7 @@ class Candidate:
 class AnswerPredictions:
     """What a model says about N questions.
 
-    candidates: of each question, different ones, the best first.
+    candidates: of each question, different ones, the best first; there is one at least, since a context has a word.
     none: (N,) the score of no answer.
     truths: the texts of the true answers; None: the table is not labelled.
     loss: nats per target; None where there are none.
@@ -106,7 +106,7 @@ class AnswerPredictions:
 
     def margin(self, row: int) -> float:
         """Return the score of no answer minus that of the best candidate."""
-        return self.none[row] - self.candidates[row][0].score if self.candidates[row] else math.inf
+        return self.none[row] - self.candidates[row][0].score
 
 
 class QuestionAnswering:
@@ -277,10 +277,9 @@ class QuestionAnswering:
     def guesses(self, predictions: AnswerPredictions) -> list[Candidate | None]:
         """Return the answer of each question, None where it is left without."""
         most = self.config.no_answer_threshold if self.facts.unanswerable else math.inf
-        rows = range(len(predictions.candidates))
         return [
-            predictions.candidates[row][0] if predictions.candidates[row] and predictions.margin(row) <= most else None
-            for row in rows
+            candidates[0] if predictions.margin(row) <= most else None
+            for row, candidates in enumerate(predictions.candidates)
         ]
 
     def figures(self, predictions: AnswerPredictions) -> Mapping[str, float]:
@@ -300,7 +299,7 @@ class QuestionAnswering:
         }
         if not self.facts.unanswerable:
             return figures
-        best = [row[0].text if row else "" for row in predictions.candidates]
+        best = [candidates[0].text for candidates in predictions.candidates]
         scores = [f1(text, true) for text, true in zip(best, truths, strict=True)]
         margins = [predictions.margin(row) for row in range(len(best))]
         threshold, best_f1 = best_threshold(margins, scores, [bool(true) for true in truths])
@@ -315,7 +314,7 @@ class QuestionAnswering:
         for row, guess in enumerate(self.guesses(predictions)):
             candidates = predictions.candidates[row]
             scores = [candidate.score for candidate in candidates]
-            scores += [predictions.none[row]] if self.facts.unanswerable or not candidates else []
+            scores += [predictions.none[row]] if self.facts.unanswerable else []
             shares = _softmax(np.array(scores) / temperature)
             table = [
                 {"text": c.text, "start": c.start, "stop": c.stop, "probability": float(share)}

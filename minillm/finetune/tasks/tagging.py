@@ -22,6 +22,8 @@ Read next: `question_answering.py`.
 from __future__ import annotations
 
 import functools
+import statistics
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +41,19 @@ from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts, TaskName
 from minillm.finetune.conll import read_conll
 from minillm.finetune.encoding import Sequences, TextEncoder, Truncation
 from minillm.finetune.heads import TokenHead
+from minillm.finetune.metrics import ClassFigures, class_figures, one_hot
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.task_model import TaskModel
 from minillm.finetune.tasks.labels import sorted_names, unseen
-from minillm.finetune.tasks.tags import OUTSIDE, entities, entity_figures, means_entities, require_seqeval, to_bio
+from minillm.finetune.tasks.tags import (
+    OUTSIDE,
+    entities,
+    entity_classes,
+    entity_figures,
+    means_entities,
+    require_seqeval,
+    to_bio,
+)
 from minillm.finetune.tasks.words import join_words, split_words
 from minillm.model.config import ModelConfig
 from minillm.objectives.loss import Loss
@@ -56,6 +67,10 @@ class Sentence:
     text: str
     words: Sequence[Span]
     tags: Sequence[str] | None = None
+
+    def spelt(self) -> list[str]:
+        """Return the words."""
+        return [self.text[start:stop] for start, stop in self.words]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +93,7 @@ class TagPredictions:
 
     guesses: a tag a word; tags of entities are faultless BIO.
     probabilities: of each word's likeliest tag, before the repair.
-    loss: nats per word; None where the table has no tags.
+    loss: nats per word; None where the table has no tags, or who tagged has no probabilities.
     """
 
     sentences: Sequence[Sentence]
@@ -234,28 +249,57 @@ class Tagging:
         guesses = [[self.facts.labels[number] for number in row] for row in tags]
         return TagPredictions(
             sentences=windows.sentences,
-            guesses=[to_bio(row) for row in guesses] if self.of_entities else guesses,
+            guesses=self._mended(guesses),
             probabilities=shares,
             loss=total / count if count else None,
         )
 
-    def figures(self, predictions: TagPredictions) -> Mapping[str, float]:
+    def figures(self, predictions: TagPredictions) -> Mapping[str, float | None]:
         """Return the loss in nats, the accuracy of words and, by whole entities, F1, precision, recall and macro-F1.
 
         Tags without entities have `macro_f1` over the tags in place of these.
         """
         truth = [list(sentence.tags or ()) for sentence in predictions.sentences]
-        flat_truth, flat_guesses = ([tag for row in rows for tag in row] for rows in (truth, predictions.guesses))
-        right = sum(tag == guess for tag, guess in zip(flat_truth, flat_guesses, strict=True))
-        assert predictions.loss is not None
-        figures = {"loss": predictions.loss, "accuracy": right / len(flat_truth)}
+        pairs = [pair for rows in zip(truth, predictions.guesses, strict=True) for pair in zip(*rows, strict=True)]
+        figures: dict[str, float | None] = {"loss": predictions.loss}
+        figures["accuracy"] = sum(tag == guess for tag, guess in pairs) / len(pairs)
         if self.of_entities:
             return figures | entity_figures(truth, predictions.guesses)
-        from sklearn.metrics import f1_score
+        known = [row.f1 for row in self.classes(predictions) if row.f1 is not None]
+        return figures | {"macro_f1": statistics.fmean(known)}
 
-        score: Any = f1_score  # its annotation does not know the 0 that zero_division takes
-        macro_f1 = score(flat_truth, flat_guesses, labels=self.facts.labels, average="macro", zero_division=0)
-        return figures | {"macro_f1": float(macro_f1)}
+    def classes(self, predictions: TagPredictions) -> Sequence[ClassFigures]:
+        """Return the figures of each type of entity, or where there are none of each tag."""
+        truth = [list(sentence.tags or ()) for sentence in predictions.sentences]
+        if self.of_entities:
+            return entity_classes(truth, predictions.guesses)
+        labels = self.facts.labels
+        true, guessed = (
+            one_hot(np.array([labels.index(tag) for row in rows for tag in row]), len(labels))
+            for rows in (truth, predictions.guesses)
+        )
+        return class_figures(true, guessed, labels)
+
+    def most_frequent(self, learnt: Sequences, asked: Sequences) -> TagPredictions:
+        """Return the tags of a simple model: each word's most frequent one in training, or if unseen that of all words.
+
+        Args:
+            learnt, asked: what `encode` made of two tables with tags.
+        """
+        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for sentence in learnt.details.sentences:
+            for word, tag in zip(sentence.spelt(), sentence.tags, strict=True):
+                counts[word][tag] += 1
+        usual = sum(counts.values(), Counter[str]()).most_common(1)[0][0]
+        tags = {word: found.most_common(1)[0][0] for word, found in counts.items()}
+        guesses = [[tags.get(word, usual) for word in sentence.spelt()] for sentence in asked.details.sentences]
+        return TagPredictions(
+            sentences=asked.details.sentences, guesses=self._mended(guesses), probabilities=(), loss=None
+        )
+
+    def _mended(self, guesses: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
+        """Return tags, those of entities as faultless BIO."""
+        return [to_bio(row) for row in guesses] if self.of_entities else guesses
 
     def answers(self, predictions: TagPredictions, temperature: float = 1.0) -> Iterator[dict[str, Any]]:
         """Yield `words`, their `tags` and, where tags mark them, the `entities`, each with its place in `text`.
@@ -267,7 +311,7 @@ class Tagging:
         ):
             answer: dict[str, Any] = {
                 "text": sentence.text,
-                "words": [sentence.text[start:stop] for start, stop in sentence.words],
+                "words": sentence.spelt(),
                 "tags": list(tags),
             }
             if self.of_entities:

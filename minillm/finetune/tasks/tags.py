@@ -17,11 +17,13 @@ Read next: `tagging.py`.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from minillm.errors import InputError
+from minillm.finetune.metrics import ClassFigures
 
 OUTSIDE = "O"
 ENTITY_TAG = re.compile(r"([BIMELSU])-(.+)", flags=re.DOTALL)
@@ -93,37 +95,47 @@ def require_seqeval() -> None:
         ) from error
 
 
-def entity_figures(truth: Sequence[Sequence[str]], guesses: Sequence[Sequence[str]]) -> dict[str, float]:
+def entity_figures(truth: Sequence[Sequence[str]], guesses: Sequence[Sequence[str]]) -> dict[str, float | None]:
     """Return precision, recall and F1 of whole entities, by seqeval.
 
         precision = right / guessed,     recall = right / true,     f1 = 2 right / (guessed + true)
 
     An entity is right where its type and both its ends are. `precision`, `recall` and `f1` count all types together;
-    `macro_f1` is the mean of the types' F1. A figure over nothing, such as the precision of no guess, is 0.
+    `macro_f1` is the mean of the types' F1, over those that are there or were guessed. None: the formula divides by
+    zero.
 
     Args:
         truth, guesses: one list of BIO tags a sentence, of equal lengths.
     """
-    if not _types(truth, guesses):
-        return {"f1": 0.0, "precision": 0.0, "recall": 0.0, "macro_f1": 0.0}  # seqeval takes a mean of nothing
+    classes = entity_classes(truth, guesses)
+    if not classes:
+        return {"f1": None, "precision": None, "recall": None, "macro_f1": None}
     precision, recall, f1, _ = _scores(truth, guesses, "micro")
-    macro_f1 = _scores(truth, guesses, "macro")[2]
-    return {"f1": float(f1), "precision": float(precision), "recall": float(recall), "macro_f1": float(macro_f1)}
+    return {
+        "f1": float(f1),
+        "precision": float(precision) if any(row.predicted for row in classes) else None,
+        "recall": float(recall) if any(row.support for row in classes) else None,
+        "macro_f1": float(_scores(truth, guesses, "macro")[2]),
+    }
 
 
-def entity_table(truth: Sequence[Sequence[str]], guesses: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
-    """Return precision, recall, f1 and support (true entities) of each type; see `entity_figures`."""
-    names = _types(truth, guesses)
+def entity_classes(truth: Sequence[Sequence[str]], guesses: Sequence[Sequence[str]]) -> list[ClassFigures]:
+    """Return the figures of each type of entity, sorted by name; see `entity_figures`."""
+    names = sorted({tag[2:] for row in (*truth, *guesses) for tag in row if tag != OUTSIDE})
     if not names:
-        return {}
-    rows = zip(*_scores(truth, guesses, None), strict=True)
-    columns = ("precision", "recall", "f1", "support")
-    return {name: dict(zip(columns, map(float, row), strict=True)) for name, row in zip(names, rows, strict=True)}
-
-
-def _types(*tagged: Sequence[Sequence[str]]) -> list[str]:
-    """Return the types of entities in BIO tags, sorted as seqeval does."""
-    return sorted({tag[2:] for tags in tagged for row in tags for tag in row if tag != OUTSIDE})
+        return []  # seqeval would take a mean of nothing
+    predicted = Counter(found.type for row in guesses for found in entities(row))
+    return [
+        ClassFigures(
+            name=name,
+            precision=float(precision) if predicted[name] else None,
+            recall=float(recall) if support else None,
+            f1=float(f1),
+            support=int(support),
+            predicted=predicted[name],
+        )
+        for name, precision, recall, f1, support in zip(names, *_scores(truth, guesses, None), strict=True)
+    ]
 
 
 def _scores(truth: Sequence[Sequence[str]], guesses: Sequence[Sequence[str]], average: str | None) -> Any:

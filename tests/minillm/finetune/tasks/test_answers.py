@@ -1,6 +1,7 @@
 """Exact match and F1 of answers, against examples worked by hand."""
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given
@@ -70,3 +71,4 @@ def test_no_threshold_is_better(questions):
     threshold, best = best_threshold(margins, scores, answerable)
     tried = [mean(t) for t in itertools.chain(margins, [-float("inf"), float("inf")])]
     assert best == pytest.approx(max(tried)) and mean(threshold) == pytest.approx(best)
+    assert math.isfinite(threshold)

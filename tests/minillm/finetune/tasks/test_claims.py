@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from minillm.checkpoint.native import put_tensors, tensors_of
 from minillm.finetune.config import TaskConfig
 from minillm.finetune.loader import collate
+from minillm.finetune.regularisers.r_drop import RDrop
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.tasks.prompt_answer import PromptAnswer
 from minillm.finetune.tasks.question_answering import QuestionAnswering
@@ -132,3 +133,12 @@ def test_figures_have_their_names(parts, cls, kind, choices):
     figures = task.figures(task.predict(model, batches, sequences))
     assert set(figures) == {"loss", *task.figure_names}
     assert task.best_metric in figures
+
+
+@pytest.mark.parametrize("cls, kind, choices", CASES)
+def test_r_drop_adds_nothing_without_dropout(parts, cls, kind, choices):
+    """Two equal passes agree: the loss is the task's own, and no place in padding or without a target is in it."""
+    task, model, sequences = parts(cls, kind, choices)
+    batch = collate(sequences, np.arange(len(sequences)), pad=3, seed=1)
+    own, together = task.step(model.train(), batch), RDrop(task, alpha=5.0).step(model, batch)
+    assert together.count == own.count and abs(together.total - own.total) < 1e-4 * own.total

@@ -14,6 +14,8 @@ from minillm.data.shards import TokenStore
 from minillm.errors import InputError
 from minillm.finetune.config import TaskConfig
 from minillm.finetune.loader import SequenceLoader, collate
+from minillm.finetune.scope import prepare
+from minillm.finetune.scope_config import ScopeConfig
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.tasks.prompt_answer import GeneratedAnswers, PromptAnswer, packed, shortened
 from minillm.generate import Generation
@@ -205,6 +207,16 @@ def test_an_encoder_cannot_write(task_model):
     """One line."""
     with pytest.raises(InputError, match="prompt_answer needs a decoder, this model is an encoder"):
         task_model(make(), "encoder")
+
+
+@pytest.mark.parametrize("scope", [ScopeConfig(top_layers=0), ScopeConfig(unfreeze_every=5)], ids=["head", "gradual"])
+def test_there_is_no_head_to_train_alone(task_model, scope):
+    """The task has only the model's own head; one layer and more do."""
+    model, _ = task_model(make(), "decoder")
+    with pytest.raises(InputError, match="the head alone is to train, and this task has none but the model's own"):
+        prepare(model, scope)
+    prepare(model, ScopeConfig(top_layers=1))
+    assert any(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("rows", [[("", "b")], [("a", " ")]], ids=["prompt", "answer"])

@@ -10,7 +10,7 @@ from minillm.finetune.config import TaskConfig, TaskFacts
 from minillm.finetune.encoding import Sequences
 from minillm.finetune.loader import SequenceLoader
 from minillm.finetune.table import Columns, Table, text_table
-from minillm.finetune.tasks.tagging import Tagging, read_sentences, word_pieces, word_windows
+from minillm.finetune.tasks.tagging import Tagging, TagPredictions, read_sentences, word_pieces, word_windows
 from minillm.finetune.tasks.words import split_words
 from minillm.tokenizer.byte import ByteTokenizer
 from minillm.tokenizer.config import TokenizerConfig
@@ -246,3 +246,29 @@ def test_one_tag_only(tags, words):
     """There is nothing to learn."""
     with pytest.raises(InputError, match=words):
         Tagging.learn(CONFIG, table([(["a", "b"], tags)]), COLUMNS)
+
+
+def test_the_simple_model_by_hand(task_model):
+    """Each word's most frequent tag, the most frequent of all for a stranger, repaired; figures have no loss."""
+    learnt = table([(["New", "York", "is", "New"], ["B-LOC", "I-LOC", "O", "O"]), (["New", "is"], ["B-LOC", "O"])])
+    task = Tagging.learn(CONFIG, learnt, COLUMNS)
+    _, encoder = task_model(task)
+    asked = table([(["York", "York", "Oslo", "New"], ["B-LOC", "I-LOC", "B-LOC", "O"])])
+    encoded = [task.encode(given, COLUMNS, encoder, labelled=True) for given in (learnt, asked)]
+    predictions = task.most_frequent(*encoded)
+    assert predictions.guesses == [["B-LOC", "I-LOC", "O", "B-LOC"]]
+    figures = task.figures(predictions)
+    assert figures["loss"] is None and figures["accuracy"] == 2 / 4
+    assert (figures["precision"], figures["recall"]) == (1 / 2, 1 / 2)
+
+
+def test_figures_of_every_tag():
+    """Without entities a row a tag, by scikit-learn; a tag that is nowhere has no F1 and is not averaged."""
+    tagged = [(["a", "b", "c"], ["X", "X", "Y"]), (["d"], ["Z"])]
+    task = Tagging.learn(CONFIG, table(tagged), COLUMNS)
+    sentences = read_sentences(table(tagged[:1]), COLUMNS, labelled=True)
+    said = TagPredictions(sentences=sentences, guesses=[["X", "Y", "Y"]], probabilities=(), loss=1.0)
+    x, y, z = task.classes(said)
+    assert (x.name, x.precision, x.recall, x.f1, x.support, x.predicted) == ("X", 1.0, 0.5, pytest.approx(2 / 3), 2, 1)
+    assert (y.precision, y.recall, z.f1) == (0.5, 1.0, None)
+    assert task.figures(said) == {"loss": 1.0, "accuracy": 2 / 3, "macro_f1": pytest.approx(2 / 3)}

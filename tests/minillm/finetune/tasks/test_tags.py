@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
 from minillm.errors import InputError
-from minillm.finetune.tasks.tags import entities, entity_figures, entity_table, means_entities, require_seqeval, to_bio
+from minillm.finetune.metrics import ClassFigures
+from minillm.finetune.tasks.tags import (
+    entities,
+    entity_classes,
+    entity_figures,
+    means_entities,
+    require_seqeval,
+    to_bio,
+)
 
 ANY_TAGS = st.lists(st.sampled_from(["O", *(f"{prefix}-{kind}" for prefix in "BIES" for kind in ("X", "Y-Z"))]))
 BIO_LIKE = st.lists(st.sampled_from(["O", "B-X", "I-X", "B-Y", "I-Y"]))
@@ -87,18 +95,26 @@ def test_figures_by_hand():
     assert figures["f1"] == pytest.approx(4 / 7)
     per, loc = 2 * 1 / (2 + 2), 2 * 1 / (2 + 1)
     assert figures["macro_f1"] == pytest.approx((per + loc) / 2)
-    table = entity_table(truth, guess)
-    assert table["PER"] == pytest.approx({"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2})
-    assert table["LOC"] == pytest.approx({"precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 1})
+    person = ClassFigures(name="PER", precision=0.5, recall=0.5, f1=0.5, support=2, predicted=2)
+    assert entity_classes(truth, guess)[1] == person
+    place = entity_classes(truth, guess)[0]
+    assert (place.precision, place.recall, place.f1) == pytest.approx((0.5, 1.0, 2 / 3))
+    assert (place.support, place.predicted) == (1, 2)
 
 
 @pytest.mark.parametrize(
-    "truth, guess", [([["O"]], [["O"]]), ([["O"]], [["B-X"]]), ([["B-X"]], [["O"]]), ([], [])], ids=str
+    "truth, guess, known",
+    [
+        pytest.param([["O"]], [["O"]], {}, id="nothing"),
+        pytest.param([], [], {}, id="no sentence"),
+        pytest.param([["O"]], [["B-X"]], {"f1": 0.0, "macro_f1": 0.0, "precision": 0.0}, id="no entity"),
+        pytest.param([["B-X"]], [["O"]], {"f1": 0.0, "macro_f1": 0.0, "recall": 0.0}, id="no guess"),
+    ],
 )
-def test_figures_over_nothing_are_zero(truth, guess):
-    """No entity, no guess, no sentence: zeros, and no warning."""
-    assert set(entity_figures(truth, guess).values()) == {0.0}
-    assert all(row["f1"] == 0.0 for row in entity_table(truth, guess).values())
+def test_what_divides_by_zero_is_none(truth, guess, known):
+    """As in all of the metrics here; seqeval would say 0, with a warning."""
+    unknown = {"f1": None, "macro_f1": None, "precision": None, "recall": None}
+    assert entity_figures(truth, guess) == unknown | known
 
 
 def test_without_seqeval(monkeypatch):
