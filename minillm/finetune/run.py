@@ -47,7 +47,7 @@ CHANGEABLE += ("train.eval_every", "train.checkpoint_every", "train.micro_batch_
 CHANGEABLE += ("train.device", "train.compute_dtype", "train.compile", "train.threads")
 
 JUDGED = ("valid", "test")
-THIS = "this model"
+THIS, FROM_RANDOM = "this model", "from random weights"
 TWIN = "random"  # folder, inside a run's, of the same run from random weights
 
 
@@ -286,9 +286,7 @@ def _from_random(config: FinetuneConfig, folder: RunFolder, progress: Progress) 
     )
     if not result.contenders:
         raise InputError(f"interrupted; go on with: minillm finetune --resume {folder}")
-    return dataclasses.replace(
-        result.contenders[0], name="from random weights", note="nothing pretrained, all else alike"
-    )
+    return dataclasses.replace(result.contenders[0], name=FROM_RANDOM, note="nothing pretrained, all else alike")
 
 
 def _origin(config: FinetuneConfig) -> str:
@@ -299,8 +297,8 @@ def _origin(config: FinetuneConfig) -> str:
 def table_lines(contenders: Sequence[Contender]) -> list[str]:
     """Return the figures on the last split that was judged, a line a contender."""
     split = list(contenders[0].splits)[-1]
-    names = list(contenders[0].figures(split))
     rows = [(contender.name, contender.figures(split)) for contender in contenders]
+    names = list(rows[0][1])
     width = max(len(name) for name, _ in rows)
     lines = [f"{split:<{width + 3}}" + "".join(f"{name:>13}" for name in names)]
     for name, figures in rows:

@@ -25,7 +25,17 @@ from minillm.finetune.ensemble import ensemble
 from minillm.finetune.predict import seed_folders
 from minillm.finetune.predictions import Predictions
 from minillm.finetune.report import Contender, Figures, write_report
-from minillm.finetune.run import THIS, Result, beginning, changed, finetune, resume, table_lines, write_calibration
+from minillm.finetune.run import (
+    FROM_RANDOM,
+    THIS,
+    Result,
+    beginning,
+    changed,
+    finetune,
+    resume,
+    table_lines,
+    write_calibration,
+)
 from minillm.training.progress import Progress
 
 
@@ -45,7 +55,8 @@ class SeedsResult:
         each = {str(seed): result.json() for seed, result in self.results.items()}
         spread = {c.name: spread_of([_named(r, c.name) for r in self.results.values()]) for c in _first(self.results)}
         mean = {name: {split: pair[0] for split, pair in splits.items()} for name, splits in spread.items()}
-        deviation = {name: {split: pair[1] for split, pair in splits.items()} for name, splits in spread.items()}
+        moving = {name: splits for name, splits in spread.items() if name in (THIS, FROM_RANDOM)}
+        deviation = {name: {split: pair[1] for split, pair in splits.items()} for name, splits in moving.items()}
         own = mean.pop(THIS, {})
         rates = [result.examples_per_second for result in self.results.values()]
         return {

@@ -1,0 +1,305 @@
+"""Fine-tuning runs repeat and resume bit for bit, and nothing of the test table reaches a choice."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from minillm.checkpoint.native import read_tensors
+from minillm.checkpoint.run_folder import RunFolder
+from minillm.errors import InputError
+from minillm.finetune import report, run
+from minillm.finetune.predict import load_finetuned
+from minillm.finetune.run import finetune, resume
+from minillm.finetune.seeds import finetune_seeds, resume_seeds
+from minillm.finetune.source import open_source
+from minillm.finetune.table import text_table
+from minillm.training import trainer as training
+
+TEXTS = ["good warm day", "the dull sea", "cold and bad", "fine"]
+
+
+class Killed(BaseException):
+    """Stands for a process that is gone at once: nothing handles it."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """No PNGs: they take three times as long as all else of such a run."""
+    monkeypatch.setattr(run, "draw_plots", lambda folder: [])
+    monkeypatch.setattr(report, "_plots", lambda *_: {})
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """Return a function: step -> runs die right after it, until it is called with None."""
+    plain = training.Trainer._take_step
+
+    def arm(step):
+        def take_step(self):
+            figures = plain(self)
+            if self.state.step == step:
+                raise Killed
+            return figures
+
+        monkeypatch.setattr(training.Trainer, "_take_step", take_step)
+
+    return arm
+
+
+def weights(folder, step):
+    return (folder / f"checkpoints/step-{step:06d}/model.safetensors").read_bytes()
+
+
+def left_by(folder, step=8):
+    """Return all that a run leaves but clock readings: the last checkpoint, metrics, the report."""
+    names = ("metrics.csv", "checkpoints/best", "checkpoints/latest", "calibration.json")
+    last = [folder / f"checkpoints/step-{step:06d}" / name for name in ("optimiser.safetensors", "state.json")]
+    report = json.loads((folder / "report/report.json").read_text()) | {"run": ""}
+    return [weights(folder, step), *(path.read_bytes() for path in (*last, *(folder / n for n in names))), report]
+
+
+ADAPTED = [
+    pytest.param({"train__compute_dtype": "bfloat16"}, "decoder", id="decoder-bf16"),
+    pytest.param({"adapter__kind": "lora", "adapter__dora": True}, "encoder", id="dora"),
+    pytest.param({"adapter__kind": "houlsby", "adapter__width": 4}, "decoder", id="houlsby"),
+    pytest.param({"adapter__kind": "prefix", "adapter__length": 3}, "encoder", id="prefix"),
+    pytest.param({"adapter__kind": "ia3", "head__pooling": "pooler"}, "encoder", id="pooler-ia3"),
+    pytest.param({"train__ema_decay": 0.9}, "encoder", id="ema"),
+]
+
+
+@pytest.mark.parametrize("given, kind", ADAPTED)
+def test_a_loaded_model_says_what_the_trained_one_said(settings, tmp_path, given, kind):
+    """Probabilities of the test rows from the folder alone are those that the report was made of."""
+    if "train__ema_decay" in given and not hasattr(training.TrainConfig, "ema_decay"):
+        pytest.skip("no running mean of weights here")
+    result = finetune(settings(kind, **given), tmp_path / "run")
+    said = result.contenders[0].splits["test"]
+    loaded = load_finetuned(tmp_path / "run")
+    loaded.models[0].compute_in(torch.bfloat16 if "bfloat16" in given.values() else torch.float32)
+    table = text_table(said.texts)
+    again = loaded.predictions(table, loaded.columns(table))
+    assert np.array_equal(again.logits, said.logits)
+    shares = said.probabilities(json.loads((tmp_path / "run/calibration.json").read_text())["temperature"])
+    for row, answer in zip(shares, loaded.predict(table), strict=True):
+        assert answer["label"] == ("bad", "good")[row.argmax()]
+        assert answer["probabilities"] == pytest.approx(dict(zip(("bad", "good"), row.tolist(), strict=True)))
+
+
+RESUMED = [
+    pytest.param({}, 3, id="plain"),
+    pytest.param({"train__micro_batch_size": 2, "task__class_weights": "balanced"}, 5, id="micro-batches"),
+    pytest.param({"adapter__kind": "adalora", "adapter__rank": 3, "adapter__target_rank": 1}, 6, id="adalora"),
+    pytest.param({"scope__unfreeze_every": 2, "scope__layer_decay": 0.5}, 3, id="unfreezing"),
+    pytest.param({"augmentation__share": 0.9, "augmentation__swap": 0.5}, 7, id="augmentation"),
+    pytest.param({"regulariser__r_drop": 1.0, "regulariser__adversarial": 0.5}, 3, id="regularised"),
+]
+
+
+@pytest.mark.parametrize("given, killed", RESUMED)
+def test_resumed_equals_never_stopped(settings, tmp_path, kill_at, given, killed):
+    """Bit for bit: weights, optimiser, counters, metrics, temperature and report."""
+    given = {"train__checkpoint_every": 2, "head__dropout": 0.3, "backbone__dropout": 0.2} | given
+    finetune(settings(**given), tmp_path / "through")
+    kill_at(killed)
+    with pytest.raises(Killed):
+        finetune(settings(**given), tmp_path / "again")
+    kill_at(None)
+    resume(tmp_path / "again", {"train": {"log_every": 1}})
+    assert left_by(tmp_path / "again") == left_by(tmp_path / "through")
+
+
+def test_seeds_decide_and_nothing_else(settings, tmp_path):
+    """Same seed, same bits; another seed, other bits; logging and evaluating change nothing."""
+    for name, given in (
+        ("a", {}),
+        ("b", {"train__eval_every": 8, "train__log_every": 3}),
+        ("c", {"train__seed": 1}),
+    ):
+        finetune(settings(backbone__dropout=0.2, **given), tmp_path / name)
+    assert weights(tmp_path / "a", 8) == weights(tmp_path / "b", 8) != weights(tmp_path / "c", 8)
+
+
+def test_the_test_table_decides_nothing(settings, tables, tmp_path):
+    """With all of its labels turned round, the same checkpoint is chosen, bit for bit, at the same temperature."""
+    with tables["test"].open() as file:
+        rows = list(csv.reader(file))
+    turned = [rows[0], *([text, "bad" if label == "good" else "good"] for text, label in rows[1:])]
+    with (tmp_path / "test.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(turned)
+    results = [
+        finetune(settings(train__max_steps=16, **given), tmp_path / name)
+        for name, given in (("a", {}), ("b", {"data__test": str(tmp_path / "test.csv")}), ("c", {"data__test": ""}))
+    ]
+    assert results[0].step == results[1].step == results[2].step
+    for name in ("metrics.csv", "calibration.json", f"checkpoints/step-{results[0].step:06d}/model.safetensors"):
+        assert len({(tmp_path / run / name).read_bytes() for run in "abc"}) == 1, name
+    first, second = (result.json()["test"] for result in results[:2])
+    assert first["accuracy"] == pytest.approx(1 - second["accuracy"]) and results[2].json()["test"] is None
+
+
+def test_the_best_checkpoint_is_restored_and_patience_ends_a_run(settings, tmp_path, monkeypatch):
+    """Accuracy that only falls: the run ends after two more evaluations, and the first checkpoint is what is judged."""
+    figures = iter([0.9, 0.8, 0.7, 0.6, 0.5])
+    plain = run.Material.figures
+
+    def falling(self, model, name="valid"):
+        return dict(plain(self, model, name)) | {"accuracy": next(figures)}
+
+    monkeypatch.setattr(run.Material, "figures", falling)
+    config = settings(train__max_steps=40, train__patience=2)
+    result = finetune(config, tmp_path / "run")
+    assert result.summary.out_of_patience and result.summary.steps == 12 and result.step == 4
+    said = result.contenders[0].splits["valid"]
+    loaded, table = load_finetuned(tmp_path / "run", 4), text_table(said.texts)
+    assert np.array_equal(said.logits, loaded.predictions(table, loaded.columns(table)).logits)
+    again = resume(tmp_path / "run", {})
+    assert again.summary.steps == 12 and again.step == 4
+
+
+@pytest.mark.parametrize("best_by, chosen", [("loss", 8), ("accuracy", 4)])
+def test_losses_are_better_lower_and_all_else_higher(settings, tmp_path, monkeypatch, best_by, chosen):
+    rows = iter([{"loss": 0.5, "accuracy": 0.9}, {"loss": 0.4, "accuracy": 0.8}])
+    monkeypatch.setattr(run.Material, "figures", lambda self, model, name="valid": next(rows) | {"macro_f1": None})
+    assert finetune(settings(train__best_by=best_by), tmp_path / "run").step == chosen
+
+
+def test_a_figure_that_is_not_there(settings, tmp_path):
+    with pytest.raises(InputError, match="train.best_by is bleu; take one of loss, accuracy, macro_f1"):
+        finetune(settings(train__best_by="bleu"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_random_weights_have_nothing_of_the_run(settings, tmp_path, tiny_runs):
+    """The same shape and tokenizer; another seed draws others, and none is the pretrained one's."""
+    config = settings(random=True, optim__learning_rate=1e-30, optim__weight_decay=0.0)
+    finetune(config, tmp_path / "random")
+    drawn = read_tensors(tmp_path / "random/checkpoints/step-000008/model.safetensors")
+    trained = open_source(tiny_runs["encoder"], random=False).tensors
+    name = "blocks.0.attention.q.weight"
+    assert drawn[f"backbone.{name}"].shape == trained[name].shape
+    assert not torch.equal(drawn[f"backbone.{name}"], trained[name])
+
+
+def test_a_run_begins_with_the_pretrained_weights(settings, tmp_path, tiny_runs):
+    """At a vanishing learning rate the backbone stays what it was, bit for bit, but for the language-model head."""
+    finetune(settings(optim__learning_rate=1e-30, optim__weight_decay=0.0), tmp_path / "run")
+    kept = read_tensors(tmp_path / "run/checkpoints/step-000008/model.safetensors")
+    trained = open_source(tiny_runs["encoder"], random=False).tensors
+    backbone = {name: tensor for name, tensor in trained.items() if not name.startswith("lm_head.")}
+    assert {n.removeprefix("backbone.") for n in kept if n.startswith("backbone.")} == backbone.keys()
+    assert all(torch.equal(kept[f"backbone.{name}"], tensor) for name, tensor in backbone.items())
+
+
+@pytest.mark.parametrize("adapter", [{}, {"adapter__kind": "lora"}], ids=["plain", "lora"])
+def test_a_fine_tuned_run_can_be_begun_with(settings, tmp_path, adapter):
+    """Its backbone, an adapter merged into it, gives the hidden states that the adapted one gave."""
+    finetune(settings(**adapter), tmp_path / "first")
+    second = settings(init=str(tmp_path / "first"), optim__learning_rate=1e-30, optim__weight_decay=0.0)
+    finetune(second, tmp_path / "second")
+    tokens = torch.arange(7, 15)[None]
+    one, other = (load_finetuned(tmp_path / name).models[0].backbone(tokens) for name in ("first", "second"))
+    assert (one - other).abs().max() < 1e-5 * one.abs().max()
+
+
+def test_seeds_and_their_ensemble(settings, tmp_path):
+    """Each is the run of its seed alone; means and deviations are NumPy's; the ensemble is the mean probability."""
+    short = {"train__max_steps": 2, "train__eval_every": 2}
+    result = finetune_seeds(settings(seeds=2, train__seed=3, against_random=True, **short), tmp_path / "both")
+    finetune(settings(train__seed=4, **short), tmp_path / "alone")
+    assert weights(tmp_path / "both/seed-4", 2) == weights(tmp_path / "alone", 2)
+    table = result.json()
+    each = [table["seeds"][seed]["test"]["loss"] for seed in ("3", "4")]
+    assert table["test"]["loss"] == pytest.approx(np.mean(each))
+    assert table["deviation"]["this model"]["test"]["loss"] == pytest.approx(np.std(each, ddof=1))
+    assert table["deviation"].keys() == {"this model", "from random weights"}
+    assert table["baselines"].keys() == {"majority", "tfidf", "from random weights"}
+    members = [r.contenders[0].splits["test"].probabilities() for r in result.results.values()]
+    joined = result.contenders[0].splits["test"].probabilities()
+    np.testing.assert_allclose(joined, np.mean(members, axis=0), rtol=1e-5)
+    together, alone = (load_finetuned(tmp_path / "both"), load_finetuned(tmp_path / "both/seed-3"))
+    rows = text_table(TEXTS)
+    said = together.predictions(rows, together.columns(rows)).probabilities()
+    parts = [load_finetuned(tmp_path / f"both/seed-{n}") for n in (3, 4)]
+    expected = np.mean([p.predictions(rows, p.columns(rows)).probabilities() for p in parts], axis=0)
+    np.testing.assert_allclose(said, expected, rtol=1e-5)
+    assert len(alone.models) == 1
+    assert json.loads((tmp_path / "both/report/report.json").read_text())["seeds"]["test"]["loss"]["mean"] is not None
+
+
+def test_seeds_resume_where_they_stopped(settings, tmp_path, kill_at):
+    """Killed in the second seed: the first is judged again, the second goes on; all as if nothing had happened."""
+    given = {"seeds": 2, "train__checkpoint_every": 2}
+    finetune_seeds(settings(**given), tmp_path / "through")
+    finetune(settings(train__checkpoint_every=2), tmp_path / "again/seed-0")
+    (tmp_path / "again/config.toml").write_text((tmp_path / "through/config.toml").read_text())
+    kill_at(5)
+    with pytest.raises(Killed):
+        finetune(settings(train__checkpoint_every=2, train__seed=1), tmp_path / "again/seed-1")
+    kill_at(None)
+    resume_seeds(tmp_path / "again", {})
+    for seed in ("seed-0", "seed-1"):
+        assert left_by(tmp_path / "again" / seed) == left_by(tmp_path / "through" / seed)
+    first, second = (json.loads((tmp_path / n / "report/report.json").read_text()) for n in ("again", "through"))
+    assert first | {"run": ""} == second | {"run": ""}
+
+
+def test_overwriting_seeds_takes_no_old_run_along(settings, tmp_path):
+    """And a new run that does not do leaves the old one alone."""
+    finetune_seeds(settings(seeds=2, train__max_steps=2), tmp_path / "out")
+    with pytest.raises(InputError, match="already holds 2 seeds"):
+        finetune_seeds(settings(seeds=2), tmp_path / "out")
+    with pytest.raises(InputError, match="no column grade"):
+        finetune_seeds(settings(seeds=2, data__label_column="grade"), tmp_path / "out", overwrite=True)
+    assert RunFolder(tmp_path / "out/seed-1").steps() == [2]
+    finetune_seeds(settings(seeds=2, train__seed=5, train__max_steps=2), tmp_path / "out", overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "out").glob("seed-*")) == ["seed-5", "seed-6"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/letter.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty and holds no seeds: it has letter.txt"):
+        finetune_seeds(settings(seeds=2), tmp_path / "other", overwrite=True)
+
+
+def test_changed_tables_are_refused(settings, tables, tmp_path, kill_at):
+    """A resumed run learns from what it was begun with."""
+    copy = tmp_path / "train.csv"
+    copy.write_bytes(tables["train"].read_bytes())
+    kill_at(6)
+    with pytest.raises(Killed):
+        finetune(settings(data__train=str(copy)), tmp_path / "run")
+    kill_at(None)
+    copy.write_text(copy.read_text() + "good,good\n")
+    with pytest.raises(InputError, match="train.csv is not what .* was begun with"):
+        resume(tmp_path / "run", {})
+    with pytest.raises(InputError, match="optim.learning_rate cannot change"):
+        resume(tmp_path / "run", {"optim": {"learning_rate": 1.0}})
+
+
+def test_rows_in_two_splits_are_counted(settings, tables, tmp_path):
+    """The warning stands in the report."""
+    config = settings(data__valid=str(tables["train"]), train__max_steps=2)
+    finetune(config, tmp_path / "run")
+    assert "48 of 48 rows of" in (tmp_path / "run/report/report.md").read_text()
+
+
+def test_evaluation_holds_one_batch_at_a_time(settings, tmp_path):
+    """In evaluation mode without gradients; what a batch gave is gone when the next one comes."""
+    import weakref
+
+    finetune(settings(train__max_steps=1), tmp_path / "run")
+    loaded = load_finetuned(tmp_path / "run")
+    (model,) = loaded.models
+    alive = []
+
+    def look(module, inputs, output):
+        assert not module.training and not torch.is_grad_enabled() and output.grad_fn is None
+        assert not any(reference() is not None for reference in alive)
+        alive.append(weakref.ref(output))
+
+    model.train().backbone.register_forward_hook(look)
+    rows = text_table(["good day"] * 300)
+    assert loaded.predictions(rows, loaded.columns(rows)).logits.shape == (300, 2)
+    assert len(alive) == 5 and model.training
