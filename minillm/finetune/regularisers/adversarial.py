@@ -109,7 +109,7 @@ class Adversarial:
 
     def _moved(self, delta: Tensor, gradient: Tensor, batch: Batch) -> Tensor:
         """Return the next shift: a stride along the gradient, scaled back where it is longer than epsilon."""
-        gradient = gradient.masked_fill(~real_tokens(batch)[:, :, None], 0.0)
+        gradient = gradient.masked_fill(~batch.real()[:, :, None], 0.0)
         tiny = torch.finfo(gradient.dtype).tiny  # a gradient of 0 moves nothing
         delta = delta + self.stride * gradient / _lengths(gradient).clamp(min=tiny)
         return delta * (self.epsilon / _lengths(delta).clamp(min=self.epsilon))
@@ -118,12 +118,3 @@ class Adversarial:
 def _lengths(x: Tensor) -> Tensor:
     """Return the Euclidean norm of each example, (B, 1, 1) for (B, T, C)."""
     return torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
-
-
-def real_tokens(batch: Batch) -> Tensor:
-    """Return (B, T) bool: false at padding."""
-    B, T = batch.tokens.shape
-    columns = torch.arange(T, device=batch.tokens.device)
-    start = columns.new_zeros(B) if batch.starts is None else batch.starts  # (B,)
-    stop = columns.new_full((B,), T) if batch.lengths is None else start + batch.lengths
-    return (columns >= start[:, None]) & (columns < stop[:, None])

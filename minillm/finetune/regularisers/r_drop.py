@@ -4,9 +4,9 @@ r"""R-Drop: two passes over the same batch, with different dropout, have to agre
 
 with gradients through both sides. What p is follows from the task:
 
-    single_label, tagging   softmax over K logits                  KL = sum_k p_k (log p_k - log q_k)
-    multi_label             a coin per label                       KL of the two coins
-    regression              a normal of variance 1 around z        KL = 1/2 (z_1 - z_2)^2, in the unit of the loss
+    multi_label   a coin per label                              KL of the two coins
+    regression    a normal of variance 1 around z               KL = 1/2 (z_1 - z_2)^2, in the unit of the loss
+    all others    softmax over classes, tags, places, tokens    KL = sum_k p_k (log p_k - log q_k)
 
 Places without a target (padding, control symbols and continuation pieces in tagging) have no KL, and a target's weight
 weighs both terms: the sums stay sums over the same targets, and k micro-batches give the gradient of one batch.
@@ -54,11 +54,7 @@ class RDrop:
 
         Args:
             alpha: weight of the divergence, above 0.
-        Raises:
-            ValueError: a task whose outputs are no distribution of its targets.
         """
-        if task.name not in ("single_label", "multi_label", "regression", "tagging"):
-            raise ValueError(f"R-Drop compares single_label, multi_label, regression or tagging, not {task.name}")
         self.task, self.alpha = task, alpha
 
     def prepare(self, batch: Batch) -> Batch:
@@ -69,15 +65,20 @@ class RDrop:
         """Return the sum of the formula over the targets, and their count; without gradients the task's own loss."""
         if not torch.is_grad_enabled():
             return self.task.step(model, batch)
-        assert batch.targets is not None
         again = dataclasses.replace(batch, seed=None if batch.seed is None else mix(batch.seed, SECOND))
         first, second = self.task.outputs(model, batch), self.task.outputs(model, again)
         loss, other = self.task.loss(first, batch), self.task.loss(second, batch)
-        apart = divergence(self.task.name, first, second).view(batch.targets.shape)
-        if batch.weights is not None:
-            apart = apart * batch.weights
-        apart = torch.where(has_target(batch.targets), apart, 0.0).sum()
+        apart = self._summed(divergence(self.task.name, first, second).flatten(), batch)
         return dataclasses.replace(loss, total=0.5 * (loss.total + other.total) + self.alpha * apart)
+
+    def _summed(self, apart: Tensor, batch: Batch) -> Tensor:
+        """Return the weighted sum over the targets of divergences at all places, or at those with a target alone."""
+        assert batch.targets is not None
+        there = has_target(batch.targets)
+        weights = there.float() if batch.weights is None else torch.where(there, batch.weights, 0.0)
+        if len(apart) != there.numel():
+            return (apart * weights[there]).sum()
+        return torch.where(there.flatten(), apart * weights.flatten(), 0.0).sum()
 
 
 def divergence(task: str, first: Tensor, second: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ def divergence(task: str, first: Tensor, second: Tensor) -> Tensor:
     Args:
         first, second: (..., K) logits.
     Returns:
-        (...) for softmax tasks, (..., K) for multi_label and regression.
+        (..., K) for multi_label and regression, (...) for all others.
     """
     first, second = first.float(), second.float()
     match task:

@@ -17,6 +17,7 @@ from minillm.model.config import ModelConfig
 from minillm.model.transformer import build_model
 from minillm.objectives.loss import Loss
 
+TOKENS = ("tagging", "question_answering", "prompt_answer")  # tasks whose head answers for each token
 LENGTHS = (7, 3, 5, 1)  # real tokens of the four rows: full, ragged, and the smallest
 
 
@@ -30,7 +31,12 @@ class PlainTask:
         return batch
 
     def outputs(self, model: Any, batch: Batch) -> Tensor:
-        return model(batch.tokens, **batch.model_inputs())
+        outputs = model(batch.tokens, **batch.model_inputs())
+        if self.name == "prompt_answer":  # at the places with a target alone
+            return outputs[has_target(batch.targets)]
+        if self.name == "question_answering":  # two distributions over the real places, (B, 2, T)
+            return outputs[:, :, :2].transpose(1, 2).masked_fill(~batch.real()[:, None, :], -1e9)
+        return outputs
 
     def loss(self, outputs: Tensor, batch: Batch) -> Loss:
         targets = batch.targets
@@ -40,10 +46,12 @@ class PlainTask:
         elif self.name == "regression":
             losses = (outputs[:, 0] - targets).square()
         else:
-            losses = F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="none")
-            losses = losses.view(targets.shape)
-        weights = torch.ones_like(losses) if batch.weights is None else batch.weights
-        return Loss(total=(weights * losses).sum(), count=weights[has_target(targets)].sum())
+            there = targets[has_target(targets)] if self.name == "prompt_answer" else targets.flatten()
+            losses = F.cross_entropy(outputs.flatten(0, -2), there, ignore_index=IGNORED, reduction="none")
+        weights = torch.ones(targets.shape) if batch.weights is None else batch.weights
+        places = has_target(targets) if losses.numel() != targets.numel() else ...
+        total = (weights[places].flatten() * losses.flatten()).sum()
+        return Loss(total=total, count=weights[has_target(targets)].sum())
 
     def step(self, model: Any, batch: Batch) -> Loss:
         return self.loss(self.outputs(model, batch), batch)
@@ -58,7 +66,7 @@ def make_model(
     chosen |= {"vocab_size": 20, "context": 8, "head": "none", "dropout": dropout, "attention_dropout": dropout}
     backbone, head = ModelConfig(**(chosen | shape)), HeadConfig(dropout=dropout)
     config = TaskModelConfig(task=TaskFacts(), text=TextConfig(), backbone=backbone, head=head)
-    kind = TokenHead if task == "tagging" else TextHead
+    kind = TokenHead if task in TOKENS else TextHead
     model = TaskModel(config, build_model(backbone), kind(head, backbone, 1 if task == "regression" else outputs))
     model.compute_in(dtype)
     return model.train()
@@ -71,10 +79,13 @@ def make_batch(task: str = "single_label", *, outputs: int = 3, weighted: bool =
     lengths = torch.tensor(LENGTHS)
     tokens = torch.randint(20, (B, T), generator=generator)
     starts = T - lengths if left else torch.zeros(B, dtype=torch.int64)
-    if task == "tagging":
+    if task in ("tagging", "prompt_answer"):
         columns = torch.arange(T)
         real = (columns >= starts[:, None]) & (columns < (starts + lengths)[:, None])
         targets = torch.randint(outputs, (B, T), generator=generator).masked_fill(~real, IGNORED)
+    elif task == "question_answering":
+        targets = (starts + torch.tensor([0, 2, 1, 0]))[:, None] + torch.tensor([0, 0])
+        targets[2, 1] = IGNORED
     elif task == "multi_label":
         targets = torch.randint(2, (B, outputs), generator=generator)
     elif task == "regression":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minillm.finetune.embedding_output import changed_embeddings
-from minillm.finetune.regularisers.adversarial import Adversarial, real_tokens
+from minillm.finetune.regularisers.adversarial import Adversarial
 from minillm.finetune.regularisers.config import RegulariserConfig, regularised
 from minillm.finetune.regularisers.r_drop import RDrop
 from minillm.model.layers import Linear
@@ -132,7 +132,7 @@ def test_each_text_is_shifted_by_epsilon_at_most_and_padding_by_nothing(
     lengths = delta.flatten(1).norm(dim=1)
     assert (lengths <= EPSILON * 1.0001).all()
     assert (lengths > EPSILON * (0.9999 if steps == 1 else 0.9)).all()  # PGD may turn and end inside
-    assert not delta[~real_tokens(batch)].any()
+    assert not delta[~batch.real()].any()
 
 
 def test_pgd_hurts_at_least_as_much_as_fgm(plain_task, task_model, ragged_batch):

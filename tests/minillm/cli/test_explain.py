@@ -1,0 +1,100 @@
+"""`minillm explain` on a tiny run of random weights: what it prints, writes, and refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from minillm import cli
+from minillm.checkpoint.files import write_text
+from minillm.checkpoint.native import tensors_of
+from minillm.checkpoint.run_folder import RunFolder
+from minillm.config import build, toml_text
+from minillm.finetune.config import FinetuneConfig, HeadConfig, TaskConfig, TaskFacts, TaskModelConfig, TextConfig
+from minillm.finetune.predict import load_finetuned
+from minillm.finetune.table import text_table
+from minillm.finetune.task_model import TaskModel
+from minillm.finetune.tasks.single_label import SingleLabel
+from minillm.model.config import ModelConfig
+from minillm.model.transformer import build_model
+from minillm.tokenizer.character import CharacterTokenizer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a classifier that was never trained."""
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "reviews")
+    tokenizer = CharacterTokenizer("abcdefgh ")
+    backbone = ModelConfig(
+        kind="encoder", vocab_size=tokenizer.vocab_size, context=16, num_layers=2, width=8, num_heads=2, head="none"
+    )
+    task = SingleLabel(TaskConfig(), TaskFacts(labels=("bad", "good")))
+    config = TaskModelConfig(task=task.facts, text=TextConfig(), backbone=backbone, head=HeadConfig())
+    model = TaskModel(config, build_model(backbone), task.make_head(HeadConfig(), backbone))
+    folder.create()
+    tokenizer.save(folder.tokenizer_path)
+    write_text(folder.config_path, toml_text(build(FinetuneConfig, {}, source="a test")))
+    folder.save(1, tensors_of(model), config, {}, {}, best=True)
+    return folder.path
+
+
+@pytest.fixture
+def minillm(capsys):
+    """Return a function: words -> (exit status, standard output, standard error)."""
+
+    def ask(*words):
+        status = cli.main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return ask
+
+
+def test_the_pieces_are_printed_with_their_scores(minillm, run):
+    status, out, err = minillm("explain", run, "--text", "ab c")
+    lines = out.splitlines()
+    assert (status, err) == (0, "")
+    assert [line.split()[1] for line in lines[2:]] == ["[CLS]", "a", "b", "'", "c", "[SEP]"]
+    (answer,) = load_finetuned(run).predict(text_table(["ab c"]))
+    assert lines[0].startswith(f"{answer['label']}: probability {answer['probabilities'][answer['label']]:.4f}")
+    assert "the scores sum to" in lines[1]
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "gradient_x_input", "occlusion"])
+def test_json_has_what_the_lines_have(minillm, run, method):
+    status, out, _ = minillm("explain", run, "--text", "ab c", "--method", method, "--label", "good", "--json")
+    (line,) = out.splitlines()
+    found = json.loads(line)
+    assert status == 0
+    assert (found["label"], found["method"], found["complete"]) == ("good", method, True)
+    assert sum(piece["score"] for piece in found["pieces"]) == pytest.approx(found["sum"])
+    if method == "integrated_gradients":
+        assert found["sum"] - found["gap"] == pytest.approx(found["value"] - found["baseline_value"], abs=1e-9)
+    else:
+        assert (found["gap"], found["steps"]) == (None, None)
+
+
+def test_pngs_go_where_they_are_asked_to(minillm, run, tmp_path):
+    status, out, _ = minillm("explain", run, "--text", "ab c", "--out", tmp_path / "new" / "folder")
+    path = tmp_path / "new" / "folder" / "attribution.png"
+    assert status == 0 and out.splitlines()[-1] == f"wrote {path}"
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--text", "ab", "--label", "god"], "--label 'god' is none of this run's; it knows bad, good"),
+        (["--text", "ab", "--method", "magic"], "invalid choice: 'magic'"),
+        (["--text", ""], "empty"),
+        (["--text", "ab", "--out", "FILE"], "cannot write"),
+        ([], "--text"),
+    ],
+    ids=["label", "method", "text", "out", "nothing"],
+)
+def test_what_cannot_be_explained_is_one_line_and_status_2(minillm, run, tmp_path, words, message):
+    (tmp_path / "FILE").write_text("a file")
+    words = [tmp_path / word if word == "FILE" else word for word in words]
+    status, out, err = minillm("explain", run, *words)
+    assert (status, out) == (2, "") and message in err and err.count("\n") == 1
