@@ -1,4 +1,4 @@
-"""The smallest fine-tunings: tables that a tiny model learns in a few steps; a stand-in for a fine-tuned model."""
+"""The smallest fine-tuning: a stand-in for a fine-tuned model with its trainer; and tables, for whole runs on them."""
 
 import csv
 import random
@@ -31,6 +31,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 SHAPE: dict[str, Any] = {"vocab_size": 19, "context": 12, "num_layers": 2, "width": 16, "num_heads": 4}
 CLASSES = 3
+WORDS = {"good": ("good", "fine", "warm"), "bad": ("bad", "dull", "cold")}
+OTHERS = ("the", "film", "day", "was", "and", "sea")
 
 
 class StandIn(nn.Module):
@@ -135,10 +137,6 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-WORDS = {"good": ("good", "fine", "warm"), "bad": ("bad", "dull", "cold")}
-OTHERS = ("the", "film", "day", "was", "and", "sea")
-
-
 def rows_of(count, seed):
     """Return (text, label): each text has words of one side only."""
     draw = random.Random(seed)
@@ -167,8 +165,11 @@ def tables(tmp_path_factory):
 def settings(tables, tiny_runs):
     """Return a function: kind of backbone, settings by dotted names (`train__max_steps=8`) -> a FinetuneConfig."""
 
-    def make(kind="encoder", **given):
-        table = {"init": str(tiny_runs[kind]), "data": {name: str(path) for name, path in tables.items()}}
+    def make(kind: str = "encoder", **given: Any) -> FinetuneConfig:
+        table: dict[str, Any] = {
+            "init": str(tiny_runs[kind]),
+            "data": {name: str(path) for name, path in tables.items()},
+        }
         plain = {
             "train__batch_size": 8,
             "train__max_steps": 8,
