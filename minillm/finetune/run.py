@@ -44,7 +44,7 @@ from minillm.training.trainer import Trainer
 
 CHANGEABLE = ("train.max_steps", "train.patience", "train.keep_checkpoints", "train.log_every")
 CHANGEABLE += ("train.eval_every", "train.checkpoint_every", "train.micro_batch_size")
-CHANGEABLE += ("train.device", "train.compute_dtype", "train.compile", "train.threads")
+CHANGEABLE += ("train.device", "train.compute_dtype", "train.compile", "train.checkpoint_activations", "train.threads")
 
 JUDGED = ("valid", "test")
 THIS, FROM_RANDOM = "this model", "from random weights"
@@ -177,7 +177,7 @@ def _trainer(
 ) -> Trainer:
     """Return the trainer of a run."""
     device = choose_device(config.train.device)
-    choice = choose_compute_dtype(config.train.compute_dtype, device)
+    choice = choose_compute_dtype(config.train.compute_dtype, device, width=model.config.backbone.width)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     progress.note(
         f"{material.task.name}: {learning:,} parameters learn, {model.config.backbone.kind} and head, on {device} in "
