@@ -35,7 +35,7 @@ def undrawn(monkeypatch):
 @pytest.fixture
 def kill_at(monkeypatch):
     """Return a function: step -> runs die right after it, until it is called with None."""
-    plain = training.Trainer._take_step
+    plain = training.Trainer.take_step
 
     def arm(step):
         def take_step(self):
@@ -44,7 +44,7 @@ def kill_at(monkeypatch):
                 raise Killed
             return figures
 
-        monkeypatch.setattr(training.Trainer, "_take_step", take_step)
+        monkeypatch.setattr(training.Trainer, "take_step", take_step)
 
     return arm
 
