@@ -40,7 +40,9 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     made = Parser(prog="python -m benchmarks", description="Measure the kernels beside references and peers.")
-    made.add_argument("--quick", action="store_true", help="two minutes: the first shape of each op, fewer rounds")
+    made.add_argument(
+        "--quick", action="store_true", help="two minutes: the first shape of each op, fewer rounds, no compilers"
+    )
     made.add_argument("--only", action="append", choices=SECTION_NAMES, help="this section; may be given again")
     made.add_argument("--tune", action="store_true", help="explore all launch tables of a GPU: 9 minutes, nothing else")
     made.add_argument("--ops", help="these ops only, separated by commas")

@@ -39,7 +39,8 @@ same batches, the same optimiser and the same settings of the allocator.
   of random tokens within 5 %, no gradient.
 """
 LADDER_NOTES = """\
-The ladder, each rung with what is named and all before it; naive is the maths as it is written down, op by op.
+The ladder, each rung with what is named and all before it; naive is the maths as it is written down, op by op, and in
+minillm all other ops have their kernels too.
 Predicted: what the ops that PyTorch is asked for read and write over the copy bandwidth, plus the products' operations
 over their rate (`training/work.py`). What torch.compile fuses is not asked for op by op: that rung has no prediction.
 """

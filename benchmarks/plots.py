@@ -253,7 +253,9 @@ def ladder(
         label = "measured" if place == 0 else None
         axes.bar(place, 1e3 * row["seconds"], yerr=[[low], [high]], color=OURS, label=label, error_kw={"lw": 0.8})
     marks = [(place, 1e3 * p) for place, r in enumerate(rungs) if (p := figures.predicted(r, ceilings))]
-    axes.scatter([x for x, _ in marks], [y for _, y in marks], marker="_", s=900, color="#222222", label="predicted")
+    for number, (place, milliseconds) in enumerate(marks):
+        axes.hlines(milliseconds, place - 0.3, place + 0.3, color="#222222", label=None if number else "predicted")
+    axes.set_axisbelow(True)
     axes.set_xticks(range(len(rungs)), [r["contender"] for r in rungs], fontsize=8)
     axes.set_ylabel("milliseconds a step", fontsize=8)
     axes.set_title(f"The ladder: {rungs[0]['recipe']}", fontsize=10)

@@ -22,6 +22,7 @@ from benchmarks.machine import ROOT, clock
 from benchmarks.training.section import training
 
 Case = tuple[str, str]  # op, shape
+COMPILERS = ("torch.compile", "FlexAttention")  # providers that a quick run goes without
 MOST_CRASHES = 3  # of one case, after which it is given up
 
 
@@ -105,7 +106,8 @@ def _no_time(left: Sequence[Case]) -> list[Part]:
 
 
 def _options(context: Context) -> list[str]:
-    return ["--skip", json.dumps(context.skip), *["--quick"] * context.quick]
+    slow = COMPILERS if context.quick else ()  # each takes as long as a whole case
+    return ["--skip", json.dumps([*context.skip, *slow]), *["--quick"] * context.quick]
 
 
 def compile_summary(context: Context) -> Iterator[Part]:

@@ -93,13 +93,17 @@ class Batch:
         stop = T if self.lengths is None else start + self.lengths[:, None]
         return (columns >= start) & (columns < stop)
 
-    def model_inputs(self) -> dict[str, Tensor | int | None]:
-        """Return what the model takes beside `tokens`, by the names of its arguments."""
+    def model_inputs(self) -> dict[str, Tensor | None]:
+        """Return what the model takes beside `tokens`, by the names of its arguments.
+
+        The seed goes as a () int64 tensor on the device: torch.compile would compile the model anew for every number.
+        """
+        device = self.tokens.device
         return {
             "starts": self.starts,
             "lengths": self.lengths,
             "segments": self.segments,
             "positions": self.positions,
             "token_types": self.token_types,
-            "seed": self.seed,
+            "seed": None if self.seed is None else torch.full((), self.seed, dtype=torch.int64, device=device),
         }

@@ -45,7 +45,7 @@ from minillm.training.trainer import Trainer
 
 CHANGEABLE = ("train.max_steps", "train.patience", "train.keep_checkpoints", "train.log_every")
 CHANGEABLE += ("train.eval_every", "train.checkpoint_every", "train.micro_batch_size")
-CHANGEABLE += ("train.device", "train.compute_dtype", "train.compile", "train.threads")
+CHANGEABLE += ("train.device", "train.compute_dtype", "train.compile", "train.checkpoint_activations", "train.threads")
 
 JUDGED = ("valid", "test")
 THIS, FROM_RANDOM = "this model", "from random weights"

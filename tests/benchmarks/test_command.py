@@ -30,8 +30,8 @@ def start(*words, **more):
 
 
 def test_quick_run_of_two_ops_writes_a_result_and_a_page(tmp_path):
-    """The compiler's provider is left out: it would take most of the time."""
-    words = ("--quick", "--only", "ops", "--ops", "relu,rms_norm", "--skip", "torch.compile", "--out", str(tmp_path))
+    """The compilers are left out of a quick run: they would take most of the time."""
+    words = ("--quick", "--only", "ops", "--ops", "relu,rms_norm", "--skip", "SDPA math", "--out", str(tmp_path))
     done = start(*words, PYTHONPATH="")  # from a checkout alone
     assert done.returncode == 0, done.stderr
     page = Path(done.stdout.splitlines()[-1])
@@ -44,6 +44,34 @@ def test_quick_run_of_two_ops_writes_a_result_and_a_page(tmp_path):
     assert result["header"]["commit"] and result["header"]["versions"]["torch"]
     assert "### relu" in page.read_text()
     assert list(page.parent.glob("*-speedup.png"))
+
+
+def test_nothing_but_torch_is_needed_to_list_the_sections_and_the_recipes():
+    """What only a recipe's own process needs may be missing: its rows then say so."""
+    missing = (
+        "einops",
+        "safetensors",
+        "rich",
+        "tyro",
+        "tomli_w",
+        "sentencepiece",
+        "transformers",
+        "matplotlib",
+        "triton",
+    )
+    program = f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"
+    program += "from benchmarks import __main__, sections\nfrom benchmarks.training.recipes import recipes\n"
+    program += "print(len(recipes()), len(sections.SECTIONS))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["6", "7"]
 
 
 @pytest.mark.parametrize(

@@ -84,4 +84,4 @@ def test_what_is_named_exists():
     for path in quickstart.NEXT.splitlines()[-1].removeprefix("To read: ").split(", "):
         assert (root / path).is_file(), path
     commands = [line.split()[1] for line in quickstart.NEXT.splitlines() if "bin/minillm" in line]
-    assert len(commands) == 4 and set(commands) <= set(COMMANDS)
+    assert len(commands) == 5 and set(commands) <= set(COMMANDS)

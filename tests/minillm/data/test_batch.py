@@ -62,3 +62,11 @@ def test_to_moves_every_tensor():
 def test_model_inputs_are_all_that_a_model_takes():
     """All fields but tokens, targets and weights, by their names."""
     assert full().model_inputs().keys() == {*TENSORS, "seed"} - {"tokens", "targets", "weights"}
+
+
+@pytest.mark.parametrize("seed", [0, 100, 2**63 - 1, -(2**63)])
+def test_a_model_gets_the_seed_as_a_tensor(seed):
+    """Any int64 to the last bit."""
+    found = dataclasses.replace(full(), seed=seed).model_inputs()["seed"]
+    assert found.dtype == torch.int64 and found.shape == () and found.item() == seed
+    assert dataclasses.replace(full(), seed=None).model_inputs()["seed"] is None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from minillm.data.batch import Batch
 from minillm.model import layers, transformer
 from minillm.model.config import ModelConfig
 from minillm.model.layers import Norm, alibi_slopes
@@ -241,6 +242,22 @@ def test_the_model_is_one_graph_for_the_compiler(choices: dict[str, Any]) -> Non
     assert torch.equal(traced, plain)
     assert gradient is not None and model.embeddings.tokens.weight.grad is not None
     assert torch.equal(model.embeddings.tokens.weight.grad, gradient)
+
+
+def test_one_graph_serves_every_batch() -> None:
+    """The seed of the dropout differs from batch to batch, and no number of it is compiled in."""
+    graphs: list[Any] = []
+    model = make(dropout=0.1, num_layers=1).train()
+    plain = [model(**_inputs(seed)) for seed in (5, 2**62, -3)]
+    model.compile(backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True)
+    for seed, expected in zip((5, 2**62, -3), plain, strict=True):
+        assert torch.equal(model(**_inputs(seed)), expected)
+    assert len(graphs) == 1 and not torch.equal(plain[0], plain[1])
+
+
+def _inputs(seed: int) -> dict[str, Any]:
+    tokens = torch.randint(19, (2, 12), generator=torch.Generator().manual_seed(0))
+    return {"tokens": tokens, **Batch(tokens=tokens, seed=seed).model_inputs()}
 
 
 @torch.no_grad()

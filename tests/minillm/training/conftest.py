@@ -46,10 +46,10 @@ class TinyModel(nn.Module):
     def compute_in(self, dtype: torch.dtype) -> None:
         self.compute_dtype = dtype
 
-    def forward(self, tokens: Tensor, *, seed: int | None = None, **_: Any) -> Tensor:
+    def forward(self, tokens: Tensor, *, seed: Tensor | None = None, **_: Any) -> Tensor:
         x = self.norm(self.embedding(tokens)).to(self.compute_dtype if self.compute_dtype != torch.float32 else None)
         if self.training and self.config.dropout and seed is not None:
-            chance = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed))
+            chance = torch.rand(x.shape, generator=torch.Generator().manual_seed(int(seed)))
             x = x * (chance >= self.config.dropout)
         x = torch.relu(nn.functional.linear(x, self.up.weight.to(x.dtype), self.up.bias.to(x.dtype)))
         return x @ self.embedding.weight.to(x.dtype).T
