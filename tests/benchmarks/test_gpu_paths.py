@@ -7,6 +7,7 @@ makes them again.
 import contextlib
 import json
 import subprocess
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -237,5 +238,6 @@ def test_warming_ends_with_the_tests_and_starts_nothing_on_a_cpu(monkeypatch):
     assert started == []
     with warming.warming(chosen("ops")):
         while len(started) < 2:
-            pass
+            time.sleep(0.01)
+        time.sleep(0.3)  # longer than a look at a process takes
     assert sorted(started) == [["a"], ["c"]] and ended == [process, process]  # b never came to its turn

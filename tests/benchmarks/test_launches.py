@@ -160,6 +160,16 @@ def test_case_of_a_row_launches_what_the_row_is_for(hopper, monkeypatch, row):
     assert (row, 64) in asked
 
 
+@pytest.mark.parametrize("D", [16, 64, 256])
+@pytest.mark.parametrize("row", knobs.ROWS)
+@pytest.mark.usefixtures("hopper")
+def test_entry_of_attention_is_what_a_launch_of_that_kernel_and_width_takes(row, D):
+    knob, (kernel, _, kind) = knobs.attention_knob(row, D, GPU), row.partition(" ")
+    dtype = torch.float32 if kind == "float32" else torch.bfloat16
+    with knob.at(knob.neighbours(knob.get())[0]):
+        assert configs.launch(kernel, "sm_90", dtype, D, heavy=kind == "heavy") == knob.get()
+
+
 @pytest.mark.parametrize("entry", knobs.CONSTANTS, ids=lambda e: f"{e[0]}.{e[1]}")
 def test_constant_is_one_that_the_launcher_reads(monkeypatch, entry):
     """Turned, it changes what a kernel is launched with; at small sizes, in the interpreter."""

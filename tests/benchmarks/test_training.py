@@ -337,6 +337,18 @@ def test_who_is_late_is_left_out_and_the_others_have_their_turns(monkeypatch):
     assert {r.get("reason") for r in rows.values()} == {None, "no time left in the budget"}
 
 
+def test_no_round_is_begun_that_would_not_end_in_time(monkeypatch):
+    """A round takes 25 seconds of the 60: two are begun, and the contenders are not asked again."""
+    now = [0.0]
+    monkeypatch.setattr(section, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    slow = Scripted(turns=STEADY)
+    own = slow.tell
+    slow.tell = lambda what: (own(what), now.__setitem__(0, now[0] + 25 * ("seconds" in what)))
+    rows = measured({"minillm": slow})
+    assert [list(order) for order in slow.told] == [["warm"], ["seconds"], ["seconds"]]
+    assert (rows["minillm"]["status"], rows["minillm"]["reason"]) == ("not run", "no time left in the budget")
+
+
 def test_a_real_process_obeys_and_goes_when_it_is_left():
     recipe = ALL["shakespeare-char-small"]
     until = time.monotonic() + 60
