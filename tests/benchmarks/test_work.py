@@ -40,10 +40,10 @@ def test_optimisers_read_and_write_their_state():
     assert counted(optimiser.step).num_bytes == pytest.approx((4 + 3) * 4000, rel=0.2)
 
 
-def test_single_ops_of_rms_norm_move_23_times_and_the_kernel_4_times_the_elements():
+def test_single_ops_of_rms_norm_move_14_times_and_the_kernel_4_times_the_elements():
     """What kernels/README.md says of rms_norm with a residual in bfloat16; weights and statistics are 1 % of it."""
     x, residual, weight = torch.randn(64, 256).bfloat16(), torch.randn(64, 256).bfloat16(), torch.ones(256)
-    for name, times in (("torch", 23), ("fused", 4)):
+    for name, times in (("torch", 14), ("fused", 4)):
         with mk.backend(name), torch.no_grad():
             work = counted(lambda: mk.rms_norm(x, weight, residual=residual))
         assert work.num_bytes / (2 * x.numel()) == pytest.approx(times, rel=0.03)
