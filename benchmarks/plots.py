@@ -254,7 +254,7 @@ def ladder(
         axes.bar(place, 1e3 * row["seconds"], yerr=[[low], [high]], color=OURS, label=label, error_kw={"lw": 0.8})
     marks = [(place, 1e3 * p) for place, r in enumerate(rungs) if (p := figures.predicted(r, ceilings))]
     for number, (place, milliseconds) in enumerate(marks):
-        axes.hlines(milliseconds, place - 0.3, place + 0.3, color="#222222", label=None if number else "predicted")
+        axes.hlines(milliseconds, place - 0.3, place + 0.3, color="#222222", label="" if number else "predicted")
     axes.set_axisbelow(True)
     axes.set_xticks(range(len(rungs)), [r["contender"] for r in rungs], fontsize=8)
     axes.set_ylabel("milliseconds a step", fontsize=8)
