@@ -70,6 +70,7 @@ def bytes_moved(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], res
 def total_bytes(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of the elements; one that is broadcast counts what lies in memory.
 
+    >>> import torch
     >>> total_bytes([torch.zeros(1, 3).expand(5, 3)])
     12
     """
