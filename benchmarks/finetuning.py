@@ -192,7 +192,7 @@ def page(runs: Sequence[Run], head: Mapping[str, Any], epochs: float) -> str:
         "# Fine-tuning: each method beside the others\n",
         f"2 layers of width 128, vocabulary {VOCABULARY}, pretrained on the texts of the training table without their "
         f"labels: the encoder for {STEPS['encoder']:,} steps, the decoder for {STEPS['decoder']:,}. {epochs:g} epochs;"
-        "of three rates that which is best on dev with seed 0.",
+        " of three rates that which is best on dev with seed 0.",
         f"On {head['device']} with {head['threads']} threads, PyTorch {head['versions']['torch']}, commit "
         f"{', '.join(sorted({run.commit for run in runs}))}, {head['date'][:10]}.",
         "`python -m benchmarks.finetuning` made this page.\n",
