@@ -1,7 +1,7 @@
-r"""Philox 4x32-10: random numbers as a pure function of a seed and an index, bit-equal to Triton's `tl.rand`.
+r"""Philox 4x32-10: random numbers as a pure function of a seed and a place in a tensor, on every backend the same.
 
-Every dropout in this package asks `keep` whether an element stays. The answer depends on the seed and on the element's
-linear index alone, so it is the same on every backend, in a recomputed forward pass and after a resumed run.
+Every dropout in this package asks `keep` whether an element stays. The answer depends on the seed, the element's row
+and its column alone, so it is the same on every backend, in a recomputed forward pass and after a resumed run.
 
 One block of four 32-bit words (c0, c1, c2, c3) is mixed in ten rounds under the key (k0, k1). With M = 2^32 - 1,
 hi and lo the upper and lower words of a 64-bit product, and the constants A, B of the paper:
@@ -9,13 +9,18 @@ hi and lo the upper and lower words of a 64-bit product, and the constants A, B 
     (c0, c1, c2, c3) <- (hi(B * c2) ^ c1 ^ k0,  lo(B * c2),  hi(A * c0) ^ c3 ^ k1,  lo(A * c0))      (1)
     (k0, k1)         <- (k0 + KEY_A, k1 + KEY_B) mod 2^32                                            (2)
 
-Here the counter is (index mod 2^32, index / 2^32, 0, 0), the key (seed mod 2^32, seed / 2^32), and the first word is
-used. PyTorch has no full set of unsigned ops, so the words live in int64. A product that passes 2^63 wraps, which
-leaves all its 64 bits right; a word is masked to 32 bits only before it is multiplied again.
+The block's four words serve four neighbours of a row. With r the row, the linear index over all axes but the last, and
+c the column, an element has
+
+    word c mod 4 of the block with counter (c / 4, 0, r mod 2^32, r / 2^32), key (seed mod 2^32, seed / 2^32)      (3)
+
+so a tile that begins at a column divisible by 4 needs no more blocks than it has elements / 4, however wide a row is.
+PyTorch has no full set of unsigned ops, so the words live in int64. A product that passes 2^63 wraps, which leaves all
+its 64 bits right; a word is masked to 32 bits only before it is multiplied again.
 
 Source: Salmon et al. (2011), "Parallel random numbers: as easy as 1, 2, 3"; the conversion to float32 is Triton's.
 
-Read next: `dropout/__init__.py`.
+Read next: `philox_tiles.py`, the same in a kernel; then `dropout/__init__.py`.
 """
 
 from __future__ import annotations
@@ -30,9 +35,8 @@ _ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57
 _KEY_A, _KEY_B = 0x9E3779B9, 0xBB67AE85
 _NUM_ROUNDS = 10
 _TO_UNIFORM = 4.6566127342e-10  # just under 2^-31: the largest int32 times it stays below 1 in float32
-_CHUNK = (
-    1 << 15
-)  # elements a thread at a time: the fastest on a CPU with 512 KiB of cache a core, where it halves the time
+_WORDS = 4  # of a block
+_CHUNK = 1 << 15  # blocks a thread at a time: what they need stays in the cache of a core, which halves the time
 
 
 def philox(
@@ -56,32 +60,31 @@ def philox(
     return c0, c1 & _MASK, c2, c3 & _MASK
 
 
-def uniform(seed: int | Tensor, offsets: Tensor) -> Tensor:
-    """Return one number in [0, 1) for each offset, bit-equal to Triton's `tl.rand(seed, offsets)`.
+def uniform(seed: int | Tensor, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+    """Return one number in [0, 1) for each element of a tensor of `shape`, by (3).
 
     Args:
         seed: int or 0-dim int64 tensor; all 64 bits count.
-        offsets: int64, any shape; values past 2^32 are fine.
+        shape: any; of a 0-dim tensor the one element has row and column 0.
     Returns:
-        float32 in the shape of `offsets`.
+        float32 in `shape`, bit-equal to what `philox_tiles.uniform_tile` gives.
 
-    Cost: about 100 integer operations an element.
+    Cost: about 25 integer operations an element.
 
-    >>> uniform(7, torch.arange(3))
-    tensor([0.0908, 0.8139, 0.0122])
+    >>> uniform(7, (2, 3))
+    tensor([[0.0908, 0.8709, 0.9062],
+            [0.1303, 0.1921, 0.9393]])
     """
-    zeros = torch.zeros_like(offsets)
-    counter = (offsets & _MASK, (offsets >> 32) & _MASK, zeros, zeros)
-    word = philox(counter, (seed & _MASK, (seed >> 32) & _MASK))[0]
-    signed = (word << 32) >> 32  # the same 32 bits, read as int32
-    return (signed ^ (signed >> 63)).to(torch.float32) * _TO_UNIFORM  # x < 0 becomes -x - 1, as in Triton
+    rows, columns, blocks = _extents(shape)
+    numbers = torch.stack([_number(word) for word in _words(seed, 0, rows * blocks, blocks, device)], -1)
+    return numbers.view(rows, blocks * _WORDS)[:, :columns].reshape(shape)
 
 
 def keep(shape: tuple[int, ...], p: float, seed: int | Tensor, device: torch.device | str) -> Tensor:
-    """Return which elements of a tensor of `shape` survive dropout: those with uniform(seed, linear index) >= p.
+    """Return which elements of a tensor of `shape` survive dropout: those with uniform(seed, shape) >= p.
 
     Args:
-        shape: any; an element's index is its place in a contiguous tensor of that shape.
+        shape: any.
         p: probability of being dropped, in [0, 1).
         seed: int or 0-dim int64 tensor.
     Returns:
@@ -90,15 +93,36 @@ def keep(shape: tuple[int, ...], p: float, seed: int | Tensor, device: torch.dev
     Cost: on a CPU it runs a chunk at a time, so that the words stay in the cache.
 
     >>> keep((2, 3), 0.4, 7, "cpu")
-    tensor([[False,  True, False],
-            [ True,  True,  True]])
+    tensor([[False,  True,  True],
+            [False, False,  True]])
     """
-    count = math.prod(shape)
     if torch.device(device).type != "cpu" or torch.compiler.is_compiling():
-        return (uniform(seed, torch.arange(count, device=device)) >= p).view(shape)
-    kept = torch.empty(count, dtype=torch.bool, device=device)
+        return uniform(seed, shape, device) >= p
+    rows, columns, blocks = _extents(shape)
+    kept = torch.empty(rows * blocks, _WORDS, dtype=torch.bool)
     chunk = _CHUNK * torch.get_num_threads()
-    for start in range(0, count, chunk):
-        stop = min(start + chunk, count)
-        torch.ge(uniform(seed, torch.arange(start, stop, device=device)), p, out=kept[start:stop])
-    return kept.view(shape)
+    for start in range(0, rows * blocks, chunk):
+        stop = min(start + chunk, rows * blocks)
+        for number, word in enumerate(_words(seed, start, stop, blocks, device)):
+            torch.ge(_number(word), p, out=kept[start:stop, number])
+    return kept.view(rows, blocks * _WORDS)[:, :columns].reshape(shape)
+
+
+def _extents(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the number of rows of a shape, its columns, and the blocks of a row."""
+    columns = shape[-1] if shape else 1
+    return math.prod(shape[:-1]), columns, -(-columns // _WORDS)
+
+
+def _words(seed: int | Tensor, start: int, stop: int, blocks: int, device: torch.device | str) -> tuple[Tensor, ...]:
+    """Return the four words of blocks start .. stop - 1, counted row by row, each (stop - start,) int64."""
+    place = torch.arange(start, stop, device=device)
+    row = place.div(max(blocks, 1), rounding_mode="floor")
+    counter = (place - row * blocks, torch.zeros_like(place), row & _MASK, row >> 32)
+    return philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
+
+
+def _number(word: Tensor) -> Tensor:
+    """Return a word as a float32 in [0, 1), as Triton does: read as int32, where x < 0 becomes -x - 1."""
+    signed = (word << 32) >> 32
+    return (signed ^ (signed >> 63)).to(torch.float32) * _TO_UNIFORM
