@@ -22,7 +22,7 @@ COMMANDS = {  # name -> what it does, in the order in which a newcomer meets the
     "evaluate": "loss, perplexity, bits per byte or masked accuracy on held-out text, beside the anchors",
     "finetune": "teach a pretrained model a task from a table of labelled texts",
     "predict": "say which label a text has, with a fine-tuned model",
-    "explain": "say which pieces of a text made a fine-tuned model answer so",
+    "explain": "say which pieces of a text made a fine-tuned model answer so, or what each token attends to",
     "data": "prepare a corpus as token shards, or show what it holds",
     "tokenizer": "train a tokenizer, or encode and decode with one",
     "kernels": "say for every op which backend computes it here, and why",

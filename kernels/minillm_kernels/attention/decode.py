@@ -4,9 +4,10 @@ A program of `forward.py` owns queries and walks all their keys: with one query 
 which in decoding has nothing to do but read keys and values as fast as it can. Here the keys are cut into splits, each
 with a program of its own. The sums m, w, o of `forward.py` over a split are moved to the common maximum at the end:
 
-    m = max_s m_s,   w = sum_s w_s * exp(m_s - m),   y = sum_s o_s * exp(m_s - m) / w        (1)
+    m = max_s m_s,   w = sum_s w_s * exp(m_s - m),   y = sum_s o_s * exp(m_s - m) / w        (21)
 
-which is (3) and (4) there. The splits are added in their order: the same bits every time.
+which is (17) and (18) there, for splits in place of tiles. The splits are added in their order: the same bits every
+time. The numbers begin in `reference.py`.
 
 The H / Hkv query heads that read one key head become rows of one tile, with their T queries: keys and values are read
 once for all of them. Row r is query r // group of head r % group.
@@ -131,7 +132,7 @@ def attention_combine_kernel(
         factor = tl.exp2(tl.load(part_m_ptr + part) - m)
         w += tl.load(part_w_ptr + part) * factor
         o += tl.load(part_o_ptr + part * HEAD_DIM + columns, mask=inside, other=0.0) * factor
-    y = o / tl.where(w == 0.0, 1.0, w)  # (1)
+    y = o / tl.where(w == 0.0, 1.0, w)  # (21)
     if drop.seed is not None:
         y *= drop.factor
     key_row, r = row // num_rows, row % num_rows
