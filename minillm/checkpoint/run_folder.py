@@ -33,6 +33,7 @@ MARKERS = ("latest", "best")
 PLOTS = ("loss.png", "learning_rate.png", "throughput.png")
 OURS = {"config.toml", "corpus.json", "tokenizer", "tokens", "metrics.csv", "timing.csv", "anchors.json", "checkpoints"}
 OURS |= {"report", "calibration.json", "random"}  # of fine-tuning
+OURS |= {"imported"}  # of the folder that a model came from; see hf/origin.py
 
 
 @dataclass(frozen=True, kw_only=True)
