@@ -12,7 +12,7 @@ ALLOWED = {  # part of minillm -> the parts of minillm that it may import; "kern
     "tokenizer": {"tokenizer"} | BASE,
     "data": {"data", "tokenizer"} | BASE,
     "objectives": {"objectives", "kernels", "data"} | BASE,
-    "checkpoint": {"checkpoint"} | BASE,
+    "checkpoint": {"checkpoint", "model", "tokenizer"} | BASE,
     "training": {"training", "data", "checkpoint", "objectives"} | BASE,
     # beside the parts that DESIGN names: what stands at the top for every user of a model, not for one command
     "finetune": {"finetune", "model", "training", "objectives", "data", "checkpoint", "tokenizer", "kernels"}

@@ -1,0 +1,4 @@
+"""Hugging Face's formats, both ways.
+
+Read next: `tokenizer_files.py`.
+"""
