@@ -21,6 +21,7 @@ from minillm.checkpoint.hf.family import Family, Purpose
 from minillm.checkpoint.hf.folder import SHARD_BYTES, is_model_folder, write_folder
 from minillm.checkpoint.hf.keys import MEANINGLESS
 from minillm.checkpoint.hf.origin import Origin
+from minillm.checkpoint.hf.tokenizer_files import tokenizer_files
 from minillm.checkpoint.native import tensors_of
 from minillm.errors import InputError
 from minillm.loading import load
@@ -93,7 +94,7 @@ def export_model(
     Args:
         model: an encoder or decoder, with its head or without.
         out: the folder; it must not be there, or be empty.
-        tokenizer: says the ids of control symbols; None: the origin does.
+        tokenizer: written beside the model; None: there is none, and the origin says the ids of control symbols.
         origin: of the folder that the model came from; None: it came from none.
         family: a `model_type`; None: the origin's, else the first one that fits.
         overwrite: replace a model folder that stands in `out`.
@@ -117,7 +118,8 @@ def export_model(
         unread_of(kind, purpose, origin),
     )
     settings = settings_for(kind, config, purpose, tokenizer=tokenizer, origin=origin)
-    write_folder(out, settings, tensors, {}, shard_bytes=shard_bytes)
+    others = {} if tokenizer is None else tokenizer_files(tokenizer, model.config)
+    write_folder(out, settings, tensors, others, shard_bytes=shard_bytes)
     return Exported(
         folder=out,
         model_type=kind.model_type,

@@ -24,6 +24,7 @@ from minillm.model.config import ModelConfig
 from minillm.model.init import Undrawn
 from minillm.model.transformer import Decoder, Encoder, build_model
 from minillm.tokenizer.base import Tokenizer, load_tokenizer
+from minillm.tokenizer.hf import import_tokenizer
 from minillm.training.failures import size_explained
 
 if TYPE_CHECKING:
@@ -119,12 +120,27 @@ def loaded_from(source: ModelFolder, *, device: torch.device | str = "cpu") -> L
     put_tensors(model, tensors, source=source.path)
     return Loaded(
         model=model.eval().to(device),
-        tokenizer=None,
+        tokenizer=tokenizer_of(source),
         config=None,
         folder=source.path,
         step=0,
         origin=Origin.of(source),
     )
+
+
+def tokenizer_of(source: ModelFolder) -> Tokenizer | None:
+    """Return the tokenizer of a Hugging Face folder, None where it has none.
+
+    Raises:
+        InputError: it cannot be used, or has more tokens than the model knows.
+    """
+    tokenizer = import_tokenizer(source.path)
+    if tokenizer is not None and tokenizer.vocab_size > source.model.vocab_size:
+        raise InputError(
+            f"{source.path} does not go together: its tokenizer has {tokenizer.vocab_size} tokens, the model knows "
+            f"{source.model.vocab_size}"
+        )
+    return tokenizer
 
 
 def model_of(checkpoint: Checkpoint) -> Encoder | Decoder:
