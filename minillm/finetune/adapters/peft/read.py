@@ -125,7 +125,7 @@ def from_peft(
     modules, rest = _by_module(tensors, family, backbone, purpose, source / TENSORS)
     try:
         config, own = readers[kind](settings, modules, backbone)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, re.error) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(

@@ -22,7 +22,7 @@ from minillm.checkpoint.native import write_tensors
 from minillm.errors import InputError
 from minillm.finetune.adapters.adalora import AdaLoRA
 from minillm.finetune.adapters.attach import attached, task_tensors
-from minillm.finetune.adapters.config import AdaLoRAConfig, AdapterConfig, IA3Config, LoRAConfig, PrefixConfig
+from minillm.finetune.adapters.config import AdaLoRAConfig, IA3Config, LoRAConfig, PrefixConfig
 from minillm.finetune.adapters.dora import DoRA, row_lengths
 from minillm.finetune.adapters.ia3 import InputGain
 from minillm.finetune.adapters.lora import LoRA, LoRATable
@@ -78,6 +78,11 @@ def to_peft(model: nn.Module, name: str, family: Family, purpose: Purpose) -> tu
     if name not in there:
         raise ValueError(f"no adapter is attached under the name {name!r}; there is {', '.join(there) or 'none'}")
     config, backbone = there[name], backbone_of(model)
+    if not isinstance(config, LoRAConfig | AdaLoRAConfig | IA3Config | PrefixConfig):
+        raise InputError(
+            f"PEFT has no adapter of the kind {config.kind}; it has lora, adalora, ia3 and prefix. "
+            "Where it can be merged, export the merged model"
+        )
     parts: dict[str, Any] = {p: place.adapters[name] for p, place in places(model).items() if name in place.adapters}
     common = {"task_type": TASK_TYPES[purpose], "inference_mode": True, "peft_version": "0.21.2"}
     if isinstance(config, PrefixConfig):
@@ -123,7 +128,10 @@ def _module_to_save(key: str, family: Family, purpose: Purpose) -> str:
 
 
 def _to_modules(
-    backbone: Transformer, config: AdapterConfig, parts: Mapping[str, Any], sites: Sequence[Site]
+    backbone: Transformer,
+    config: LoRAConfig | AdaLoRAConfig | IA3Config,
+    parts: Mapping[str, Any],
+    sites: Sequence[Site],
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the settings and tensors of an adapter of linear layers and tables."""
     match config:
@@ -133,11 +141,6 @@ def _to_modules(
             return _adalora(config, parts, sites)
         case IA3Config():
             return _ia3(parts, sites)
-        case _:
-            raise InputError(
-                f"PEFT has no adapter of the kind {config.kind}; it has lora, adalora, ia3 and prefix. "
-                "Where it can be merged, export the merged model"
-            )
 
 
 def stacked(site: Site, parts: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
