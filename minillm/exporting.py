@@ -23,8 +23,9 @@ from minillm.checkpoint.hf.keys import MEANINGLESS
 from minillm.checkpoint.hf.origin import Origin
 from minillm.checkpoint.hf.tokenizer_files import tokenizer_files
 from minillm.checkpoint.native import tensors_of
+from minillm.checkpoint.run_folder import RunFolder
 from minillm.errors import InputError
-from minillm.loading import load
+from minillm.loading import checkpoint_name, load
 from minillm.model.config import ModelConfig
 from minillm.model.transformer import Transformer
 from minillm.tokenizer.base import Tokenizer
@@ -67,6 +68,11 @@ def export_run(
         InputError: as in `export_model`, or no such run.
     """
     check_free(out, overwrite)
+    whole = RunFolder(run).load(checkpoint_name(which)).model_config
+    if "backbone" in whole:
+        from minillm.exporting_tasks import export_finetuned
+
+        return export_finetuned(run, out, which=which, family=family, overwrite=overwrite, shard_bytes=shard_bytes)
     loaded = load(run, which)
     return export_model(
         loaded.model,

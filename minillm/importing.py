@@ -8,11 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillm.checkpoint.hf.folder import open_folder
+from torch import nn
+
+from minillm.checkpoint.files import write_text
+from minillm.checkpoint.hf.family import TASK_PURPOSES
+from minillm.checkpoint.hf.folder import ModelFolder, open_folder
+from minillm.checkpoint.hf.origin import Origin
 from minillm.checkpoint.native import tensors_of
 from minillm.checkpoint.run_folder import RunFolder
+from minillm.config import build, to_table, toml_text
 from minillm.errors import InputError
 from minillm.loading import Loaded, loaded_from
+from minillm.tokenizer.base import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +51,39 @@ def import_folder(folder: Path, out: Path) -> Imported:
     run = RunFolder(out)
     run.check_free()
     source = open_folder(folder)
-    loaded = loaded_from(source)
-    save_run(loaded, out)
+    if source.purpose in TASK_PURPOSES:
+        model, tokenizer = _save_task_run(source, out)
+    else:
+        loaded = loaded_from(source)
+        model, tokenizer = loaded.model, loaded.tokenizer
+        save_run(loaded, out)
     return Imported(
         run=out,
         model_type=source.family.model_type,
         architecture=source.settings["architectures"][0],
-        parameters=sum(p.numel() for p in loaded.model.parameters()),
-        tokenizer=None if loaded.tokenizer is None else loaded.tokenizer.kind,
+        parameters=sum(p.numel() for p in model.parameters()),
+        tokenizer=None if tokenizer is None else tokenizer.kind,
         notes=source.notes,
     )
+
+
+def _save_task_run(source: ModelFolder, out: Path) -> tuple[nn.Module, Tokenizer]:
+    """Write a model with a task's head as a run that `minillm predict` takes; return it and its tokenizer."""
+    from minillm.finetune.config import FinetuneConfig
+    from minillm.finetune.predict import load_finetuned
+
+    opened = load_finetuned(source.path)
+    (model,) = opened.models
+    table = {"init": str(source.path), "task": {"name": model.config.task.name}, "head": to_table(model.config.head)}
+    config: FinetuneConfig = build(FinetuneConfig, table | {"train": {"compute_dtype": "float32"}})
+    run = RunFolder(out)
+    with run.gone_if_unused():
+        run.create()
+        opened.tokenizer.save(run.tokenizer_path)
+        Origin.of(source).write(run.path)
+        write_text(run.config_path, toml_text(config))
+        run.save(0, tensors_of(model), model.config, {}, {}, best=True)
+    return model, opened.tokenizer
 
 
 def save_run(loaded: Loaded, out: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from minillm.checkpoint.hf.family import TASKS
+from minillm.checkpoint.hf.family import TASK_PURPOSES
 from minillm.checkpoint.hf.folder import ModelFolder, is_model_folder, open_folder
 from minillm.checkpoint.hf.origin import Origin
 from minillm.checkpoint.native import put_tensors
@@ -107,7 +107,7 @@ def loaded_from(source: ModelFolder, *, device: torch.device | str = "cpu") -> L
 
     Cost: the folder's tensors are copied once, straight from the mapped file into parameters.
     """
-    if source.purpose in TASKS:
+    if source.purpose in TASK_PURPOSES:
         raise InputError(
             f"{source.path} is a {source.family.class_for(source.purpose)}, which has a head for a task and answers to "
             "minillm predict"

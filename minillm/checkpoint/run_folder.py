@@ -151,6 +151,7 @@ class RunFolder:
                 files.remove_folder(self.folder_of(step))
             for path in (self.metrics_path, self.timing_path, self.corpus_path, self.calibration_path):
                 path.unlink(missing_ok=True)
+            shutil.rmtree(self.path / "imported", ignore_errors=True)
 
     @contextmanager
     def gone_if_unused(self) -> Iterator[None]:

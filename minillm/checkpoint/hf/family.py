@@ -19,7 +19,7 @@ from minillm.checkpoint.hf.keys import Keys
 from minillm.model.config import ModelConfig
 
 Purpose = Literal["hidden_states", "masked_lm", "causal_lm", "classification", "tagging", "question_answering"]
-TASKS: tuple[Purpose, ...] = ("classification", "tagging", "question_answering")
+TASK_PURPOSES: tuple[Purpose, ...] = ("classification", "tagging", "question_answering")
 BACKBONE = "backbone."  # before the names of a model that has a task's head
 
 Allowed = tuple[Any, ...] | range | None  # values of a setting
@@ -99,14 +99,14 @@ class Family:
 
     def entries(self, model: ModelConfig, purpose: Purpose, *, prefix: str) -> list[Entry]:
         """Return the whole table of a model, the body's names in the file behind `prefix`."""
-        inside = BACKBONE if purpose in TASKS else ""
+        inside = BACKBONE if purpose in TASK_PURPOSES else ""
         body = [
             dataclasses.replace(e, theirs=prefix + e.theirs, ours=tuple(inside + name for name in e.ours))
             for e in self.body(model)
         ]
         if model.pooler and self.pooler is not None:
             body += [dataclasses.replace(e, theirs=prefix + e.theirs) for e in self.pooler()]
-        if purpose in TASKS:
+        if purpose in TASK_PURPOSES:
             return body + list(self.task_names(purpose))
         return body if model.head == "none" else body + list(self.language_head(model))
 

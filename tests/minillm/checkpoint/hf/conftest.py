@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,3 +118,24 @@ def padded(family, texts) -> tuple[torch.Tensor, torch.Tensor]:
     for row, text in zip(table, texts, strict=True):
         row[: len(text)] = text
     return table, torch.tensor([len(text) for text in texts])
+
+
+@pytest.fixture
+def with_tokenizer(tmp_path) -> Callable[[Path, str], Path]:
+    """Return a function: folder, family -> a copy of it with a WordPiece vocabulary as large as the model's."""
+
+    def copied(folder: Path, name: str) -> Path:
+        shutil.copytree(folder, tmp_path / "theirs")
+        (tmp_path / "theirs/vocab.txt").write_text(vocabulary(name))
+        return tmp_path / "theirs"
+
+    return copied
+
+
+def vocabulary(name: str) -> str:
+    """Return letters as WordPieces, the padding where the family has it."""
+    control = ["[CLS]", "[PAD]", "[SEP]"] if name == "roberta" else ["[PAD]", "[CLS]", "[SEP]"]
+    letters = [chr(ord("a") + n) for n in range(26)]
+    pieces = [*control, "[UNK]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), ".", ",", "!", "?"]
+    assert len(pieces) == VOCAB
+    return "\n".join(pieces) + "\n"
