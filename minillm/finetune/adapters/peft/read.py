@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.checkpoint.hf.entries import read_entries
-from minillm.checkpoint.hf.family import TASKS, Family, Purpose
+from minillm.checkpoint.hf.family import TASK_PURPOSES, Family, Purpose
 from minillm.checkpoint.native import read_tensors
 from minillm.checkpoint.run_folder import read_json
 from minillm.errors import InputError
@@ -78,7 +78,7 @@ def load_peft(
     config, tensors, rest = from_peft(
         settings, read_tensors(source), backbone_of(model), family=family, purpose=purpose, source=folder
     )
-    own = task_tensors(model) if task and purpose in TASKS else {}
+    own = task_tensors(model) if task and purpose in TASK_PURPOSES else {}
     came = read_entries(family.task_names(purpose) if own else (), rest if task else {}, own, source=source)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten: no one shall notice
         attach(model, config, name=name, tensors=tensors, source=source)

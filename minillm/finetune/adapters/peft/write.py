@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from minillm.checkpoint import files
 from minillm.checkpoint.hf.entries import write_entries
-from minillm.checkpoint.hf.family import TASKS, Family, Purpose
+from minillm.checkpoint.hf.family import TASK_PURPOSES, Family, Purpose
 from minillm.checkpoint.native import write_tensors
 from minillm.errors import InputError
 from minillm.finetune.adapters.adalora import AdaLoRA
@@ -109,7 +109,7 @@ def to_peft(model: nn.Module, name: str, family: Family, purpose: Purpose) -> tu
 def _task(model: nn.Module, family: Family, purpose: Purpose) -> dict[str, Tensor]:
     """Return what a model has for its task, by transformers' names."""
     own: Mapping[str, Tensor] = task_tensors(model)
-    if purpose not in TASKS:
+    if purpose not in TASK_PURPOSES:
         return {}
     table = list(family.task_names(purpose))
     known = {name for entry in table for name in entry.ours}
