@@ -5,6 +5,9 @@ Read next: `exporting.py`, the way back.
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,13 +80,25 @@ def _save_task_run(source: ModelFolder, out: Path) -> tuple[nn.Module, Tokenizer
     table = {"init": str(source.path), "task": {"name": model.config.task.name}, "head": to_table(model.config.head)}
     config: FinetuneConfig = build(FinetuneConfig, table | {"train": {"compute_dtype": "float32"}})
     run = RunFolder(out)
-    with run.gone_if_unused():
+    with _gone_if_unfinished(out):
         run.create()
         opened.tokenizer.save(run.tokenizer_path)
         Origin.of(source).write(run.path)
         write_text(run.config_path, toml_text(config))
         run.save(0, tensors_of(model), model.config, {}, {}, best=True)
     return model, opened.tokenizer
+
+
+@contextmanager
+def _gone_if_unfinished(out: Path) -> Iterator[None]:
+    """Remove a folder that the block makes and does not finish."""
+    new = not out.exists()
+    try:
+        yield
+    except BaseException:
+        if new:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def save_run(loaded: Loaded, out: Path) -> None:
@@ -98,7 +113,7 @@ def save_run(loaded: Loaded, out: Path) -> None:
     run.check_free()
     if run.is_run():
         raise InputError(f"{out} already holds a run; choose another --out")
-    with run.gone_if_unused():
+    with _gone_if_unfinished(out):
         run.create()
         if loaded.tokenizer is not None:
             loaded.tokenizer.save(run.tokenizer_path)

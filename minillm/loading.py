@@ -62,6 +62,25 @@ class Loaded:
             )
         return self.tokenizer
 
+    def save(self, folder: Path | str, *, format: Literal["run", "hf"] = "run") -> None:
+        """Write the model, as it now is, with its tokenizer.
+
+        Args:
+            folder: must not be there, or be empty.
+            format: run, which every command takes and `load` reads again; or hf, which transformers reads too.
+        Raises:
+            InputError: something is there, it cannot be written, or the model is none that transformers has.
+        """
+        from minillm.exporting import export_model
+        from minillm.importing import save_run
+
+        if format == "run":
+            save_run(self, Path(folder))
+        elif format == "hf":
+            export_model(self.model, Path(folder), tokenizer=self.tokenizer, origin=self.origin)
+        else:
+            raise InputError(f"save takes the formats run and hf, got {format!r}")
+
 
 def load(folder: Path | str, which: str | int = "latest", *, device: torch.device | str = "cpu") -> Loaded:
     """Return the model of a folder with its tokenizer and configuration.

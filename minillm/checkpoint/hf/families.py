@@ -31,7 +31,8 @@ def family_of(model: ModelConfig, wanted: str | None = None) -> Family:
     """
     if wanted is not None and wanted not in FAMILIES:
         raise InputError(f"no family {wanted!r}; known are {', '.join(FAMILIES)}")
-    tried = [FAMILIES[wanted]] if wanted else list(FAMILIES.values())
+    alike = [family for family in FAMILIES.values() if model.kind in (family.settings["kind"] or ())]
+    tried = [FAMILIES[wanted]] if wanted else alike
     obstacles = {family.title: family.obstacles(model) for family in tried}
     for family in tried:
         if not obstacles[family.title]:

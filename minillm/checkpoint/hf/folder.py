@@ -248,10 +248,10 @@ def _shards(path: Path) -> dict[str, Tensor]:
             raise InputError(
                 f"{path / INDEX} names {shard!r:.80}, which is no safetensors file in the folder; not opened"
             )
-    found: dict[str, Tensor] = {}
-    for shard in sorted(set(places.values())):
         if not (path / shard).is_file():
             raise InputError(f"{path / shard} is missing, which {INDEX} names; the folder is not whole")
+    found: dict[str, Tensor] = {}
+    for shard in sorted(set(places.values())):
         for name, tensor in _mapped(path / shard).items():
             if places.get(name) != shard:
                 raise InputError(f"{path / shard} has a tensor {name} that {INDEX} does not place there")

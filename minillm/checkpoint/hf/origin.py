@@ -17,8 +17,10 @@ from typing import Any
 from torch import Tensor
 
 from minillm.checkpoint import files
+from minillm.checkpoint.hf.families import FAMILIES
 from minillm.checkpoint.hf.folder import ModelFolder, read_table
 from minillm.checkpoint.native import read_tensors, write_tensors
+from minillm.errors import InputError
 
 FOLDER, UNREAD = "imported", "unread.safetensors"
 
@@ -46,7 +48,10 @@ class Origin:
         if not (place / "config.json").exists():
             return None
         unread = read_tensors(place / UNREAD) if (place / UNREAD).exists() else {}
-        return cls(settings=read_table(place / "config.json"), unread=unread)
+        settings = read_table(place / "config.json")
+        if settings.get("model_type") not in FAMILIES:
+            raise InputError(f"{place / 'config.json'} is damaged: its model_type is none of {', '.join(FAMILIES)}")
+        return cls(settings=settings, unread=unread)
 
     def write(self, run: Path) -> None:
         """Keep it in a run's folder.
