@@ -52,14 +52,40 @@ def export_finetuned(
             take in, several seeds, or a folder that cannot be written.
     """
     check_free(out, overwrite)
+    opened, model = one_model(run, which)
+    if model.config.adapter is not None:
+        merge(model)
+        detach(model)
+    origin = Origin.read(run)
+    return write_finetuned(
+        opened, model, out, origin=origin, family=family, overwrite=overwrite, shard_bytes=shard_bytes
+    )
+
+
+def one_model(run: Path, which: str | int) -> tuple[Finetuned, TaskModel]:
+    """Return a fine-tuning run that is opened, and its model.
+
+    Raises:
+        InputError: no such run, or several seeds of one.
+    """
     opened = load_finetuned(run, which)
     if len(opened.models) > 1:
         raise InputError(f"{run} holds {len(opened.models)} seeds; export one of them, such as {run / 'seed-0'}")
     (model,) = opened.models
-    origin = Origin.read(run)
-    if model.config.adapter is not None:
-        merge(model)
-        detach(model)
+    return opened, model
+
+
+def write_finetuned(
+    opened: Finetuned,
+    model: TaskModel,
+    out: Path,
+    *,
+    origin: Origin | None,
+    family: str | None = None,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> Exported:
+    """Write a fine-tuned model, which has no adapter, as a Hugging Face folder; arguments as in `export_model`."""
     if model.config.task.name == "prompt_answer":
         return export_model(
             model.backbone,

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from minillm.checkpoint.files import write_text
 from minillm.checkpoint.hf.family import TASK_PURPOSES
-from minillm.checkpoint.hf.folder import ModelFolder, open_folder
+from minillm.checkpoint.hf.folder import CONFIG, ModelFolder, open_folder
 from minillm.checkpoint.hf.origin import Origin
 from minillm.checkpoint.native import tensors_of
 from minillm.checkpoint.run_folder import RunFolder
@@ -23,6 +24,11 @@ from minillm.config import build, to_table, toml_text
 from minillm.errors import InputError
 from minillm.loading import Loaded, loaded_from
 from minillm.tokenizer.base import Tokenizer
+
+if TYPE_CHECKING:
+    from minillm.finetune.task_model import TaskModel
+
+ADAPTER_CONFIG = "adapter_config.json"  # what a folder of PEFT's has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,8 @@ def import_folder(folder: Path, out: Path) -> Imported:
     """
     run = RunFolder(out)
     run.check_free()
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} is an adapter of PEFT's; say with --base which model it is for")
     source = open_folder(folder)
     if source.purpose in TASK_PURPOSES:
         model, tokenizer = _save_task_run(source, out)
@@ -72,21 +80,29 @@ def import_folder(folder: Path, out: Path) -> Imported:
 
 def _save_task_run(source: ModelFolder, out: Path) -> tuple[nn.Module, Tokenizer]:
     """Write a model with a task's head as a run that `minillm predict` takes; return it and its tokenizer."""
-    from minillm.finetune.config import FinetuneConfig
     from minillm.finetune.predict import load_finetuned
 
     opened = load_finetuned(source.path)
     (model,) = opened.models
+    save_task_run(source, model, opened.tokenizer, out)
+    return model, opened.tokenizer
+
+
+def save_task_run(source: ModelFolder, model: TaskModel, tokenizer: Tokenizer, out: Path) -> None:
+    """Write a model with a task's head, and perhaps an adapter, as a run that `minillm predict` takes."""
+    from minillm.finetune.config import FinetuneConfig
+
     table = {"init": str(source.path), "task": {"name": model.config.task.name}, "head": to_table(model.config.head)}
+    if model.config.adapter is not None:
+        table["adapter"] = to_table(model.config.adapter)
     config: FinetuneConfig = build(FinetuneConfig, table | {"train": {"compute_dtype": "float32"}})
     run = RunFolder(out)
     with _gone_if_unfinished(out):
         run.create()
-        opened.tokenizer.save(run.tokenizer_path)
+        tokenizer.save(run.tokenizer_path)
         Origin.of(source).write(run.path)
         write_text(run.config_path, toml_text(config))
         run.save(0, tensors_of(model), model.config, {}, {}, best=True)
-    return model, opened.tokenizer
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """`minillm export RUN --format hf --out DIR`: a run becomes a folder that transformers opens as its own class.
 
+`--format peft` writes the adapter of a fine-tuning run by itself, and the model without it beside it.
+
 Read next: `minillm/exporting.py`.
 """
 
@@ -17,7 +19,13 @@ def main(argv: Sequence[str]) -> None:
     """Run the command on the words after its name."""
     parser = Parser(prog="minillm export", description="Write a run's model in a format that others read.")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    parser.add_argument("--format", choices=("hf",), default="hf", help="hf: a Hugging Face model folder (default)")
+    parser.add_argument(
+        "--format",
+        choices=("hf", "peft"),
+        default="hf",
+        help="hf: a Hugging Face model folder, with an adapter merged into it (default); peft: two folders, adapter in"
+        " the format of the PEFT library, and base without it",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder, which is made")
     parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, latest or a step (default best)")
     parser.add_argument(
@@ -33,9 +41,11 @@ def main(argv: Sequence[str]) -> None:
     parser.json_option()
     arguments = parser.parse(argv)
 
-    from minillm.exporting import export_run
-
-    made = export_run(
+    if arguments.format == "peft":
+        from minillm.exporting_adapter import export_adapter as export
+    else:
+        from minillm.exporting import export_run as export
+    made = export(
         arguments.run,
         arguments.out,
         which=arguments.checkpoint,

@@ -20,12 +20,20 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a folder with config.json and model.safetensors")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run folder, which is made")
+    parser.add_argument(
+        "--base", type=Path, metavar="DIR", help="DIR holds an adapter of PEFT's, and this is the model that it is for"
+    )
     parser.json_option()
     arguments = parser.parse(argv)
 
-    from minillm.importing import import_folder
+    if arguments.base is None:
+        from minillm.importing import import_folder
 
-    made = import_folder(arguments.folder, arguments.out)
+        made = import_folder(arguments.folder, arguments.out)
+    else:
+        from minillm.importing_adapter import import_adapter
+
+        made = import_adapter(arguments.folder, arguments.base, arguments.out)
     for note in made.notes:
         say(note)
     if arguments.json:

@@ -119,6 +119,13 @@ def _special(name: str, token: int, **changed: bool) -> dict[str, Any]:
     return {"id": token, "content": name, **plain, **changed}
 
 
+def _frame(pieces: Mapping[str, int], cls: str, sep: str, **settings: Any) -> dict[str, Any] | None:
+    """Return how control symbols are put around a text; None where the vocabulary lacks them, as GPT-2's does."""
+    if cls not in pieces or sep not in pieces:
+        return None
+    return {"cls": (cls, pieces[cls]), "sep": (sep, pieces[sep]), **settings}
+
+
 def _wordpiece(vocabulary: str, settings: Mapping[str, Any]) -> bytes:
     """Return the tokenizer.json of a BERT vocabulary, one piece a line."""
     pieces = {piece: i for i, piece in enumerate(vocabulary.removesuffix("\n").split("\n"))}
@@ -134,6 +141,7 @@ def _wordpiece(vocabulary: str, settings: Mapping[str, Any]) -> bytes:
             "lowercase": settings.get("do_lower_case", True),
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": _frame(pieces, "[CLS]", "[SEP]", type="BertProcessing"),
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
         "model": {
             "type": "WordPiece",
@@ -162,6 +170,9 @@ def _byte_level(vocabulary: str, merges: str, settings: Mapping[str, Any]) -> by
             for name in sorted({name for names in USUAL.values() for name in names} & set(pieces), key=pieces.get)
         ],
         "pre_tokenizer": byte_level,
+        "post_processor": _frame(
+            pieces, "<s>", "</s>", type="RobertaProcessing", trim_offsets=True, add_prefix_space=False
+        ),
         "decoder": byte_level,
         "model": {
             "type": "BPE",

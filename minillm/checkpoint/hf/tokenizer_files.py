@@ -27,10 +27,10 @@ from minillm.tokenizer.base import NAMES, Specials, Tokenizer
 from minillm.tokenizer.byte import ByteTokenizer
 from minillm.tokenizer.character import CharacterTokenizer
 from minillm.tokenizer.hf import CONFIG_FILE, MAP_FILE
-from minillm.tokenizer.json_file import JSON_FILE, ROLES, JsonTokenizer
+from minillm.tokenizer.json_file import BYTE_OF, JSON_FILE, ROLES, JsonTokenizer
 from minillm.tokenizer.pieces import MODEL_FILE, SPACE, BPETokenizer, SentencePieceTokenizer
 
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+BYTES = 256  # sentencepiece's pieces for bytes, right after the control symbols
 UNREACHABLE = 1000.0  # a control symbol's score lies this far below that of any piece of text
 
 
@@ -84,8 +84,10 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             if missing:
                 table["pre_tokenizer"] = _apart(missing)
         case ByteTokenizer():
-            table["model"] = _table_of_pieces([*NAMES, *BYTES], byte_fallback=True)
-            table["decoder"] = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
+            letters = sorted(BYTE_OF, key=BYTE_OF.__getitem__)
+            byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+            table["model"] = _table_of_pieces([*NAMES, *letters], byte_fallback=False)
+            table |= {"pre_tokenizer": byte_level, "decoder": byte_level}
         case CharacterTokenizer():
             table["model"] = _table_of_pieces([*NAMES, *tokenizer.alphabet], byte_fallback=False)
             table["decoder"] = {"type": "Fuse"}
@@ -121,7 +123,7 @@ def _bpe(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     """
     pieces = tokenizer.vocabulary()
     ids = {piece: token for token, (piece, _) in enumerate(pieces)}
-    text = {piece for piece in ids if ids[piece] >= len(NAMES) + len(BYTES)}
+    text = {piece for piece in ids if ids[piece] >= len(NAMES) + BYTES}
     by_score = sorted((piece for piece in text if len(piece) > 1), key=lambda piece: -pieces[ids[piece]][1])
     merges = [
         [piece[:cut], piece[cut:]]
@@ -156,7 +158,7 @@ def _unigram(tokenizer: SentencePieceTokenizer) -> tuple[dict[str, Any], str]:
     no piece, `_apart` cuts the name there.
     """
     pieces = tokenizer.vocabulary()
-    first = len(NAMES) + len(BYTES)
+    first = len(NAMES) + BYTES
     lowest = min((score for _, score in pieces[first:]), default=0.0)
     known = {piece for piece, _ in pieces[first:]}
     scored = [[piece, score if token >= first else lowest - UNREACHABLE] for token, (piece, score) in enumerate(pieces)]

@@ -1,7 +1,9 @@
 """The exported tokenizer gives this project's ids in transformers, and comes back as it was."""
 
+import json
 import random
 
+import json_models
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -163,6 +165,29 @@ def test_back_again(trained, kind, tmp_path, texts):
     for text in [*ODD, *texts]:
         assert back.encode(text) == trained[kind].encode(text)
     assert back.kind == ("bpe" if kind == "bpe" else "json")
+
+
+def test_an_old_vocabulary_goes_out_with_its_frame(minilm, tmp_path):
+    """vocab.txt becomes a tokenizer.json that puts [CLS] and [SEP] around a text, and types to a pair."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/vocab.txt").write_bytes((minilm / "vocab.txt").read_bytes())
+    there = written(import_tokenizer(tmp_path / "old"), MASKED, tmp_path / "new")
+    before = AutoTokenizer.from_pretrained(minilm)
+    assert dict(there("Fine [MASK].")) == dict(before("Fine [MASK]."))
+    assert dict(there("Fine", "a film")) == dict(before("Fine", "a film"))
+
+
+@pytest.mark.parametrize("framed", [True, False], ids=["RoBERTa", "GPT-2"])
+def test_old_merges_go_out_with_their_frame(framed, texts, tmp_path):
+    """<s> and </s> around a text, twice between a pair, as RoBERTa has it; GPT-2 has nothing around."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if framed else ["<|endoftext|>"]
+    model = json.loads(json_models.byte_level(texts, special).to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("".join(f"{' '.join(pair)}\n" for pair in model["merges"]))
+    tokenizer = import_tokenizer(tmp_path)
+    a, b = tokenizer.encode("Fine"), tokenizer.encode("a film")
+    there = written(tokenizer, CLASSIFIER, tmp_path / "new")
+    assert there("Fine", "a film")["input_ids"] == ([0, *a, 2, 2, *b, 2] if framed else a + b)
 
 
 def test_an_imported_one_goes_out_as_it_came(minilm, tmp_path):
