@@ -33,6 +33,7 @@ MARKERS = ("latest", "best")
 PLOTS = ("loss.png", "learning_rate.png", "throughput.png")
 OURS = {"config.toml", "corpus.json", "tokenizer", "tokens", "metrics.csv", "timing.csv", "anchors.json", "checkpoints"}
 OURS |= {"report", "calibration.json", "random"}  # of fine-tuning
+OURS |= {"imported"}  # of the folder that a model came from; see hf/origin.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +151,7 @@ class RunFolder:
                 files.remove_folder(self.folder_of(step))
             for path in (self.metrics_path, self.timing_path, self.corpus_path, self.calibration_path):
                 path.unlink(missing_ok=True)
+            shutil.rmtree(self.path / "imported", ignore_errors=True)
 
     @contextmanager
     def gone_if_unused(self) -> Iterator[None]:

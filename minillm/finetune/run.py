@@ -107,6 +107,8 @@ def finetune(config: FinetuneConfig, out: Path, *, overwrite: bool = False, prog
         for name in ("report", TWIN):
             shutil.rmtree(folder.path / name, ignore_errors=True)
         source.tokenizer.save(folder.tokenizer_path)
+        if source.origin is not None:
+            source.origin.write(folder.path)
         write_text(folder.config_path, toml_text(config))
         write_text(folder.corpus_path, json.dumps(material.card(), indent=1) + "\n")
         return _train(_trainer(config, folder, material, model, progress), material, config, progress)
