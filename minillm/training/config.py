@@ -27,7 +27,13 @@ class TrainConfig:
     max_steps: int = setting(1000, "optimiser steps of the whole run")
     eval_every: int = setting(250, "steps between evaluations; 0: only at the end")
     checkpoint_every: int = setting(250, "steps between checkpoints; 0: only at the end")
-    keep_checkpoints: int = setting(1, "newest checkpoints that are kept, beside the best one")
+    keep_checkpoints: int = setting(1, "newest checkpoints that are kept, beside the best ones")
+    keep_best: int = setting(1, "best checkpoints that are kept, by best_by")
+    keep_every: int = setting(0, "checkpoints of steps that this number divides are kept for good; 0: none are")
+    on_failed_write: Literal["go_on", "stop"] = setting(
+        "go_on",
+        "where the disk refuses a checkpoint or a row amid the run: go_on with a warning and try again, or stop",
+    )
     best_by: str = setting(
         "loss", "figure of the evaluation that is best in the best checkpoint; losses and errors are better lower"
     )
@@ -52,10 +58,10 @@ class TrainConfig:
     threads: int | None = setting(None, "CPU threads of one op; none: PyTorch's own choice")
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_steps", "log_every", "keep_checkpoints"):
+        for name in ("batch_size", "max_steps", "log_every", "keep_checkpoints", "keep_best"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("eval_every", "checkpoint_every", "seed"):
+        for name in ("eval_every", "checkpoint_every", "keep_every", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)}")
         if self.seed >= 2**63:

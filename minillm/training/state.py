@@ -61,7 +61,8 @@ class Summary:
     seconds: of this call, all included.
     tokens_per_second, steps_per_second: of this call's training, evaluation and saving left out.
     train_loss: of the last step whose loss was read; valid_loss: of the last evaluation; nats per target, None: none.
-    stopped_early: by Ctrl-C. out_of_patience: after `train.patience` evaluations without a better one.
+    stopped_early: by Ctrl-C or SIGTERM; signal: the number of the one that came.
+    out_of_patience: after `train.patience` evaluations without a better one.
     """
 
     steps: int
@@ -73,3 +74,4 @@ class Summary:
     valid_loss: float | None
     stopped_early: bool
     out_of_patience: bool
+    signal: int | None = None

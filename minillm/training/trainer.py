@@ -33,7 +33,9 @@ from minillm.training.interrupt import Interrupt
 from minillm.training.optim import make_optimiser, optimiser_tensors, put_optimiser_tensors, set_learning_rate
 from minillm.training.precision import make_scaler
 from minillm.training.progress import Progress
+from minillm.training.random_state import put_random_tensors, random_kept, random_tensors
 from minillm.training.records import Records
+from minillm.training.saving import Saver, copies
 from minillm.training.schedule import learning_rate_share
 from minillm.training.state import RunState, Summary
 from minillm.training.throughput import Stopwatch, Yardstick, yardstick
@@ -55,6 +57,7 @@ class Trainer:
     after_step: called with the trainer once per step, when the weights are new. A step without targets calls neither of
         these two.
     ema: the running mean of the weights; None without `train.ema_decay`. See `averaged`.
+    saver: writes the checkpoints, off the training path.
     state: where the run stands; an `after_step` hook finds the running step counted.
     """
 
@@ -118,38 +121,46 @@ class Trainer:
         self.after_step: list[Callable[[Trainer], None]] = []
         self.state = RunState()
         self._unread: list[tuple[int, float, Tensor]] = []  # (step, its count, its figures still on the device)
-        self._saved_step = -1
+        self._judged: tuple[int, float | None] = (-1, None)  # step and score of the last evaluation
+        self.saver = Saver(self._write_failed)
         self._yardstick: Yardstick | None = None
 
     def fit(self) -> Summary:
-        """Train until `train.max_steps`, the end of `train.patience` or Ctrl-C, and save.
+        """Train until `train.max_steps`, the end of `train.patience`, Ctrl-C or SIGTERM, and save.
 
         Raises:
-            InputError: the loss is no longer finite, memory or disk is full; the text says what of the run is safe.
+            InputError: another process trains in this folder, the loss is no longer finite, memory or disk is full; the
+                text says what of the run is safe.
         """
         was_training, before = self.model.training, (self.state.tokens, self.state.step)
         self.model.train()
         try:
-            rows = Records(self.folder, step=self.state.step, figures=self.figures)
-            with Interrupt() as interrupt, rows as records:
+            with (
+                self.folder.held(),
+                Interrupt() as interrupt,
+                self._records() as records,
+                self.saver,
+            ):
                 self._announce()
                 stopwatch = Stopwatch()
-                while not self._done() and not interrupt.asked:
+                while not self._done() and interrupt.asked is None:
                     with memory_explained(self.train, self.device):
                         figures = self.take_step()
                         stopwatch.tokens, stopwatch.steps = self.state.tokens - before[0], self.state.step - before[1]
                         self._follow_up(figures, records, stopwatch)
+                    self.saver.check()
                     self.progress.step(self.state.step)
                 stopped_early = not self._done()
-                if stopped_early and self._saved_step != self.state.step:
-                    self._save(records, best=False)
+                if self.saver.wait() != self.state.step:  # nothing asked for it, or it could not be written: once more
+                    self._save(records)
+                self.saver.finish()
         finally:
             self.progress.stop()
             self.model.train(was_training)
         if self.state.empty_steps:
             self.progress.note(f"{self.state.empty_steps:,} steps had no targets and changed nothing")
         if stopped_early:
-            self.progress.note(f"stopped after step {self.state.step:,}, saved; go on with: {self.resume_command}")
+            self.progress.warn(f"stopped after step {self.state.step:,}, saved; go on with: {self.resume_command}")
         return Summary(
             steps=self.state.step,
             tokens=self.state.tokens,
@@ -159,6 +170,7 @@ class Trainer:
             train_loss=self.state.train_loss,
             valid_loss=self.state.valid_loss,
             stopped_early=stopped_early,
+            signal=interrupt.asked if stopped_early else None,
             out_of_patience=self._out_of_patience(),
         )
 
@@ -254,10 +266,9 @@ class Trainer:
                 valid = self._evaluate()
         if logging:
             self._log(figures, valid, records, stopwatch)
-        best = evaluating and self.state.since_best == 0
-        if best or saving or self._done():
+        if saving or self._done() or (evaluating and self.state.since_best == 0):
             with stopwatch.paused():
-                self._save(records, best=best)
+                self._save(records)
 
     def _read(self) -> None:
         """Fetch the figures of all steps since the last call, and stop the run where one is not a finite number."""
@@ -270,9 +281,9 @@ class Trainer:
                     f"step {step}: the objective counted {excess:+g} targets beside those in batch.targets"
                 )
             if not math.isfinite(loss):
-                raise not_finite("the loss", step, self.folder.safe())
+                raise not_finite("the loss", step, self._safe())
             if self.scaler is None and not math.isfinite(norm):  # the scaler's overflows are its daily work
-                raise not_finite("the gradient", step, self.folder.safe())
+                raise not_finite("the gradient", step, self._safe())
             self.state.train_loss = loss
         self._unread.clear()
 
@@ -280,28 +291,29 @@ class Trainer:
         """Evaluate the weights, or their means, and return the figures; `state.since_best` is 0 where they are best."""
         self.model.eval()
         try:
-            with (
-                self.averaged(),
-                torch.no_grad(),
-                torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
-            ):
+            with self.averaged(), torch.no_grad(), random_kept(self.device):
                 valid = self.evaluate(self.model)
         finally:
             self.model.train()
         loss, figure = valid["loss"], valid[self.train.best_by]
         if loss is None or not math.isfinite(loss):
-            raise not_finite("the validation loss", self.state.step, self.folder.safe())
+            raise not_finite("the validation loss", self.state.step, self._safe())
         self.state.valid_loss = float(loss)
+        self._judged = self.state.step, None if figure is None else self._score(figure)
         if figure is not None and self._is_better(figure):
             self.state.best_figure, self.state.since_best = float(figure), 0
         else:
             self.state.since_best += 1
         return valid
 
+    def _score(self, figure: float) -> float:
+        """Return a value of the figure that `train.best_by` names as a score: higher is better."""
+        return -float(figure) if self.train.best_by in LOWER_IS_BETTER else float(figure)
+
     def _is_better(self, figure: float) -> bool:
         """Return whether a value of the figure that `train.best_by` names is better than the best one so far."""
         best = self.state.best_figure
-        return best is None or (figure < best if self.train.best_by in LOWER_IS_BETTER else figure > best)
+        return best is None or self._score(figure) > self._score(best)
 
     def _log(
         self,
@@ -329,19 +341,58 @@ class Trainer:
         records.timing(step=self.state.step, seconds=stopwatch.seconds, tokens_per_second=rate, mfu=mfu)
         self.progress.values(loss=loss, valid_loss=self.state.valid_loss, tokens_per_second=rate)
 
-    def _save(self, records: Records, *, best: bool) -> None:
-        """Write a checkpoint of this moment, from which `resume` goes on as if nothing had happened."""
+    def _save(self, records: Records) -> None:
+        """Begin to write a checkpoint of this moment, from which `resume` goes on as if nothing had happened."""
         self._read()  # weights that are not numbers must never become the newest checkpoint
-        records.sync()
+        self.saver.wait()
+        step, train = self.state.step, self.train
+        judged, score = self._judged if self._judged[0] == step else (None, None)
         scaler = None if self.scaler is None else self.scaler.state_dict()
-        state = self.state.table() | {"optimiser": self.optim.name, "scaler": scaler, "ema_decay": self.train.ema_decay}
-        tensors, slots = tensors_of(self.model), optimiser_tensors(self.optimiser, self.model)
-        weights = None if self.ema is None else self.ema.weights()
-        tensors |= {} if self.ema is None else self.ema.tensors()
-        config: Any = self.model.config
-        keep = self.train.keep_checkpoints
-        self.folder.save(self.state.step, tensors, config, slots, state, best, unaveraged=weights, keep=keep)
-        self._saved_step = self.state.step
+        state = self.state.table() | {"optimiser": self.optim.name, "scaler": scaler, "ema_decay": train.ema_decay}
+        tensors = copies(tensors_of(self.model) | ({} if self.ema is None else self.ema.tensors()))
+        slots = copies(optimiser_tensors(self.optimiser, self.model))
+        weights = None if self.ema is None else copies(self.ema.weights())
+        random, config = random_tensors(self.device), self.model.config
+
+        def write() -> None:
+            records.sync()
+            self.folder.save(
+                step,
+                tensors,
+                config,
+                slots,
+                state,
+                best=judged == step and state["since_best"] == 0,
+                unaveraged=weights,
+                random=random,
+                score=score,
+                keep=train.keep_checkpoints,
+                keep_best=train.keep_best,
+                keep_every=train.keep_every,
+            )
+
+        self.saver.begin(step, write)
+
+    def _records(self) -> Records:
+        """Return the CSV files of the run, cut back to where it stands."""
+        return Records(
+            self.folder,
+            step=self.state.step,
+            figures=self.figures,
+            on_failure=self._write_failed,
+            safe=self._safe,
+        )
+
+    def _safe(self) -> str:
+        """Return, for an error's text, what of this run is on the disk, the write in flight awaited."""
+        self.saver.wait()
+        return self.folder.safe()
+
+    def _write_failed(self, error: InputError) -> None:
+        """Do what `train.on_failed_write` says about a checkpoint that could not be written amid the run."""
+        if self.train.on_failed_write == "stop":
+            raise error
+        self.progress.warn(f"{error}; training goes on, and the next checkpoint is tried as usual")
 
     def resume(self, which: Literal["latest", "best"] | int = "latest") -> int:
         """Take over weights, optimiser and counters of a checkpoint in the run folder; `fit` then goes on from there.
@@ -376,7 +427,8 @@ class Trainer:
         self.state = RunState.from_table(state, source=folder / "state.json")
         if self.scaler is not None and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
-        self._saved_step = self.state.step
+        put_random_tensors(checkpoint.random_tensors(), self.device, source=folder / "random.safetensors")
+        self.saver.saved_step = self.state.step
         return self.state.step
 
 
