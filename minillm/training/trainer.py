@@ -20,7 +20,6 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from minillm.checkpoint.native import put_by_name, put_tensors, tensors_of
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.data.batch import Batch
 from minillm.errors import InputError
@@ -30,13 +29,14 @@ from minillm.training.failures import memory_explained, not_finite
 from minillm.training.gradient import Objective, add_gradient, clip_gradients, targets_in, tokens_in
 from minillm.training.host_memory import keep_freed_memory
 from minillm.training.interrupt import Interrupt
-from minillm.training.optim import make_optimiser, optimiser_tensors, put_optimiser_tensors, set_learning_rate
+from minillm.training.optim import make_optimiser, set_learning_rate
 from minillm.training.precision import make_scaler
 from minillm.training.progress import Progress
-from minillm.training.random_state import put_random_tensors, random_kept, random_tensors
+from minillm.training.random_state import random_kept
 from minillm.training.records import Records
-from minillm.training.saving import Saver, copies
+from minillm.training.saving import Saver
 from minillm.training.schedule import learning_rate_share
+from minillm.training.snapshot import put, take
 from minillm.training.state import RunState, Summary
 from minillm.training.throughput import Stopwatch, Yardstick, yardstick
 
@@ -345,33 +345,13 @@ class Trainer:
         """Begin to write a checkpoint of this moment, from which `resume` goes on as if nothing had happened."""
         self._read()  # weights that are not numbers must never become the newest checkpoint
         self.saver.wait()
-        step, train = self.state.step, self.train
-        judged, score = self._judged if self._judged[0] == step else (None, None)
-        scaler = None if self.scaler is None else self.scaler.state_dict()
-        state = self.state.table() | {"optimiser": self.optim.name, "scaler": scaler, "ema_decay": train.ema_decay}
-        tensors = copies(tensors_of(self.model) | ({} if self.ema is None else self.ema.tensors()))
-        slots = copies(optimiser_tensors(self.optimiser, self.model))
-        weights = None if self.ema is None else copies(self.ema.weights())
-        random, config = random_tensors(self.device), self.model.config
+        snapshot = take(self, self._judged)
 
         def write() -> None:
             records.sync()
-            self.folder.save(
-                step,
-                tensors,
-                config,
-                slots,
-                state,
-                best=judged == step and state["since_best"] == 0,
-                unaveraged=weights,
-                random=random,
-                score=score,
-                keep=train.keep_checkpoints,
-                keep_best=train.keep_best,
-                keep_every=train.keep_every,
-            )
+            snapshot.write(self.folder, self.train)
 
-        self.saver.begin(step, write)
+        self.saver.begin(snapshot.step, write)
 
     def _records(self) -> Records:
         """Return the CSV files of the run, cut back to where it stands."""
@@ -402,32 +382,7 @@ class Trainer:
         Raises:
             InputError: there is no checkpoint, it is damaged, or its model or optimiser is another one.
         """
-        checkpoint = self.folder.load(which)
-        folder, state = checkpoint.folder, checkpoint.state
-        checkpoint.check_model(self.model.config)
-        if state.get("optimiser") != self.optim.name:
-            raise InputError(
-                f"{folder / 'state.json'} is of another run: it was saved with {state.get('optimiser')}, optim.name is "
-                f"{self.optim.name}; resume with the optimiser that it was trained with"
-            )
-        if state.get("ema_decay") != self.train.ema_decay:
-            raise InputError(
-                f"{folder / 'state.json'} is of another run: it was saved with train.ema_decay "
-                f"{state.get('ema_decay') or 'none'}, asked for is {self.train.ema_decay or 'none'}; "
-                f"resume with what it was trained with"
-            )
-        tensors, path = checkpoint.model_tensors(), folder / "model.safetensors"
-        put_tensors(self.model, tensors, source=path)
-        if self.ema is not None:
-            weights = self.ema.weights()
-            self.ema.put({name: tensors[name] for name in weights}, source=path)
-            put_by_name(weights, checkpoint.unaveraged_tensors(), source=folder / "unaveraged.safetensors")
-        slots = checkpoint.optimiser_tensors()
-        put_optimiser_tensors(self.optimiser, self.model, slots, source=folder / "optimiser.safetensors")
-        self.state = RunState.from_table(state, source=folder / "state.json")
-        if self.scaler is not None and state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
-        put_random_tensors(checkpoint.random_tensors(), self.device, source=folder / "random.safetensors")
+        put(self, self.folder.load(which))
         self.saver.saved_step = self.state.step
         return self.state.step
 
