@@ -86,6 +86,10 @@ class Saver:
             error, self._error = self._error, None
             raise error
 
+    def forget(self) -> None:
+        """Forget what went wrong in the write before: it is tried again."""
+        self._error = None
+
     def _join(self) -> None:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()

@@ -144,14 +144,15 @@ class Trainer:
                 self._announce()
                 stopwatch = Stopwatch()
                 while not self._done() and interrupt.asked is None:
+                    self.saver.check()
                     with memory_explained(self.train, self.device):
                         figures = self.take_step()
                         stopwatch.tokens, stopwatch.steps = self.state.tokens - before[0], self.state.step - before[1]
                         self._follow_up(figures, records, stopwatch)
-                    self.saver.check()
                     self.progress.step(self.state.step)
                 stopped_early = not self._done()
-                if self.saver.wait() != self.state.step:  # nothing asked for it, or it could not be written: once more
+                if self.saver.wait() != self.state.step:  # not asked for, or not written: then once more
+                    self.saver.forget()
                     self._save(records)
                 self.saver.finish()
         finally:

@@ -235,9 +235,11 @@ def test_resume_refuses_another_model(minillm, runs):
     assert "model.width" in line
 
 
-def test_full_disk(tmp_path, text):
-    """A write that fails for want of room: one line, status 2, and what was saved before still loads."""
-    words = ["--preset", "tiny-decoder", "--data.input", text, "--out", tmp_path / "run", "--quiet", *options()]
+@pytest.mark.parametrize("rule, lines", [("stop", 1), ("go_on", 2)])
+def test_full_disk(tmp_path, text, rule, lines):
+    """No room for a checkpoint: status 2 in the end, one line for each of the two, and nothing half-written."""
+    words = ["--train.on_failed_write", rule]
+    words += ["--preset", "tiny-decoder", "--data.input", text, "--out", tmp_path / "run", "--quiet", *options()]
     done = in_a_process(
         "-c",
         "import resource, sys\n"
@@ -249,8 +251,9 @@ def test_full_disk(tmp_path, text):
         *words,
     )
     assert done.returncode == 2, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("minillm: "), done.stderr
-    assert not list(tmp_path.glob("run/checkpoints/step-*"))
+    told = done.stderr.strip().splitlines()
+    assert len(told) == lines and all("model.safetensors: File too large" in line for line in told), done.stderr
+    assert not list(tmp_path.glob("run/checkpoints/*step-*"))
 
 
 def test_full_disk_on_resume(runs, tmp_path):
