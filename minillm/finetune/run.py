@@ -44,7 +44,8 @@ from minillm.training.state import Summary
 from minillm.training.trainer import Trainer
 
 CHANGEABLE = ("train.max_steps", "train.patience", "train.keep_checkpoints", "train.log_every")
-CHANGEABLE += ("train.keep_best", "train.keep_every", "train.on_failed_write")
+CHANGEABLE += ("train.keep_best", "train.keep_every", "train.on_failed_write", "train.deterministic")
+CHANGEABLE += ("train.on_non_finite", "train.max_skips", "train.max_skips_in_a_row")
 CHANGEABLE += ("train.eval_every", "train.checkpoint_every", "train.micro_batch_size")
 CHANGEABLE += ("train.device", "train.compute_dtype", "train.compile", "train.checkpoint_activations", "train.threads")
 

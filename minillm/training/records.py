@@ -5,6 +5,7 @@
                  loss            mean over the targets of this one step's batch, in nats, before its update; no extras
                  learning_rate   used by this step's update
                  grad_norm       of this step's gradient, before clipping; inf where float16 overflowed
+                 loss_z, grad_norm_z   how many deviations these two are above the last steps' mean: see deviation.py
                  valid_loss      of the weights after this step, of their means with train.ema_decay; empty where they
                                  were not evaluated
                  valid_...       other figures of that evaluation; fine-tuning has them
@@ -13,7 +14,7 @@
                  tokens_per_second   since the last row, evaluation and saving left out
                  mfu             see throughput.py; empty where the model's FLOPs are not known
 
-A step without targets leaves loss and grad_norm empty.
+A step without targets, or one that was skipped, leaves loss and grad_norm empty.
 
 Read next: `throughput.py`.
 """
@@ -31,7 +32,7 @@ from minillm.checkpoint.files import explained, reason, write_all, write_text
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.errors import InputError
 
-METRICS = ("step", "tokens", "loss", "learning_rate", "grad_norm", "valid_loss")
+METRICS = ("step", "tokens", "loss", "learning_rate", "grad_norm", "loss_z", "grad_norm_z", "valid_loss")
 TIMING = ("step", "seconds", "tokens_per_second", "mfu")
 
 
@@ -150,14 +151,16 @@ class Records:
         learning_rate: float,
         grad_norm: float | None,
         valid: Mapping[str, float | None],
+        z: tuple[float | None, float | None] = (None, None),
     ) -> None:
         """Append a row to metrics.csv.
 
         Args:
+            z: of the loss and of the gradient norm.
             valid: figures of the evaluation after this step by name, "loss" among them; empty where there was none.
         """
         figures = (valid.get(name) for name in ("loss", *self._figures))
-        self._append(self._metrics, step, tokens, loss, learning_rate, grad_norm, *figures)
+        self._append(self._metrics, step, tokens, loss, learning_rate, grad_norm, *z, *figures)
 
     def timing(self, *, step: int, seconds: float, tokens_per_second: float, mfu: float | None) -> None:
         """Append a row to timing.csv; `seconds` counts from the start of this session, earlier ones are added."""
@@ -193,14 +196,22 @@ def written(value: float | None) -> str:
 
 
 def cut(path: Path, columns: tuple[str, ...], step: int) -> str:
-    """Return the header and the whole rows up to `step` of a CSV file that may not exist or end in half a row."""
+    """Return the header and the whole rows up to `step` of a CSV file that may not exist or end in half a row.
+
+    Rows of a file that had other columns keep what belongs to these.
+    """
     header = ",".join(columns) + "\n"
     if step == 0 or not path.exists():
         return header
     with explained(path):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    whole = [line for line in lines[1:] if line.endswith("\n") and line.count(",") == len(columns) - 1]
-    return header + "".join(line for line in whole if line.split(",")[0].isdigit() and int(line.split(",")[0]) <= step)
+    before = lines[0].rstrip("\n").split(",") if lines else []
+    whole = [line for line in lines[1:] if line.endswith("\n") and line.count(",") == len(before) - 1]
+    kept = [line for line in whole if line.split(",")[0].isdigit() and int(line.split(",")[0]) <= step]
+    if before != list(columns):
+        rows = [dict(zip(before, line.rstrip("\n").split(","), strict=True)) for line in kept]
+        kept = [",".join(row.get(name, "") for name in columns) + "\n" for row in rows]
+    return header + "".join(kept)
 
 
 def read_columns(path: Path) -> dict[str, list[float | None]]:

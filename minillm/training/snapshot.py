@@ -61,11 +61,8 @@ class Snapshot:
         )
 
 
-def take(trainer: Trainer, judged: tuple[int, float | None]) -> Snapshot:
+def take(trainer: Trainer) -> Snapshot:
     """Return the moment at which a trainer stands.
-
-    Args:
-        judged: step and score of its last evaluation.
 
     Cost: memory of the host for all of it, and one pass over it.
     """
@@ -80,8 +77,8 @@ def take(trainer: Trainer, judged: tuple[int, float | None]) -> Snapshot:
         unaveraged=None if ema is None else copies(ema.weights()),
         config=trainer.model.config,
         state=trainer.state.table() | more,
-        score=judged[1] if judged[0] == step else None,
-        best=judged[0] == step and trainer.state.since_best == 0,
+        score=trainer.judge.score if trainer.judge.step == step else None,
+        best=trainer.judge.step == step and trainer.state.since_best == 0,
     )
 
 
