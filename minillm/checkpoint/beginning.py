@@ -77,13 +77,13 @@ def take_place(folder: RunFolder, draft: RunFolder) -> None:
         arriving = sorted(draft.path.iterdir())
         leaving = [*folder.replaced(), *(folder.path / path.name for path in arriving)]
         try:
+            folder.checkpoints.mkdir(exist_ok=True)  # first: it tells what a crash leaves from somebody's own folder
             aside.mkdir()
             for number, path in enumerate(dict.fromkeys(leaving)):
                 if path.exists():
                     move(path, aside / str(number))
             for path in arriving:
                 move(path, folder.path / path.name)
-            folder.checkpoints.mkdir(exist_ok=True)
             files.sync_folder(folder.path)
         except OSError:
             for source, target in reversed(moved):

@@ -136,11 +136,11 @@ class RunFolder:
 
         One name of ours is not enough: a config.toml or a metrics.csv may be anyone's.
         """
-        names = {path.name for path in self.path.iterdir()} - {LOCK}
+        names = {path.name for path in self.path.iterdir() if not files.is_passing(path.name)} - {LOCK}
         if names and not self.checkpoints.is_dir():
             return f"{min(names)} and no folder checkpoints"
         inside = {path.name for path in self.checkpoints.iterdir()} if names else set()
-        strangers = [name for name in names if name not in {*OURS, *PLOTS} and not files.is_passing(name)]
+        strangers = [name for name in names if name not in {*OURS, *PLOTS}]
         strangers += [f"checkpoints/{name}" for name in inside if name not in MARKERS and not files.is_passing(name)]
         return min(strangers, default=None)
 
