@@ -62,6 +62,7 @@ def wait_for(found, seconds):
 def serve():
     """Be the parent."""
     import matplotlib.pyplot  # noqa: F401  heavy imports, before any child
+    import torch._dynamo  # noqa: F401  every optimiser imports it
 
     import minillm.pretrain  # noqa: F401
     import minillm.training.progress  # noqa: F401

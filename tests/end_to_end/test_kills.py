@@ -55,7 +55,7 @@ def text(tmp_path_factory):
     """Three documents, so that packed windows cross their bounds."""
     folder = tmp_path_factory.mktemp("text")
     for number in range(3):
-        lines = (f"Line {n} of text {number}: {'abcdefghij'[n % 10] * (n % 17)}." for n in range(60 + 20 * number))
+        lines = (f"Line {n} of text {number}: {'abcdefghij'[n % 10] * (n % 17)}." for n in range(25 + 10 * number))
         (folder / f"{number}.txt").write_text("\n".join(lines))
     return folder
 
