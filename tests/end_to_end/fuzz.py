@@ -4,33 +4,34 @@ import re
 
 COMMANDS = (
     ("pretrain",), ("generate",), ("fill",), ("evaluate",), ("finetune",), ("predict",), ("explain",), ("kernels",),
-    ("data",), ("data", "prepare"), ("data", "show"),
-    ("tokenizer",), ("tokenizer", "train"), ("tokenizer", "encode"), ("tokenizer", "decode"),
+    ("data",), ("data", "prepare"), ("data", "show"), ("tokenizer",), ("tokenizer", "train"), ("tokenizer", "encode"),
+    ("tokenizer", "decode"),
 )  # fmt: skip
 NUMBERS = (
-    "0", "1", "2", "3", "-1", "-0", "7", "16", "0.0", "0.5", "1.5", "-0.1", "1e-9", "1e309", "-1e309", "nan", "inf", "-inf",
-    "1_0", "0x10", "１２", "1e3", "999999999999", "9223372036854775807", "9223372036854775808", "18446744073709551616",
-    "-9223372036854775809", "1" + "0" * 30, "1" * 5000,
+    "0", "1", "2", "3", "-1", "-0", "7", "16", "0.0", "0.5", "1.5", "-0.1", "1e-9", "1e309", "-1e309", "nan", "inf",
+    "-inf", "1_0", "0x10", "１２", "1e3", "999999999999", "9223372036854775807", "9223372036854775808",
+    "18446744073709551616", "-9223372036854775809", "1" + "0" * 30, "1" * 5000,
 )  # fmt: skip
 WORDS = (
-    "", " ", "none", "true", "false", "auto", "cpu", "cuda", "mps", "meta", "loss", "latest", "best", "adamw", "muon", "sgd",
-    "decoder", "encoder", "causal_lm", "masked_lm", "padded", "packed", "char", "byte", "bpe", "unigram", "lora", "skip", "stop",
-    "a,b", ",", "[", "{}", "[]", "%s", "%", "=", "==", "a=b", "é", "日本", "\u202e", "\udcff", "x\udc80y", "a\x00b", "\n", "\t",
-    "x" * 3000, "-", "--", "---", "-x", "--help", "--json", "*", "~", "$HOME", "'", '"', "\\", "null", "None", "NaN", "[MASK]",
+    "", " ", "none", "true", "false", "auto", "cpu", "cuda", "mps", "meta", "loss", "latest", "best", "adamw", "muon",
+    "sgd", "decoder", "encoder", "causal_lm", "masked_lm", "padded", "packed", "char", "byte", "bpe", "unigram",
+    "lora", "skip", "stop", "a,b", ",", "[", "{}", "[]", "%s", "%", "=", "==", "a=b", "é", "日本", "\u202e", "\udcff",
+    "x\udc80y", "a\x00b", "\n", "\t", "x" * 3000, "-", "--", "---", "-x", "--help", "--json", "*", "~", "$HOME", "'",
+    '"', "\\", "null", "None", "NaN", "[MASK]",
 )  # fmt: skip
 TOML_VALUES = (
-    "1", "-1", "0", "1.5", "nan", "inf", "true", '""', '"x"', '"none"', '"é"', '"\\u0000"', "[]", "[1]", '["a", 1]', "{}",
-    "{a = 1}", "1979-05-27", "07:32:00", "1e400", "9223372036854775807", "9223372036854775808", "1" + "0" * 40, "0xffffffffff",
-    '"' + "y" * 2000 + '"', "[[1], [2]]", "[nan]", '"""\n"""',
+    "1", "-1", "0", "1.5", "nan", "inf", "true", '""', '"x"', '"none"', '"é"', '"\\u0000"', "[]", "[1]", '["a", 1]',
+    "{}", "{a = 1}", "1979-05-27", "07:32:00", "1e400", "9223372036854775807", "9223372036854775808", "1" + "0" * 40,
+    "0xffffffffff", '"' + "y" * 2000 + '"', "[[1], [2]]", "[nan]", '"""\n"""',
 )  # fmt: skip
 NO_TOML = (
-    b"", b"\xef\xbb\xbf", b"\xff\xfe", b"[", b"[train", b"a", b"= 1", b"a = ", b"[a]\n[a]\n", b"\x00", b"[train]\r\nseed = 1\r",
-    b"a" * 10000, b"[" * 3000, b"a = " + b"[" * 3000, b"a." * 3000 + b"b = 1",
+    b"", b"\xef\xbb\xbf", b"\xff\xfe", b"[", b"[train", b"a", b"= 1", b"a = ", b"[a]\n[a]\n", b"\x00",
+    b"[train]\r\nseed = 1\r", b"a" * 10000, b"[" * 3000, b"a = " + b"[" * 3000, b"a." * 3000 + b"b = 1",
 )  # fmt: skip
 CHEAP = {
-    "model.context": ("4", "8", "16"), "model.num_layers": ("1", "2"), "model.width": ("8", "16"), "model.num_heads": ("1", "2"),
-    "tokenizer.vocab_size": ("300",), "train.batch_size": ("2", "4"), "train.max_steps": ("1", "2"),
-    "train.device": ("cpu",),
+    "model.context": ("4", "8", "16"), "model.num_layers": ("1", "2"), "model.width": ("8", "16"),
+    "model.num_heads": ("1", "2"), "tokenizer.vocab_size": ("300",), "train.batch_size": ("2", "4"),
+    "train.max_steps": ("1", "2"), "train.device": ("cpu",),
 }  # fmt: skip
 SLOW = {"help", "train.compile"}  # options that are left out: the second takes a minute wherever it is right
 
