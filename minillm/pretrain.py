@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from minillm.anchors import Anchor
-from minillm.checkpoint.files import write_text
+from minillm.checkpoint.beginning import beginning, take_place
+from minillm.checkpoint.files import explained, write_text
 from minillm.checkpoint.hf.folder import is_model_folder, open_folder
 from minillm.checkpoint.native import put_tensors, tensors_of
 from minillm.checkpoint.run_folder import RunFolder
@@ -38,10 +39,13 @@ from minillm.training.failures import size_explained
 from minillm.training.plots import draw_plots
 from minillm.training.precision import choose_compute_dtype, choose_device
 from minillm.training.progress import Progress
+from minillm.training.random_state import seed_random
 from minillm.training.state import Summary
 from minillm.training.trainer import Trainer
 
 CHANGEABLE = ("train.max_steps", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints")
+CHANGEABLE += ("train.keep_best", "train.keep_every", "train.on_failed_write", "train.deterministic")
+CHANGEABLE += ("train.on_non_finite", "train.max_skips", "train.max_skips_in_a_row")
 CHANGEABLE += ("train.log_every", "train.micro_batch_size", "train.device", "train.compute_dtype", "train.compile")
 CHANGEABLE += ("train.threads", "train.checkpoint_activations")
 PLOTTED = ("unigram", "3-gram", "6-gram")  # anchors in the plot of the loss: more lines than these cannot be told apart
@@ -102,8 +106,7 @@ def pretrain(
     progress = progress or Progress(quiet=True)
     config = rehearsal(config, progress.note)
     folder = RunFolder(out)
-    with folder.gone_if_unused(), progress.shown():
-        folder.check_free(overwrite)
+    with beginning(folder, overwrite) as draft, progress.shown():
         device = choose_device(config.train.device)
         tokenizer, weights = _beginning(config, init, progress)
         if init is not None:
@@ -113,12 +116,13 @@ def pretrain(
         model = _initial_model(config)
         if weights is not None:
             put_tensors(model, weights, source=Path(init or out))
-        folder.create(overwrite)  # not before all of that is known to do: a run that stands here is removed
-        tokenizer.save(folder.tokenizer_path)
-        write_text(folder.config_path, toml_text(config))
-        material = gather(config, folder, tokenizer, progress=progress)
-        write_text(folder.corpus_path, json.dumps(_corpus_card(material.corpus), indent=1) + "\n")
+        with explained(draft.tokenizer_path):
+            tokenizer.save(draft.tokenizer_path)
+        write_text(draft.config_path, toml_text(config))
+        material = gather(config, draft, tokenizer, progress=progress)
+        write_text(draft.corpus_path, json.dumps(_corpus_card(material.corpus), indent=1) + "\n")
         trainer = _trainer(config, folder, material, model, device, progress)
+        take_place(folder, draft)  # not before all of that is known to do: a run that stands here is removed
         return _train(trainer, material, config, progress)
 
 
@@ -133,13 +137,14 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
         InputError: no run, a setting that cannot change, or text that is not what it was.
     """
     progress = progress or Progress(quiet=True)
-    with progress.shown():
-        return _resumed(run, overrides, progress)
-
-
-def _resumed(run: Path, overrides: Mapping[str, Any], progress: Progress) -> Result:
-    """Do what `resume` says."""
     folder = RunFolder(run)
+    folder.check()
+    with folder.held(), progress.shown():
+        return _resumed(folder, overrides, progress)
+
+
+def _resumed(folder: RunFolder, overrides: Mapping[str, Any], progress: Progress) -> Result:
+    """Do what `resume` says in a folder that is held."""
     done = folder.load().step  # says what is missing before anything else happens
     table = read_toml(folder.config_path)
     for section, settings in overrides.items():
@@ -148,7 +153,7 @@ def _resumed(run: Path, overrides: Mapping[str, Any], progress: Progress) -> Res
             if name not in CHANGEABLE:
                 raise InputError(
                     f"{name} cannot change in a run that has begun; --resume takes {', '.join(CHANGEABLE)}, "
-                    f"and --init {run} begins a new run with these weights"
+                    f"and --init {folder} begins a new run with these weights"
                 )
             override(table, name, value)
     config: PretrainConfig = build(PretrainConfig, table, source=str(folder.config_path))
@@ -157,7 +162,7 @@ def _resumed(run: Path, overrides: Mapping[str, Any], progress: Progress) -> Res
     model = _initial_model(config)
     material = gather(config, folder, load_tokenizer(folder.tokenizer_path), progress=progress)
     trainer = _trainer(config, folder, material, model, device, progress)
-    trainer.resume()
+    trainer.resume(done)
     write_text(folder.config_path, toml_text(config), safe=folder.safe())
     return _train(trainer, material, config, progress)
 
@@ -175,7 +180,7 @@ def _beginning(config: PretrainConfig, init: Path | None, progress: Progress) ->
         return opened.require_tokenizer(), tensors_of(opened.model)
     if init is not None:
         other = RunFolder(init)
-        return load_tokenizer(other.tokenizer_path), other.load("latest").model_tensors()
+        return load_tokenizer(other.tokenizer_path), other.load("latest", to_use=True).model_tensors()
     progress.note(f"training a {config.tokenizer.kind} tokenizer on {corpus.name}")
     tokenizer = train_tokenizer(config.tokenizer, corpus.texts("train"))
     if tokenizer.notice:
@@ -191,7 +196,7 @@ def _with_model_of(config: PretrainConfig, init: Path) -> PretrainConfig:
     """
     if is_model_folder(init):
         return build(type(config), to_table(config) | {"model": to_table(open_folder(init).model)}, source=str(init))
-    checkpoint = RunFolder(init).load("latest")
+    checkpoint = RunFolder(init).load("latest", to_use=True)
     table = to_table(config) | {"model": checkpoint.model_config}
     return build(PretrainConfig, table, source=str(checkpoint.folder / "config.json"))
 
@@ -219,7 +224,7 @@ def _corpus_card(corpus: Corpus) -> dict[str, Any]:
 
 def _initial_model(config: PretrainConfig) -> Decoder | Encoder:
     """Return the model at its initial weights, which the run's seed decides."""
-    torch.manual_seed(config.train.seed)
+    seed_random(config.train.seed)
     with size_explained():
         return build_model(config.model)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from minillm.cli.arguments import Parser, add_settings, override_settings, print_json, say
 from minillm.config import build, override, read_toml
-from minillm.errors import InputError
+from minillm.errors import InputError, Stopped
 from minillm.finetune.config import FinetuneConfig
 
 TABLES = ("train", "valid", "test")
@@ -61,7 +61,9 @@ def main(argv: Sequence[str]) -> None:
         result = begin(config, out, overwrite=arguments.overwrite, progress=progress)
     if arguments.json:
         print_json(result.json())
-    elif not arguments.quiet:
+    if isinstance(result, run.Result) and result.summary.signal is not None:
+        raise Stopped(128 + result.summary.signal)
+    if not arguments.json and not arguments.quiet:
         say(f'next: minillm predict {result.run} --text "..."')
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minillm.checkpoint.files import write_text
+from minillm.checkpoint.beginning import beginning, take_place
+from minillm.checkpoint.files import explained, write_text
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder, read_json
 from minillm.config import build, override, read_toml, toml_text
@@ -44,6 +44,8 @@ from minillm.training.state import Summary
 from minillm.training.trainer import Trainer
 
 CHANGEABLE = ("train.max_steps", "train.patience", "train.keep_checkpoints", "train.log_every")
+CHANGEABLE += ("train.keep_best", "train.keep_every", "train.on_failed_write", "train.deterministic")
+CHANGEABLE += ("train.on_non_finite", "train.max_skips", "train.max_skips_in_a_row")
 CHANGEABLE += ("train.eval_every", "train.checkpoint_every", "train.micro_batch_size")
 CHANGEABLE += ("train.device", "train.compute_dtype", "train.compile", "train.checkpoint_activations", "train.threads")
 
@@ -100,21 +102,20 @@ def finetune(config: FinetuneConfig, out: Path, *, overwrite: bool = False, prog
     progress = progress or Progress(quiet=True)
     config.check()
     folder = RunFolder(out)
-    with folder.gone_if_unused(), progress.shown():
-        folder.check_free(overwrite)
-        config, source, material, model = beginning(config, progress)
-        folder.create(overwrite)  # not before all of that is known to do: a run that stands here is removed
-        for name in ("report", TWIN):
-            shutil.rmtree(folder.path / name, ignore_errors=True)
-        source.tokenizer.save(folder.tokenizer_path)
+    with beginning(folder, overwrite) as draft, progress.shown():
+        config, source, material, model = prepared_run(config, progress)
+        with explained(draft.tokenizer_path):
+            source.tokenizer.save(draft.tokenizer_path)
         if source.origin is not None:
-            source.origin.write(folder.path)
-        write_text(folder.config_path, toml_text(config))
-        write_text(folder.corpus_path, json.dumps(material.card(), indent=1) + "\n")
-        return _train(_trainer(config, folder, material, model, progress), material, config, progress)
+            source.origin.write(draft.path)
+        write_text(draft.config_path, toml_text(config))
+        write_text(draft.corpus_path, json.dumps(material.card(), indent=1) + "\n")
+        trainer = _trainer(config, folder, material, model, progress)
+        take_place(folder, draft)  # not before all of that is known to do: a run that stands here is removed
+        return _train(trainer, material, config, progress)
 
 
-def beginning(config: FinetuneConfig, progress: Progress) -> tuple[FinetuneConfig, Source, Material, TaskModel]:
+def prepared_run(config: FinetuneConfig, progress: Progress) -> tuple[FinetuneConfig, Source, Material, TaskModel]:
     """Return all that a run begins with, its settings with every number of steps; nothing is written.
 
     Raises:
@@ -140,7 +141,8 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
     """
     progress = progress or Progress(quiet=True)
     folder = RunFolder(run)
-    with progress.shown():
+    folder.check()
+    with folder.held(), progress.shown():
         checkpoint = folder.load()
         config = rehearsal(changed(folder, overrides), progress.note, done=checkpoint.step)
         check_unchanged(config.data, read_json(folder.corpus_path), folder)
@@ -149,7 +151,7 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
         material = gather(config, load_tokenizer(folder.tokenizer_path), shape.backbone, progress)
         model = prepared(bare_task_model(shape, material.task), config.scope)
         trainer = _trainer(config, folder, material, model, progress)
-        trainer.resume()
+        trainer.resume(checkpoint.step)
         write_text(folder.config_path, toml_text(config), safe=folder.safe())
         return _train(trainer, material, config, progress)
 
@@ -219,7 +221,7 @@ def _train(trainer: Trainer, material: Material, config: FinetuneConfig, progres
     draw_plots(folder)
     if summary.stopped_early:
         return Result(run=folder.path, summary=summary, step=summary.steps, contenders=(), examples_per_second=rate)
-    best = folder.load("best")
+    best = folder.load("best", to_use=True)
     put_tensors(model, best.model_tensors(), source=best.folder / "model.safetensors")
     predictions = {name: material.predict(model, name) for name in judged(material)}
     contenders = [Contender(name=THIS, note=_origin(config), splits=said(material, predictions))]
