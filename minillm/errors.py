@@ -15,6 +15,10 @@ class InputError(ValueError):
     """What the user gave is wrong: the text says what was asked, what came and what to do, in one line."""
 
 
+class SaidElsewhere(InputError):
+    """Another process of the same run ended with this error and has said so; the command line does not repeat it."""
+
+
 def disk_trouble(error: OSError) -> str | None:
     """Return one line for a read or write that the system refused; None where the error is of another kind: a defect.
 

@@ -14,6 +14,7 @@ from minillm.cli.arguments import Parser, add_settings, override_settings, print
 from minillm.config import build, read_toml
 from minillm.errors import InputError
 from minillm.pretrain_config import PretrainConfig, preset_names, preset_table
+from minillm.training.distributed_config import is_first
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     from minillm import pretrain  # imports torch: after the words were found right
     from minillm.training.progress import Progress
 
-    progress = Progress(quiet=arguments.quiet)
+    progress = Progress(quiet=arguments.quiet or not is_first())
     if arguments.resume is not None:
         overrides: dict[str, Any] = {}
         override_settings(overrides, arguments, PretrainConfig)
@@ -52,6 +53,8 @@ def main(argv: Sequence[str]) -> None:
             overwrite=arguments.overwrite,
             progress=progress,
         )
+    if not is_first():
+        return
     if arguments.json:
         print_json(result.json())
         return

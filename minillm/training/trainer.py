@@ -3,6 +3,8 @@
     hooks -> batch of this step -> objective.prepare -> gradient (k micro-batches) -> hooks -> clip -> optimiser
           -> hooks -> running mean of the weights -> now and then: evaluate, log, save
 
+Several processes run it side by side (`distributed.py`); the first one writes.
+
 All that is random comes from `Batch.seed` and the loader, which are pure functions of the step: two runs from one seed
 agree bit for bit on one machine, and so does one that was stopped and resumed. Evaluating, logging and saving change
 nothing of what is learnt.
@@ -22,9 +24,11 @@ from torch import Tensor, nn
 
 from minillm.checkpoint.native import put_by_name, put_tensors, tensors_of
 from minillm.checkpoint.run_folder import RunFolder
+from minillm.checkpoint.sharded import whole
 from minillm.data.batch import Batch
 from minillm.errors import InputError
 from minillm.training.config import LOWER_IS_BETTER, OptimConfig, TrainConfig
+from minillm.training.distributed import Processes
 from minillm.training.ema import EMA
 from minillm.training.failures import memory_explained, not_finite
 from minillm.training.gradient import Objective, add_gradient, clip_gradients, targets_in, tokens_in
@@ -33,7 +37,7 @@ from minillm.training.interrupt import Interrupt
 from minillm.training.optim import make_optimiser, optimiser_tensors, put_optimiser_tensors, set_learning_rate
 from minillm.training.precision import make_scaler
 from minillm.training.progress import Progress
-from minillm.training.records import Records
+from minillm.training.records import NoRecords, Records
 from minillm.training.schedule import learning_rate_share
 from minillm.training.state import RunState, Summary
 from minillm.training.throughput import Stopwatch, Yardstick, yardstick
@@ -75,6 +79,7 @@ class Trainer:
         progress: Progress | None = None,
         resume_command: str | None = None,
         rate_scales: Mapping[str, float] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         """Put the model on its device and make the optimiser. Nothing is read or written before `resume` or `fit`.
 
@@ -88,11 +93,15 @@ class Trainer:
             progress: None: say nothing.
             resume_command: what to tell who pressed Ctrl-C; None: `minillm pretrain --resume` with the folder.
             rate_scales: parameter name -> its share of the peak learning rate; see `optim.make_optimiser`.
+            processes: who trains this model together; None: this process alone.
         Raises:
-            InputError: `train.best_by` names no figure of the evaluation.
+            InputError: `train.best_by` names no figure of the evaluation, or the batch does not go with the processes.
         """
         if train.best_by not in ("loss", *figures):
             raise InputError(f"train.best_by is {train.best_by}; take one of {', '.join(('loss', *figures))}")
+        self.processes = processes or Processes(device=device)
+        self.micro_batches = self.processes.micro_batches(train)
+        self.processes.check(train, compute_dtype)
         if train.threads is not None:
             torch.set_num_threads(train.threads)
         if device.type == "cpu":
@@ -103,6 +112,7 @@ class Trainer:
             self.model.recompute_blocks()
         if train.compile:
             self.model.compile()  # in place: names of parameters stay
+        self.processes.lay_out(self.model)
         self.objective, self.loader, self.evaluate, self.figures = objective, loader, evaluate, tuple(figures)
         self.train, self.optim, self.folder = train, optim, folder
         self.device, self.compute_dtype = device, compute_dtype
@@ -130,11 +140,11 @@ class Trainer:
         was_training, before = self.model.training, (self.state.tokens, self.state.step)
         self.model.train()
         try:
-            rows = Records(self.folder, step=self.state.step, figures=self.figures)
+            rows = self._records()
             with Interrupt() as interrupt, rows as records:
                 self._announce()
                 stopwatch = Stopwatch()
-                while not self._done() and not interrupt.asked:
+                while not self._done() and not self.processes.any(interrupt.asked):
                     with memory_explained(self.train, self.device):
                         figures = self.take_step()
                         stopwatch.tokens, stopwatch.steps = self.state.tokens - before[0], self.state.step - before[1]
@@ -162,6 +172,12 @@ class Trainer:
             out_of_patience=self._out_of_patience(),
         )
 
+    def _records(self) -> Records | NoRecords:
+        """Return what writes the CSV files: that of the first process does."""
+        if not self.processes.is_first:
+            return NoRecords()
+        return Records(self.folder, step=self.state.step, figures=self.figures)
+
     def averaged(self) -> AbstractContextManager[None]:
         """Return a block in which the model has the weights by which it is judged: their means, where there are any."""
         return nullcontext() if self.ema is None else self.ema.swapped_in()
@@ -176,7 +192,7 @@ class Trainer:
 
     def _announce(self) -> None:
         """Say what a reader of the log could stumble over, and begin the live line."""
-        if self.flops_per_token is not None:
+        if self.flops_per_token is not None and self.processes.is_first:
             self._yardstick = yardstick(self.device, self.compute_dtype)
             self.progress.note(f"MFU is the share of {self._yardstick.name}")
         if self.state.step >= self.train.max_steps:
@@ -202,9 +218,15 @@ class Trainer:
         if count == 0:
             self._skip_step()
             return None
-        parts = self.train.micro_batches
         loss, excess = add_gradient(
-            self.model, self.objective, batch, count=count, micro_batches=parts, device=self.device, scaler=self.scaler
+            self.model,
+            self.objective,
+            batch,
+            count=count,
+            micro_batches=self.micro_batches,
+            device=self.device,
+            scaler=self.scaler,
+            processes=self.processes,
         )
         norm = self._update_weights()
         self.state.step += 1
@@ -239,7 +261,7 @@ class Trainer:
         if self.state.empty_steps == 1:
             self.progress.note(f"step {self.state.step:,}: the batch has no targets, so nothing was learnt from it")
 
-    def _follow_up(self, figures: Tensor | None, records: Records, stopwatch: Stopwatch) -> None:
+    def _follow_up(self, figures: Tensor | None, records: Records | NoRecords, stopwatch: Stopwatch) -> None:
         """Evaluate, log and save where the step just taken is one for it. None of it changes what is learnt."""
         train, step = self.train, self.state.step
         evaluating = step == train.max_steps or is_due(step, train.eval_every)
@@ -286,6 +308,7 @@ class Trainer:
                 torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
             ):
                 valid = self.evaluate(self.model)
+                self.processes.layout.settle()
         finally:
             self.model.train()
         loss, figure = valid["loss"], valid[self.train.best_by]
@@ -307,7 +330,7 @@ class Trainer:
         self,
         figures: Tensor | None,
         valid: Mapping[str, float | None],
-        records: Records,
+        records: Records | NoRecords,
         stopwatch: Stopwatch,
     ) -> None:
         """Write the rows of the step just taken and renew the live line."""
@@ -325,11 +348,11 @@ class Trainer:
         )
         rate, mfu = stopwatch.lap(), None
         if self._yardstick is not None and self.flops_per_token is not None:
-            mfu = rate * self.flops_per_token / self._yardstick.flops_per_second
+            mfu = rate * self.flops_per_token / (self._yardstick.flops_per_second * self.processes.size)
         records.timing(step=self.state.step, seconds=stopwatch.seconds, tokens_per_second=rate, mfu=mfu)
         self.progress.values(loss=loss, valid_loss=self.state.valid_loss, tokens_per_second=rate)
 
-    def _save(self, records: Records, *, best: bool) -> None:
+    def _save(self, records: Records | NoRecords, *, best: bool) -> None:
         """Write a checkpoint of this moment, from which `resume` goes on as if nothing had happened."""
         self._read()  # weights that are not numbers must never become the newest checkpoint
         records.sync()
@@ -338,9 +361,13 @@ class Trainer:
         tensors, slots = tensors_of(self.model), optimiser_tensors(self.optimiser, self.model)
         weights = None if self.ema is None else self.ema.weights()
         tensors |= {} if self.ema is None else self.ema.tensors()
+        writes = self.processes.is_first
+        tensors, slots = whole(tensors, keep=writes), whole(slots, keep=writes)
+        weights = None if weights is None else whole(weights, keep=writes)
         config: Any = self.model.config
         keep = self.train.keep_checkpoints
-        self.folder.save(self.state.step, tensors, config, slots, state, best, unaveraged=weights, keep=keep)
+        if writes:
+            self.folder.save(self.state.step, tensors, config, slots, state, best, unaveraged=weights, keep=keep)
         self._saved_step = self.state.step
 
     def resume(self, which: Literal["latest", "best"] | int = "latest") -> int:
