@@ -25,6 +25,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from minillm.data.batch import Batch
 from minillm.errors import InputError, SaidElsewhere
 from minillm.training.config import TrainConfig
 from minillm.training.distributed_config import DistributedConfig, is_launched, is_restarted
+from minillm.training.watch import Watch, connection
 
 T = TypeVar("T")
 RUNS = itertools.count()  # of this process: a command may train several models one after the other
@@ -96,7 +98,10 @@ class Processes:
         self.device, self.rank, self.size = device, rank, size
         self.config = config or DistributedConfig()
         self.layout: Layout = Alone()
-        self._store = store
+        self._store = None if store is None else connection(store)
+        self._watch = (
+            None if store is None else Watch(store, rank=rank, size=size, timeout=self.config.timeout, end=self._end)
+        )
         self._turns = 0
 
     def __str__(self) -> str:
@@ -213,23 +218,80 @@ class Processes:
         self._wait_for(key)
         return rest()
 
+    def at(self, stage: str, step: int | None = None) -> None:
+        """Note how far this process has come; see `Watch.at`."""
+        if self._watch is not None:
+            self._watch.at(stage, step)
+
     def _wait_for(self, key: str) -> None:
         """Return when another process has set `key`; raise where one has failed."""
         assert self._store is not None
         while not self._store.check([key]):
-            if self._store.check([ERROR]):
-                raise SaidElsewhere(self._store.get(ERROR).decode())
+            if (word := self._word_left()) is not None:
+                raise SaidElsewhere(word)
             time.sleep(POLL)
 
-    def leave_word(self, text: str) -> None:
-        """Tell the other processes why this one ends; the first to say so is heard."""
+    def _leave_word(self, text: str) -> bool:
+        """Tell the other processes why this one ends; return whether none of them has said the same before."""
         assert self._store is not None
-        self._store.compare_set(ERROR, "", f"rank {self.rank}: {text}")
+        mine = f"{self.rank}\n{text}"
+        stands = self._store.compare_set(ERROR, "", mine).decode()
+        return stands == mine or stands.partition("\n")[2] != text
 
-    def word_left(self) -> str | None:
+    def _word_left(self) -> str | None:
         """Return why another process ended, where it said so."""
         assert self._store is not None
-        return self._store.get(ERROR).decode() if self._store.check([ERROR]) else None
+        return self._store.get(ERROR).decode().partition("\n")[2] if self._store.check([ERROR]) else None
+
+    def _end(self, text: str) -> None:
+        """End this process from the thread that watches the others: the main one waits, and cannot be woken."""
+        if self._leave_word(text):
+            print(f"minillm: {text}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    def _explain_loss(self, error: RuntimeError) -> None:
+        """Raise what is behind a failed collective, where another process is: it said why it ends, or is silent.
+
+        Raises:
+            InputError: a process is lost.
+            SaidElsewhere: another process has said this error.
+        """
+        assert self._watch is not None
+        lost = [] if self._word_left() else self._watch.silent()  # takes seconds, in which word may come
+        if (word := self._word_left()) is not None:
+            raise SaidElsewhere(word) from error
+        if lost:
+            text = (
+                f"{'; '.join(lost)}; go on from the last checkpoint with --resume, or let torchrun --max-restarts do it"
+            )
+            self._leave_word(text)
+            raise InputError(text) from error
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Let the processes know of each other's errors while the block lasts; what is raised in it is passed on.
+
+        Raises:
+            InputError: a process is lost.
+            SaidElsewhere: another process has said this error.
+        """
+        assert self._watch is not None
+        self._watch.start()
+        try:
+            yield
+        except SaidElsewhere:
+            raise
+        except InputError as error:
+            if self._leave_word(str(error)):
+                raise
+            raise SaidElsewhere(str(error)) from error
+        except Exception as error:
+            if isinstance(error, RuntimeError):  # gloo and nccl raise it when they lose a process
+                self._explain_loss(error)
+            self._leave_word(f"rank {self.rank} ended with {type(error).__name__}: {error}")
+            raise
+        finally:
+            self._watch.stop()
 
 
 def goes_on(folder: RunFolder, overwrite: bool) -> bool:
@@ -265,6 +327,9 @@ def placed(device: torch.device) -> torch.device:
     return own
 
 
+_current: Processes | None = None
+
+
 @functools.cache
 def met() -> tuple[Store, int, int]:
     """Return the store in which the processes leave word, the rank of this one, and how many there are."""
@@ -282,27 +347,24 @@ def joined(config: DistributedConfig, device: torch.device) -> Iterator[Processe
         InputError: a device that not every process can have; whatever the block raises.
         SaidElsewhere: another process ended with an error, which it has said itself.
     """
+    global _current
     if not is_launched():
         yield Processes(device=device)
         return
+    if _current is not None:  # a run inside a run: fine-tuning's twin from random weights
+        yield _current
+        return
     device = placed(device)
-    limit = timedelta(seconds=config.timeout)
+    limit = timedelta(seconds=2 * config.timeout + 30)  # longer than the watch, which has a name to say
     store, rank, size = met()
     store = PrefixStore(f"run {next(RUNS)}", store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     processes = Processes(device=device, rank=rank, size=size, store=store, config=config)
+    _current = processes
     try:
-        yield processes
-    except SaidElsewhere:
-        raise
-    except InputError as error:
-        processes.leave_word(str(error))
-        raise
-    except RuntimeError as error:  # what gloo and nccl raise when they lose a process
-        word = processes.word_left()
-        if word is None:
-            raise
-        raise SaidElsewhere(word) from error
+        with processes.watched():
+            yield processes
     finally:
-        dist.destroy_process_group()
+        _current = None
+    dist.destroy_process_group()  # not after an error: it could wait for a process that is lost

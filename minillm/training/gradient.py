@@ -91,6 +91,7 @@ def add_gradient(
             share = share + loss.extra / micro_batches
         (share if scaler is None else scaler.scale(share)).backward()
         total, counted = total + loss.total.detach(), counted + loss.count
+    processes.at("summing gradients")
     processes.layout.finish()
     total, counted = processes.summed(torch.stack([total, counted]))
     return total / count, counted - count

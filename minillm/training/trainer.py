@@ -144,7 +144,7 @@ class Trainer:
             with Interrupt() as interrupt, rows as records:
                 self._announce()
                 stopwatch = Stopwatch()
-                while not self._done() and not self.processes.any(interrupt.asked):
+                while not self._done() and not self._asked_to_stop(interrupt):
                     with memory_explained(self.train, self.device):
                         figures = self.take_step()
                         stopwatch.tokens, stopwatch.steps = self.state.tokens - before[0], self.state.step - before[1]
@@ -171,6 +171,11 @@ class Trainer:
             stopped_early=stopped_early,
             out_of_patience=self._out_of_patience(),
         )
+
+    def _asked_to_stop(self, interrupt: Interrupt) -> bool:
+        """Return whether this process or another one is asked to stop before the next step."""
+        self.processes.at("beginning", self.state.step + 1)
+        return self.processes.any(interrupt.asked)
 
     def _records(self) -> Records | NoRecords:
         """Return what writes the CSV files: that of the first process does."""
@@ -210,6 +215,7 @@ class Trainer:
             (3,) float32 on the device: mean loss, gradient norm before clipping, excess of counted targets (see
             `add_gradient`). None where the batch has no target: then nothing but the step count changes.
         """
+        self.processes.at("preparing the batch")
         for hook in self.before_step:
             hook(self)
         batch = self.objective.prepare(self.loader.batch(self.state.step))
@@ -218,6 +224,7 @@ class Trainer:
         if count == 0:
             self._skip_step()
             return None
+        self.processes.at("computing")
         loss, excess = add_gradient(
             self.model,
             self.objective,
@@ -240,6 +247,7 @@ class Trainer:
 
     def _update_weights(self) -> Tensor:
         """Turn the gradient that is there into new weights; return its norm before clipping."""
+        self.processes.at("updating")
         if self.scaler is not None:
             self.scaler.unscale_(self.optimiser)
         for hook in self.after_backward:
@@ -300,6 +308,7 @@ class Trainer:
 
     def _evaluate(self) -> Mapping[str, float | None]:
         """Evaluate the weights, or their means, and return the figures; `state.since_best` is 0 where they are best."""
+        self.processes.at("evaluating")
         self.model.eval()
         try:
             with (
@@ -354,6 +363,7 @@ class Trainer:
 
     def _save(self, records: Records | NoRecords, *, best: bool) -> None:
         """Write a checkpoint of this moment, from which `resume` goes on as if nothing had happened."""
+        self.processes.at("saving")
         self._read()  # weights that are not numbers must never become the newest checkpoint
         records.sync()
         scaler = None if self.scaler is None else self.scaler.state_dict()

@@ -4,7 +4,10 @@ python -m torch.distributed.run --nproc-per-node 2 distributed_cases.py OUT NAME
 """
 
 import dataclasses
+import os
+import signal
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.data.batch import Batch
+from minillm.errors import InputError, SaidElsewhere
 from minillm.model.config import ModelConfig
 from minillm.model.transformer import build_model
 from minillm.objectives.causal_lm import CausalLM
@@ -41,6 +45,7 @@ class Case:
     train: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float64
+    hold: str | None = None  # what rank 1 does at step 3: "sleep" or "stop" for good, "die", "fail" or "mistake"
 
 
 FSDP, HYBRID = {"strategy": "fsdp"}, {"strategy": "hybrid", "shard_size": 2}
@@ -57,6 +62,7 @@ CASES = {
     "float32-ddp": Case(kind="encoder", optim=MUON, train=BUSY, dtype=torch.float32),
     "float32-fsdp": Case(kind="encoder", optim=MUON, train=BUSY, distributed=FSDP, dtype=torch.float32),
     "hybrid-masked-muon": Case(kind="encoder", optim=MUON, distributed=HYBRID, train=BUSY, model=DROPS),
+    **{hold: Case(hold=hold, distributed={"timeout": 2.0}) for hold in ("sleep", "stop", "die", "fail", "mistake")},
     "half": Case(kind="encoder", optim=STEADY, distributed=FSDP, train=HALVES | {"max_steps": 3}, model=DROPS),
     "rest": Case(kind="encoder", optim=STEADY, distributed=FSDP, train=HALVES, model=DROPS),
 }
@@ -65,7 +71,21 @@ CASES = {
 class Loader:
     """Rows of falling length: the first process gets many targets, the last one few."""
 
+    def __init__(self, hold: str | None = None) -> None:
+        self.hold = hold
+
     def batch(self, step: int) -> Batch:
+        match self.hold if step == 2 else None:
+            case "sleep":
+                time.sleep(1000)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "fail":
+                raise RuntimeError("a defect")
+            case "mistake":
+                raise InputError("a mistake")
         generator = torch.Generator().manual_seed(step)
         tokens = torch.randint(4, WORDS, (ROWS, TOKENS), generator=generator)
         lengths = torch.tensor([12, 12, 11, 9, 5, 3, 2, 1])
@@ -91,7 +111,7 @@ def trainer_of(case: Case, folder: RunFolder, processes: Processes) -> Trainer:
     trainer = Trainer(
         model,
         objective,
-        Loader(),
+        Loader(case.hold if processes.rank == 1 else None),
         train=TrainConfig(**(settings | case.train)),
         optim=case.optim,
         folder=folder,
@@ -122,8 +142,14 @@ def main(out: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     for name in names:
         case = CASES[name]
-        with joined(DistributedConfig(**case.distributed), CPU) as processes:
-            run(case, out / f"{name}.{processes.size}", processes)
+        try:
+            with joined(DistributedConfig(**case.distributed), CPU) as processes:
+                run(case, out / f"{name}.{processes.size}", processes)
+        except SaidElsewhere:
+            sys.exit(2)
+        except InputError as error:
+            print(f"rank {processes.rank} says: {error}", file=sys.stderr, flush=True)
+            sys.exit(2)
 
 
 if __name__ == "__main__":
