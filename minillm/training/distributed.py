@@ -257,8 +257,13 @@ class Processes:
             SaidElsewhere: another process has said this error.
         """
         assert self._watch is not None
-        lost = [] if self._word_left() else self._watch.silent()  # takes seconds, in which word may come
-        if (word := self._word_left()) is not None:
+        try:
+            lost = [] if self._word_left() else self._watch.silent()  # takes seconds, in which word may come
+            word = self._word_left()
+        except RuntimeError:  # the store is out of reach
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise InputError(f"the torchrun that keeps the store at {place} has ended, and a process with it") from error
+        if word is not None:
             raise SaidElsewhere(word) from error
         if lost:
             text = (
