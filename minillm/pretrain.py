@@ -33,9 +33,10 @@ from minillm.model.transformer import Decoder, Encoder, build_model
 from minillm.pretrain_config import PretrainConfig, rehearsal
 from minillm.tokenizer.base import Tokenizer, load_tokenizer
 from minillm.tokenizer.training import train_tokenizer
-from minillm.training.distributed import Processes, goes_on, joined
+from minillm.training.distributed import Processes
 from minillm.training.distributed_config import DistributedConfig
 from minillm.training.failures import size_explained
+from minillm.training.launch import goes_on, joined
 from minillm.training.plots import draw_plots
 from minillm.training.precision import choose_compute_dtype, choose_device
 from minillm.training.progress import Progress

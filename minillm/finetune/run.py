@@ -37,9 +37,10 @@ from minillm.finetune.tasks.tagging import Tagging
 from minillm.finetune.tasks.texts import TextTask
 from minillm.pretrain_config import rehearsal
 from minillm.tokenizer.base import load_tokenizer
-from minillm.training.distributed import Processes, goes_on, joined
+from minillm.training.distributed import Processes
 from minillm.training.distributed_config import DistributedConfig
 from minillm.training.gradient import Objective
+from minillm.training.launch import goes_on, joined
 from minillm.training.plots import draw_plots
 from minillm.training.precision import choose_compute_dtype, choose_device
 from minillm.training.progress import Progress

@@ -17,36 +17,31 @@ first row of a micro-batch, depends on the number of processes.
 What they must agree on, they agree on: figures are summed and so the same bits everywhere, a process that is asked to
 stop asks all others, and one that fails leaves its reason in the store, which others look into when they lose it.
 
-Read next: `replicas.py`.
+Read next: `launch.py`.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import PrefixStore, Store, rendezvous  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from minillm.checkpoint.run_folder import RunFolder
 from minillm.data.batch import Batch
 from minillm.errors import InputError, SaidElsewhere
 from minillm.training.config import TrainConfig
-from minillm.training.distributed_config import DistributedConfig, is_launched, is_restarted
+from minillm.training.distributed_config import DistributedConfig
 from minillm.training.watch import Watch, connection
 
 T = TypeVar("T")
-RUNS = itertools.count()  # of this process: a command may train several models one after the other
 POLL = 0.05  # seconds between two looks for another process's word
 ERROR, OUTCOME = "minillm/error", "minillm/outcome"  # keys of the store
 
@@ -78,7 +73,7 @@ class Alone:
 
 
 class Processes:
-    """The processes of a run as one of them sees them; made by `joined`, or without arguments for a run of one.
+    """The processes of a run as one of them sees them; made by `launch.joined`, or without arguments for a run of one.
 
     rank: of this process, counted from 0. size: how many there are.
     device: of this process.
@@ -94,7 +89,7 @@ class Processes:
         store: Store | None = None,
         config: DistributedConfig | None = None,
     ) -> None:
-        """Take what `joined` found out; without a store nothing is ever sent."""
+        """Take what `launch.joined` found out; without a store nothing is ever sent."""
         self.device, self.rank, self.size = device, rank, size
         self.config = config or DistributedConfig()
         self.layout: Layout = Alone()
@@ -262,7 +257,9 @@ class Processes:
             word = self._word_left()
         except RuntimeError:  # the store is out of reach
             place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise InputError(f"the torchrun that keeps the store at {place} has ended, and a process with it") from error
+            raise InputError(
+                f"the torchrun that keeps the store at {place} has ended, and a process with it"
+            ) from error
         if word is not None:
             raise SaidElsewhere(word) from error
         if lost:
@@ -297,79 +294,3 @@ class Processes:
             raise
         finally:
             self._watch.stop()
-
-
-def goes_on(folder: RunFolder, overwrite: bool) -> bool:
-    """Return whether a command that begins a run goes on with it: torchrun restarted it, and it has a checkpoint.
-
-    Raises:
-        InputError: restarts are allowed, and a run may stand in the folder that is not this one.
-    """
-    if overwrite and is_launched() and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
-        raise InputError(
-            f"--overwrite does not go with torchrun --max-restarts: after a restart nobody could tell the run that "
-            f"stood in {folder} from this one; remove the folder, or choose another --out"
-        )
-    return is_restarted() and bool(folder.steps())
-
-
-def placed(device: torch.device) -> torch.device:
-    """Return the device of this process: of several GPUs in a machine each process has its own.
-
-    Raises:
-        InputError: more processes than GPUs.
-    """
-    if device.type != "cuda" or not is_launched():
-        return device
-    local = int(os.environ["LOCAL_RANK"])
-    if local >= torch.cuda.device_count():
-        raise InputError(
-            f"torchrun started process {local + 1} on this machine, which has {torch.cuda.device_count()} GPUs; "
-            f"lower --nproc-per-node"
-        )
-    own = torch.device("cuda", local)
-    torch.cuda.set_device(own)
-    return own
-
-
-_current: Processes | None = None
-
-
-@functools.cache
-def met() -> tuple[Store, int, int]:
-    """Return the store in which the processes leave word, the rank of this one, and how many there are."""
-    return next(iter(rendezvous("env://")))
-
-
-@contextmanager
-def joined(config: DistributedConfig, device: torch.device) -> Iterator[Processes]:
-    """Let this process be one of those that torchrun started, or the only one, while the block lasts.
-
-    Args:
-        config: of the run.
-        device: what to compute on; its kind says how processes talk: nccl between GPUs, gloo between CPUs.
-    Raises:
-        InputError: a device that not every process can have; whatever the block raises.
-        SaidElsewhere: another process ended with an error, which it has said itself.
-    """
-    global _current
-    if not is_launched():
-        yield Processes(device=device)
-        return
-    if _current is not None:  # a run inside a run: fine-tuning's twin from random weights
-        yield _current
-        return
-    device = placed(device)
-    limit = timedelta(seconds=2 * config.timeout + 30)  # longer than the watch, which has a name to say
-    store, rank, size = met()
-    store = PrefixStore(f"run {next(RUNS)}", store)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-    processes = Processes(device=device, rank=rank, size=size, store=store, config=config)
-    _current = processes
-    try:
-        with processes.watched():
-            yield processes
-    finally:
-        _current = None
-    dist.destroy_process_group()  # not after an error: it could wait for a process that is lost

@@ -51,12 +51,14 @@ class Shards:
             reduce_dtype=reduce_dtype,
             cast_forward_inputs=False,  # the model casts activations itself
         )
+        alone = mesh.size(-1) == 1  # gathering anew for the backward pass would save no memory
         for block in model.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
+            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not alone)
         fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-        for module in self._sharded():
-            module.set_gradient_divide_factor(1.0)  # a sum: the loss is divided by the targets of all processes
-            module.set_force_sum_reduction_for_comms(True)
+        if mesh.size() > 1:
+            for module in self._sharded():
+                module.set_gradient_divide_factor(1.0)  # a sum: the loss is divided by the targets of all processes
+                module.set_force_sum_reduction_for_comms(True)
         model.set_requires_gradient_sync(False)
 
     def _sharded(self) -> list[FSDPModule]:

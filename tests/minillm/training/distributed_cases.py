@@ -23,8 +23,9 @@ from minillm.objectives.causal_lm import CausalLM
 from minillm.objectives.config import ObjectiveConfig
 from minillm.objectives.masked_lm import MaskedLM
 from minillm.training.config import OptimConfig, TrainConfig
-from minillm.training.distributed import Processes, joined
+from minillm.training.distributed import Processes
 from minillm.training.distributed_config import DistributedConfig
+from minillm.training.launch import joined
 from minillm.training.trainer import Trainer
 
 CPU = torch.device("cpu")
