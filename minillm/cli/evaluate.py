@@ -25,10 +25,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--data.input", dest="input", metavar="PATH|NAME", help="another text, all of it (default: what RUN held out)"
     )
-    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, latest or a step (default best)")
-    parser.add_argument(
-        "--device", default="auto", metavar="DEVICE", help="cpu, cuda or mps (default: the best one here)"
-    )
+    parser.checkpoint_option()
+    parser.device_option()
     parser.json_option()
     arguments = parser.parse(argv)
 

@@ -44,10 +44,8 @@ def main(argv: Sequence[str]) -> None:
         "--method", default=METHODS[0], choices=METHODS, help="how pieces are scored (default integrated_gradients)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write PNGs into this folder")
-    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, latest or a step (default best)")
-    parser.add_argument(
-        "--device", default="auto", metavar="DEVICE", help="cpu, cuda or mps (default: the best one here)"
-    )
+    parser.checkpoint_option()
+    parser.device_option()
     parser.json_option()
     arguments = parser.parse(argv)
 
