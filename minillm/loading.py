@@ -69,7 +69,7 @@ def load(folder: Path | str, which: str | int = "latest", *, device: torch.devic
     Cost: reads `model.safetensors` once, 4 bytes per parameter; PyTorch's random state is left as it was.
     """
     run = RunFolder(folder)
-    checkpoint = run.load(checkpoint_name(which))
+    checkpoint = run.load(checkpoint_name(which), to_use=True)
     tokenizer = load_tokenizer(run.tokenizer_path) if run.tokenizer_path.exists() else None
     model = model_of(checkpoint)
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:

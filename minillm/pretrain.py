@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minillm.anchors import Anchor
-from minillm.checkpoint.files import write_text
+from minillm.checkpoint.beginning import take_place
+from minillm.checkpoint.files import explained, write_text
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.config import build, override, read_toml, to_table, toml_text
@@ -34,16 +33,19 @@ from minillm.pretrain_config import PretrainConfig, rehearsal
 from minillm.tokenizer.base import Tokenizer, load_tokenizer
 from minillm.tokenizer.training import train_tokenizer
 from minillm.training.distributed import Processes
-from minillm.training.distributed_config import DistributedConfig
+from minillm.training.distributed_config import DistributedConfig, is_first
 from minillm.training.failures import size_explained
-from minillm.training.launch import goes_on, joined
+from minillm.training.launch import began, goes_on, joined
 from minillm.training.plots import draw_plots
 from minillm.training.precision import choose_compute_dtype, choose_device
 from minillm.training.progress import Progress
+from minillm.training.random_state import seed_random
 from minillm.training.state import Summary
 from minillm.training.trainer import Trainer
 
 CHANGEABLE = ("train.max_steps", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints")
+CHANGEABLE += ("train.keep_best", "train.keep_every", "train.on_failed_write", "train.deterministic")
+CHANGEABLE += ("train.on_non_finite", "train.max_skips", "train.max_skips_in_a_row")
 CHANGEABLE += ("train.log_every", "train.micro_batch_size", "train.device", "train.compute_dtype", "train.compile")
 CHANGEABLE += ("train.threads", "train.checkpoint_activations")
 CHANGEABLE += tuple(f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig))
@@ -110,20 +112,21 @@ def pretrain(
         return resume(out, {}, progress=progress)
     with joined(config.distributed, choose_device(config.train.device)) as processes:
         progress = progress if processes.is_first else Progress(quiet=True)
-        with folder.gone_if_unused() if processes.is_first else nullcontext(), progress.shown():
+        with began(folder, overwrite, processes) as draft, progress.shown():
             config, material, model = processes.first_then_rest(
-                lambda: _begun(config, folder, init, overwrite, progress), lambda: _followed(folder)
+                lambda: _begun(config, draft, init, progress), lambda: _followed(draft)
             )
             trainer = _trainer(config, folder, material, model, processes, progress)
+            # not before all of that is known to do: a run that stands here is removed
+            processes.first_then_rest(lambda: take_place(folder, draft), lambda: None)
             return _train(trainer, material, config, progress)
 
 
 def _begun(
-    config: PretrainConfig, folder: RunFolder, init: Path | None, overwrite: bool, progress: Progress
+    config: PretrainConfig, draft: RunFolder, init: Path | None, progress: Progress
 ) -> tuple[PretrainConfig, Material, Decoder | Encoder]:
-    """Make the run folder and all that a run begins with; the first process does."""
+    """Return all that a run begins with, and write what a run folder holds of it; the first process does."""
     config = rehearsal(config, progress.note)
-    folder.check_free(overwrite)
     tokenizer, weights = _beginning(config, init, progress)
     if init is not None:
         config = _with_model_of(config, init)
@@ -131,19 +134,19 @@ def _begun(
     make_objective(config, tokenizer)  # raises where the two do not go together
     model = _initial_model(config)
     if weights is not None:
-        put_tensors(model, weights, source=Path(init or folder.path))
-    folder.create(overwrite)  # not before all of that is known to do: a run that stands here is removed
-    tokenizer.save(folder.tokenizer_path)
-    write_text(folder.config_path, toml_text(config))
-    material = gather(config, folder, tokenizer, progress=progress)
-    write_text(folder.corpus_path, json.dumps(_corpus_card(material.corpus), indent=1) + "\n")
+        put_tensors(model, weights, source=Path(init or draft.path))
+    with explained(draft.tokenizer_path):
+        tokenizer.save(draft.tokenizer_path)
+    write_text(draft.config_path, toml_text(config))
+    material = gather(config, draft, tokenizer, progress=progress)
+    write_text(draft.corpus_path, json.dumps(_corpus_card(material.corpus), indent=1) + "\n")
     return config, material, model
 
 
-def _followed(folder: RunFolder) -> tuple[PretrainConfig, Material, Decoder | Encoder]:
-    """Return what the first process left in the run folder; the weights are its own, sent later."""
-    config: PretrainConfig = build(PretrainConfig, read_toml(folder.config_path), source=str(folder.config_path))
-    return config, gather(config, folder, load_tokenizer(folder.tokenizer_path)), _initial_model(config)
+def _followed(draft: RunFolder) -> tuple[PretrainConfig, Material, Decoder | Encoder]:
+    """Return what the first process left in the draft of a run; the weights are its own, sent later."""
+    config: PretrainConfig = build(PretrainConfig, read_toml(draft.config_path), source=str(draft.config_path))
+    return config, gather(config, draft, load_tokenizer(draft.tokenizer_path)), _initial_model(config)
 
 
 def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None = None) -> Result:
@@ -157,13 +160,14 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
         InputError: no run, a setting that cannot change, or text that is not what it was.
     """
     progress = progress or Progress(quiet=True)
-    with progress.shown():
-        return _resumed(run, overrides, progress)
-
-
-def _resumed(run: Path, overrides: Mapping[str, Any], progress: Progress) -> Result:
-    """Do what `resume` says."""
     folder = RunFolder(run)
+    folder.check()
+    with folder.held() if is_first() else nullcontext(), progress.shown():
+        return _resumed(folder, overrides, progress)
+
+
+def _resumed(folder: RunFolder, overrides: Mapping[str, Any], progress: Progress) -> Result:
+    """Do what `resume` says in a folder that is held."""
     done = folder.load().step  # says what is missing before anything else happens
     table = read_toml(folder.config_path)
     for section, settings in overrides.items():
@@ -172,7 +176,7 @@ def _resumed(run: Path, overrides: Mapping[str, Any], progress: Progress) -> Res
             if name not in CHANGEABLE:
                 raise InputError(
                     f"{name} cannot change in a run that has begun; --resume takes {', '.join(CHANGEABLE)}, "
-                    f"and --init {run} begins a new run with these weights"
+                    f"and --init {folder} begins a new run with these weights"
                 )
             override(table, name, value)
     config: PretrainConfig = build(PretrainConfig, table, source=str(folder.config_path))
@@ -185,7 +189,7 @@ def _resumed(run: Path, overrides: Mapping[str, Any], progress: Progress) -> Res
 
         model, material = _initial_model(config), processes.first_then_rest(load, load)
         trainer = _trainer(config, folder, material, model, processes, progress)
-        trainer.resume()
+        trainer.resume(done)
         if processes.is_first:
             write_text(folder.config_path, toml_text(config), safe=folder.safe())
         return _train(trainer, material, config, progress)
@@ -201,7 +205,7 @@ def _beginning(config: PretrainConfig, init: Path | None, progress: Progress) ->
     corpus.num_bytes("valid")  # reads all of it, also where no tokenizer has to
     if init is not None:
         other = RunFolder(init)
-        return load_tokenizer(other.tokenizer_path), other.load("latest").model_tensors()
+        return load_tokenizer(other.tokenizer_path), other.load("latest", to_use=True).model_tensors()
     progress.note(f"training a {config.tokenizer.kind} tokenizer on {corpus.name}")
     tokenizer = train_tokenizer(config.tokenizer, corpus.texts("train"))
     if tokenizer.notice:
@@ -215,7 +219,7 @@ def _with_model_of(config: PretrainConfig, init: Path) -> PretrainConfig:
     Raises:
         InputError: the objective does not fit that run's kind of model, or its checkpoint is damaged.
     """
-    checkpoint = RunFolder(init).load("latest")
+    checkpoint = RunFolder(init).load("latest", to_use=True)
     table = to_table(config) | {"model": checkpoint.model_config}
     return build(PretrainConfig, table, source=str(checkpoint.folder / "config.json"))
 
@@ -243,7 +247,7 @@ def _corpus_card(corpus: Corpus) -> dict[str, Any]:
 
 def _initial_model(config: PretrainConfig) -> Decoder | Encoder:
     """Return the model at its initial weights, which the run's seed decides."""
-    torch.manual_seed(config.train.seed)
+    seed_random(config.train.seed)
     with size_explained():
         return build_model(config.model)
 

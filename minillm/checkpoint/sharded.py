@@ -8,8 +8,6 @@ Read next: `run_folder.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch.distributed as dist
 from torch import Tensor
 
@@ -23,21 +21,12 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def whole(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
-    """Return tensors whole, those that were spread on the CPU; all processes must call it with the same names.
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor whole, on its device; one that is spread all processes must ask for alike.
 
-    Args:
-        tensors: by name; plain tensors are returned as they are.
-        keep: False: take part in gathering, and return nothing. Only the process that writes needs them.
-
-    Cost: each process receives each sharded tensor once, one at a time; who keeps them holds all, in main memory.
+    Cost: each process receives all of it.
     """
-    gathered: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        value = tensor.full_tensor().cpu() if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
-        if keep:
-            gathered[name] = value
-    return gathered
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def spread_like(value: Tensor, own: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from minillm.config import nearest
-from minillm.errors import InputError, SaidElsewhere, disk_trouble
+from minillm.errors import InputError, SaidElsewhere, Stopped, disk_trouble
 
 COMMANDS = {  # name -> what it does, in the order in which a newcomer meets them
     "pretrain": "train an encoder or decoder on text; also resumes a run",
@@ -48,7 +48,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command and return the exit status: 0 done, 2 the input is wrong, 130 interrupted.
+    """Run one command and return the exit status: 0 done, 2 the input is wrong, 130 or 143 stopped by a signal.
 
     Args:
         argv: the words after `minillm`.
@@ -64,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
     except InputError as error:
         print(f"minillm: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Stopped as stop:  # all is said already
+        return stop.status
     except BrokenPipeError:  # the reader went away (`| head`): nothing is wrong
         _settle(sys.stdout)
         _settle(sys.stderr)

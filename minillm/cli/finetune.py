@@ -12,7 +12,7 @@ from typing import Any
 
 from minillm.cli.arguments import Parser, add_settings, override_settings, print_json, say
 from minillm.config import build, override, read_toml
-from minillm.errors import InputError
+from minillm.errors import InputError, Stopped
 from minillm.finetune.config import FinetuneConfig
 from minillm.training.distributed_config import is_first, is_launched
 
@@ -62,11 +62,11 @@ def main(argv: Sequence[str]) -> None:
         out = arguments.out or Path("runs") / stem
         begin = seeds.finetune_seeds if config.seeds > 1 else run.finetune
         result = begin(config, out, overwrite=arguments.overwrite, progress=progress)
-    if not is_first():
-        return
-    if arguments.json:
+    if arguments.json and is_first():
         print_json(result.json())
-    elif not arguments.quiet:
+    if isinstance(result, run.Result) and result.summary.signal is not None:
+        raise Stopped(128 + result.summary.signal)
+    if not arguments.json and not arguments.quiet and is_first():
         say(f'next: minillm predict {result.run} --text "..."')
 
 

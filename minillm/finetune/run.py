@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minillm.checkpoint.files import write_text
+from minillm.checkpoint.beginning import take_place
+from minillm.checkpoint.files import explained, write_text
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder, read_json
 from minillm.config import build, override, read_toml, toml_text
@@ -38,9 +38,9 @@ from minillm.finetune.tasks.texts import TextTask
 from minillm.pretrain_config import rehearsal
 from minillm.tokenizer.base import load_tokenizer
 from minillm.training.distributed import Processes
-from minillm.training.distributed_config import DistributedConfig
+from minillm.training.distributed_config import DistributedConfig, is_first
 from minillm.training.gradient import Objective
-from minillm.training.launch import goes_on, joined
+from minillm.training.launch import began, goes_on, joined
 from minillm.training.plots import draw_plots
 from minillm.training.precision import choose_compute_dtype, choose_device
 from minillm.training.progress import Progress
@@ -48,6 +48,8 @@ from minillm.training.state import Summary
 from minillm.training.trainer import Trainer
 
 CHANGEABLE = ("train.max_steps", "train.patience", "train.keep_checkpoints", "train.log_every")
+CHANGEABLE += ("train.keep_best", "train.keep_every", "train.on_failed_write", "train.deterministic")
+CHANGEABLE += ("train.on_non_finite", "train.max_skips", "train.max_skips_in_a_row")
 CHANGEABLE += ("train.eval_every", "train.checkpoint_every", "train.micro_batch_size")
 CHANGEABLE += ("train.device", "train.compute_dtype", "train.compile", "train.checkpoint_activations", "train.threads")
 CHANGEABLE += tuple(f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig))
@@ -109,29 +111,29 @@ def finetune(config: FinetuneConfig, out: Path, *, overwrite: bool = False, prog
         return resume(out, {}, progress=progress)
     with joined(config.distributed, choose_device(config.train.device)) as processes:
         progress = progress if processes.is_first else Progress(quiet=True)
-        with folder.gone_if_unused() if processes.is_first else nullcontext(), progress.shown():
+        with began(folder, overwrite, processes) as draft, progress.shown():
             config, _, material, model = processes.first_then_rest(
-                lambda: _begun(config, folder, overwrite, progress), lambda: beginning(config, progress)
+                lambda: _begun(config, draft, progress), lambda: prepared_run(config, progress)
             )
-            return _train(_trainer(config, folder, material, model, processes, progress), material, config, progress)
+            trainer = _trainer(config, folder, material, model, processes, progress)
+            # not before all of that is known to do: a run that stands here is removed
+            processes.first_then_rest(lambda: take_place(folder, draft), lambda: None)
+            return _train(trainer, material, config, progress)
 
 
 def _begun(
-    config: FinetuneConfig, folder: RunFolder, overwrite: bool, progress: Progress
+    config: FinetuneConfig, draft: RunFolder, progress: Progress
 ) -> tuple[FinetuneConfig, Source, Material, TaskModel]:
-    """Return what `beginning` does, and make the run folder; the first process does."""
-    folder.check_free(overwrite)
-    config, source, material, model = beginning(config, progress)
-    folder.create(overwrite)  # not before all of that is known to do: a run that stands here is removed
-    for name in ("report", TWIN):
-        shutil.rmtree(folder.path / name, ignore_errors=True)
-    source.tokenizer.save(folder.tokenizer_path)
-    write_text(folder.config_path, toml_text(config))
-    write_text(folder.corpus_path, json.dumps(material.card(), indent=1) + "\n")
+    """Return what `prepared_run` does, and write what a run folder holds of it; the first process does."""
+    config, source, material, model = prepared_run(config, progress)
+    with explained(draft.tokenizer_path):
+        source.tokenizer.save(draft.tokenizer_path)
+    write_text(draft.config_path, toml_text(config))
+    write_text(draft.corpus_path, json.dumps(material.card(), indent=1) + "\n")
     return config, source, material, model
 
 
-def beginning(config: FinetuneConfig, progress: Progress) -> tuple[FinetuneConfig, Source, Material, TaskModel]:
+def prepared_run(config: FinetuneConfig, progress: Progress) -> tuple[FinetuneConfig, Source, Material, TaskModel]:
     """Return all that a run begins with, its settings with every number of steps; nothing is written.
 
     Raises:
@@ -157,7 +159,8 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
     """
     progress = progress or Progress(quiet=True)
     folder = RunFolder(run)
-    with progress.shown():
+    folder.check()
+    with folder.held() if is_first() else nullcontext(), progress.shown():
         checkpoint = folder.load()
         config = rehearsal(changed(folder, overrides), progress.note, done=checkpoint.step)
         check_unchanged(config.data, read_json(folder.corpus_path), folder)
@@ -168,7 +171,7 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
             material = gather(config, load_tokenizer(folder.tokenizer_path), shape.backbone, progress)
             model = prepared(bare_task_model(shape, material.task), config.scope)
             trainer = _trainer(config, folder, material, model, processes, progress)
-            trainer.resume()
+            trainer.resume(checkpoint.step)
             if processes.is_first:
                 write_text(folder.config_path, toml_text(config), safe=folder.safe())
             return _train(trainer, material, config, progress)
@@ -260,7 +263,7 @@ def _train(trainer: Trainer, material: Material, config: FinetuneConfig, progres
         draw_plots(folder)
     if summary.stopped_early:
         return Result(run=folder.path, summary=summary, step=summary.steps, contenders=(), examples_per_second=rate)
-    best = processes.first_then_rest(lambda: folder.load("best"), lambda: folder.load("best"))
+    best = processes.first_then_rest(*[lambda: folder.load("best", to_use=True)] * 2)
     put_tensors(model, best.model_tensors(), source=best.folder / "model.safetensors")
     predictions = {name: material.predict(model, name) for name in judged(material)}
     contenders = [Contender(name=THIS, note=_origin(config), splits=said(material, predictions))]

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from minillm.checkpoint.native import put_tensors, tensors_of
@@ -37,6 +36,7 @@ from minillm.tokenizer.base import Tokenizer, load_tokenizer
 from minillm.tokenizer.config import TokenizerConfig
 from minillm.tokenizer.training import train_tokenizer
 from minillm.training.failures import size_explained
+from minillm.training.random_state import seed_random
 
 HEAD, POOLER = "lm_head.", "pooler."
 
@@ -83,7 +83,7 @@ def open_source(folder: Path, *, random: bool) -> Source:
         InputError: not a run folder, a damaged one, or one without a tokenizer.
     """
     run = RunFolder(folder)
-    checkpoint = run.load("best")
+    checkpoint = run.load("best", to_use=True)
     tokenizer, path = load_tokenizer(run.tokenizer_path), str(checkpoint.folder / "config.json")
     if "backbone" in checkpoint.model_config:
         shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
@@ -119,7 +119,7 @@ def initial_model(config: FinetuneConfig, task: Task, source: Source) -> TaskMod
         InputError: weights that do not fit, a head that does not fit the backbone, or a model without the output weight
             that the task needs.
     """
-    torch.manual_seed(config.train.seed)
+    seed_random(config.train.seed)
     shape = backbone_config(config.backbone.applied(source.model), task, source.name)
     whole = TaskModelConfig(task=task.facts, text=config.text, backbone=shape, head=config.head, adapter=config.adapter)
     model = bare_task_model(whole, task)

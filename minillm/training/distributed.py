@@ -155,13 +155,13 @@ class Processes:
             dist.all_reduce(value)
         return value
 
-    def any(self, asked: bool) -> bool:
-        """Return whether any process asks."""
+    def largest(self, number: int) -> int:
+        """Return the largest of the numbers that the processes have."""
         if not self.gathers:
-            return asked
-        flag = torch.tensor([int(asked)])  # on the CPU, where gloo sums it: no device is waited for
-        dist.all_reduce(flag)
-        return bool(flag)
+            return number
+        found = torch.tensor([number])  # on the CPU, where gloo compares them: no device is waited for
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
 
     def lay_out(self, model: nn.Module) -> None:
         """Lay a model over the processes by the configured strategy, in place, and set `layout`.

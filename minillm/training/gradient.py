@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from minillm.checkpoint.sharded import is_sharded
+from minillm.checkpoint.sharded import whole
 from minillm.data.batch import Batch, has_target
 from minillm.objectives.loss import Loss
 from minillm.training.distributed import Processes
@@ -110,7 +110,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    norm = norm.full_tensor() if is_sharded(norm) else norm  # pyright: ignore[reportAttributeAccessIssue]
+    norm = whole(norm)
     if limit > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm

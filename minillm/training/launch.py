@@ -9,13 +9,14 @@ import functools
 import itertools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 
+from minillm.checkpoint.beginning import beginning, draft_of
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.errors import InputError
 from minillm.training.distributed import Processes
@@ -36,6 +37,11 @@ def goes_on(folder: RunFolder, overwrite: bool) -> bool:
             f"stood in {folder} from this one; remove the folder, or choose another --out"
         )
     return is_restarted() and bool(folder.steps())
+
+
+def began(folder: RunFolder, overwrite: bool, processes: Processes) -> AbstractContextManager[RunFolder]:
+    """Return the block in which a new run's folder is made; the first process makes it, the others find its draft."""
+    return beginning(folder, overwrite) if processes.is_first else nullcontext(draft_of(folder))
 
 
 def placed(device: torch.device) -> torch.device:

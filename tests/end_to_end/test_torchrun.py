@@ -108,7 +108,7 @@ def test_ctrl_c_in_one_process_stops_all_of_them_after_the_same_step(text, tmp_p
         wait_for(out / "checkpoints" / "step-000005")
         os.kill(workers(run.pid)[1], signal.SIGINT)
         _, err = run.communicate(timeout=60)
-    assert run.returncode == 0, err
+    assert run.returncode != 0, "the processes end with the status of their signal"
     assert err.count("stopped after step") == 1 and f"go on with: minillm pretrain --resume {out}" in err
 
 

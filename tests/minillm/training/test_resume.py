@@ -5,11 +5,12 @@ import shutil
 import pytest
 import torch
 
+from minillm.checkpoint.manifest import renew_manifest
 from minillm.checkpoint.native import read_tensors
 from minillm.errors import InputError
 from minillm.training.config import OptimConfig
 
-FILES = ("model.safetensors", "optimiser.safetensors", "state.json", "config.json")
+FILES = ("model.safetensors", "optimiser.safetensors", "state.json", "config.json")  # random.safetensors: see below
 SGD, ADAMW = (
     OptimConfig(name="sgd", learning_rate=0.05, warmup_steps=2),
     OptimConfig(learning_rate=0.02, warmup_steps=2),
@@ -193,6 +194,7 @@ def test_a_counter_that_is_no_number_is_one_clear_line(make_trainer, change):
     trainer.fit()
     path = trainer.folder.folder_of(1) / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    renew_manifest(path.parent)
     with pytest.raises(InputError, match=f"state.json is damaged: {next(iter(change))} is "):
         make_trainer(max_steps=1).resume()
 
