@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from minillm.config import nearest
-from minillm.errors import InputError, Stopped, disk_trouble
+from minillm.errors import InputError, SaidElsewhere, Stopped, disk_trouble
 
 COMMANDS = {  # name -> what it does, in the order in which a newcomer meets them
     "pretrain": "train an encoder or decoder on text; also resumes a run",
@@ -62,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
         _command(argv)
         sys.stdout.flush()  # here, where a failure is answered: at Python's exit it would be status 120
         return 0
+    except SaidElsewhere:
+        return 2
     except InputError as error:
         print(f"minillm: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
