@@ -149,7 +149,7 @@ def put_in_place(module, monkeypatch, tmp_path, source):
             text = text[: text.index("def decodes(")]
         fresh = loaded(each, monkeypatch, tmp_path, text)
         for name in dir(fresh):
-            if name.startswith("attention_") and name.endswith("_kernel"):
+            if name.startswith("_attention_") and name.endswith("_kernel"):
                 for launcher in (fused, decode):
                     if hasattr(launcher, name):
                         monkeypatch.setattr(launcher, name, getattr(fresh, name))

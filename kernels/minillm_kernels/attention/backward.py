@@ -44,7 +44,7 @@ from minillm_kernels.attention.scores import (
 
 
 @triton.jit
-def attention_delta_kernel(
+def _attention_delta_kernel(
     y_ptr,                     # in   (B, T, H, D)
     dy_ptr,                    # in   (B, T, H, D)
     delta_ptr,                 # out  (B, H, T) float32
@@ -71,14 +71,11 @@ def attention_delta_kernel(
 
 @triton.jit
 def _add_queries(
-    dk,                        # (BLOCK_N, BLOCK_D) so far
-    dv,
-    k,                         # (BLOCK_N, BLOCK_D)
-    v,
+    sums,                      # dk and dv (BLOCK_N, BLOCK_D) so far
+    own,                       # k and v (BLOCK_N, BLOCK_D)
     q_rows,                    # pointers (BLOCK_M, BLOCK_D) to query 0
     dy_rows,
-    lse_row,                   # pointers to query 0
-    delta_row,
+    statistics,                # pointers to lse and delta of query 0
     q_strides,                 # in elements
     dy_strides,
     first_key,                 # of the tile
@@ -100,6 +97,9 @@ def _add_queries(
     Tiles of pairs are (keys, queries) here. A query past the last one has lse = inf, so that P = 0. A key past the last
     one has a row of its own, that nobody stores.
     """
+    dk, dv = sums
+    k, v = own
+    lse_row, delta_row = statistics
     j = first_key + tl.arange(0, k.shape[0])[:, None]
     for start in range(begin, end, BLOCK_M):
         q = load_rows(q_rows, q_strides, start, sizes.num_queries, HEAD_DIM, BLOCK_M, BLOCK_D, MASKED)
@@ -130,7 +130,7 @@ def _add_queries(
 
 
 @triton.jit
-def attention_dk_dv_kernel(
+def _attention_dk_dv_kernel(
     q_ptr,                     # in   (B, T, H, D)
     k_ptr,                     # in   (B, S, Hkv, D)
     v_ptr,                     # in   (B, S, Hkv, D)
@@ -171,19 +171,19 @@ def attention_dk_dv_kernel(
         head = key_head * sizes.group + member
         q_rows = row_pointers(q_ptr, q_strides, batch, head, BLOCK_M, BLOCK_D)
         dy_rows = row_pointers(dy_ptr, dy_strides, batch, head, BLOCK_M, BLOCK_D)
-        statistics = (batch.to(tl.int64) * sizes.num_heads + head) * sizes.num_queries
-        lse_row, delta_row = lse_ptr + statistics, delta_ptr + statistics
+        query = (batch.to(tl.int64) * sizes.num_heads + head) * sizes.num_queries
+        statistics = (lse_ptr + query, delta_ptr + query)
         if see.right is not None or see.key_spans is not None:  # else begin = full_begin
             dk, dv = _add_queries(
-                dk, dv, k, v, q_rows, dy_rows, lse_row, delta_row, q_strides, dy_strides, first_key, batch, head,
+                (dk, dv), (k, v), q_rows, dy_rows, statistics, q_strides, dy_strides, first_key, batch, head,
                 see, terms, drop, sizes, begin, tl.minimum(full_begin, end), HEAD_DIM, BLOCK_D, BLOCK_M, MASKED=True,
             )  # fmt: skip
         dk, dv = _add_queries(
-            dk, dv, k, v, q_rows, dy_rows, lse_row, delta_row, q_strides, dy_strides, first_key, batch, head,
+            (dk, dv), (k, v), q_rows, dy_rows, statistics, q_strides, dy_strides, first_key, batch, head,
             see, terms, drop, sizes, full_begin, full_end, HEAD_DIM, BLOCK_D, BLOCK_M, MASKED=False,
         )  # fmt: skip
         dk, dv = _add_queries(
-            dk, dv, k, v, q_rows, dy_rows, lse_row, delta_row, q_strides, dy_strides, first_key, batch, head,
+            (dk, dv), (k, v), q_rows, dy_rows, statistics, q_strides, dy_strides, first_key, batch, head,
             see, terms, drop, sizes, full_end, end, HEAD_DIM, BLOCK_D, BLOCK_M, MASKED=True,
         )  # fmt: skip
 
@@ -198,12 +198,9 @@ def attention_dk_dv_kernel(
 
 @triton.jit
 def _score_gradient(
-    q,                         # (BLOCK_M, BLOCK_D)
-    dy,
+    of_queries,                # q and dy (BLOCK_M, BLOCK_D), lse and delta (BLOCK_M,)
     k,                         # (BLOCK_N, BLOCK_D)
     v,
-    lse,                       # (BLOCK_M,)
-    delta,
     i,                         # (BLOCK_M, 1)
     first_key,                 # of the tile
     batch,
@@ -216,6 +213,7 @@ def _score_gradient(
     MASKED: tl.constexpr,      # whether pairs of this tile may be hidden, or keys missing
 ):  # fmt: skip
     """Return da of (10), and t, for a tile (BLOCK_M, BLOCK_N)."""
+    q, dy, lse, delta = of_queries
     j = first_key + tl.arange(0, k.shape[0])[None, :]
     raw = tl.dot(q, tl.trans(k), input_precision="ieee")
     a, unit, t = score_tile(raw, i, j, batch, head, spans, see, terms, sizes, MASKED)  # pyright: ignore[reportGeneralTypeIssues]
@@ -230,10 +228,7 @@ def _score_gradient(
 @triton.jit
 def _add_keys(
     dq,                        # (BLOCK_M, BLOCK_D) so far
-    q,
-    dy,
-    lse,                       # (BLOCK_M,)
-    delta,
+    own,                       # q and dy (BLOCK_M, BLOCK_D), lse and delta (BLOCK_M,)
     k_rows,                    # pointers (BLOCK_N, BLOCK_D) to key 0
     v_rows,
     k_strides,                 # in elements
@@ -258,7 +253,7 @@ def _add_keys(
         k = load_rows(k_rows, k_strides, start, sizes.num_keys, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
         v = load_rows(v_rows, v_strides, start, sizes.num_keys, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
         draw, t = _score_gradient(
-            q, dy, k, v, lse, delta, i, start, batch, head, spans, see, terms, drop, sizes, MASKED
+            own, k, v, i, start, batch, head, spans, see, terms, drop, sizes, MASKED
         )  # fmt: skip
         if terms.softcap is not None:
             draw *= 1.0 - t * t  # (12)
@@ -267,7 +262,7 @@ def _add_keys(
 
 
 @triton.jit
-def attention_dq_kernel(
+def _attention_dq_kernel(
     q_ptr,                     # in   (B, T, H, D)
     k_ptr,                     # in   (B, S, Hkv, D)
     v_ptr,                     # in   (B, S, Hkv, D)
@@ -311,18 +306,19 @@ def attention_dq_kernel(
     spans = spans_of(i, batch, see, sizes)
     begin, full_begin, full_end, end = key_tiles(first_query, batch, see, sizes, BLOCK_M, BLOCK_N)
 
+    own = (q, dy, lse, delta)
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     if see.left is not None or see.key_start is not None or see.spans is not None:  # else begin = full_begin
         dq = _add_keys(
-            dq, q, dy, lse, delta, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans,
+            dq, own, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans,
             see, terms, drop, sizes, begin, tl.minimum(full_begin, end), HEAD_DIM, BLOCK_D, BLOCK_N, MASKED=True,
         )  # fmt: skip
     dq = _add_keys(
-        dq, q, dy, lse, delta, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans,
+        dq, own, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans,
         see, terms, drop, sizes, full_begin, full_end, HEAD_DIM, BLOCK_D, BLOCK_N, MASKED=False,
     )  # fmt: skip
     dq = _add_keys(
-        dq, q, dy, lse, delta, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans,
+        dq, own, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans,
         see, terms, drop, sizes, full_end, end, HEAD_DIM, BLOCK_D, BLOCK_N, MASKED=True,
     )  # fmt: skip
 
@@ -332,7 +328,7 @@ def attention_dq_kernel(
 
 
 @triton.jit
-def attention_dbias_kernel(
+def _attention_dbias_kernel(
     q_ptr,                     # in   (B, T, H, D)
     k_ptr,                     # in   (B, S, Hkv, D)
     v_ptr,                     # in   (B, S, Hkv, D)
@@ -382,7 +378,7 @@ def attention_dbias_kernel(
         delta = tl.load(delta_ptr + statistics, mask=queries < sizes.num_queries, other=0.0)
         spans = spans_of(i, batch, see, sizes)
         da, _ = _score_gradient(
-            q, dy, k, v, lse, delta, i, first_key, batch, head, spans, see, terms, drop, sizes, MASKED=True
+            (q, dy, lse, delta), k, v, i, first_key, batch, head, spans, see, terms, drop, sizes, MASKED=True
         )  # fmt: skip
         dbias += da  # (11)
     row = dbias_ptr + plane.to(tl.int64) * sizes.num_queries * sizes.num_keys

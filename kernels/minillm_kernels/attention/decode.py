@@ -41,7 +41,7 @@ _MAX_SPLITS = 64
 
 
 @triton.jit
-def attention_decode_kernel(
+def _attention_decode_kernel(
     q_ptr,                     # in   (B, T, H, D)
     k_ptr,                     # in   (B, S, Hkv, D)
     v_ptr,                     # in   (B, S, Hkv, D)
@@ -94,7 +94,7 @@ def attention_decode_kernel(
     w = tl.zeros((BLOCK_M,), tl.float32)
     o = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     m, w, o = online_softmax(
-        m, w, o, q, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans, see, terms, drop, sizes,
+        (m, w, o), q, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans, see, terms, drop, sizes,
         begin, end, HEAD_DIM, BLOCK_D, BLOCK_N, MASKED=True,
     )  # fmt: skip
 
@@ -105,7 +105,7 @@ def attention_decode_kernel(
 
 
 @triton.jit
-def attention_combine_kernel(
+def _attention_combine_kernel(
     part_o_ptr,                # in   (splits, B * Hkv, T * group, D) float32
     part_m_ptr,                # in   (splits, B * Hkv, T * group) float32, in units of log2(e)
     part_w_ptr,                # in   (splits, B * Hkv, T * group) float32
@@ -202,12 +202,12 @@ def decode(  # noqa: PLR0913
         part_o = torch.empty((splits, B * Hkv, rows, D), dtype=torch.float32, device=q.device)
         part_m, part_w = torch.empty((2, splits, B * Hkv, rows), dtype=torch.float32, device=q.device)
         width = configs.padded_width(D)
-        launched(attention_decode_kernel, B * Hkv, splits)(
+        launched(_attention_decode_kernel, B * Hkv, splits)(
             q, k, v, part_o, part_m, part_w, q.stride(), k.stride(), v.stride(), *call, keys,
             HEAD_DIM=D, BLOCK_D=width, BLOCK_M=configs.padded_width(rows), BLOCK_N=launch.block_n,
             num_warps=launch.num_warps, num_stages=launch.num_stages,
         )  # fmt: skip
-        launched(attention_combine_kernel, B * Hkv * rows)(
+        launched(_attention_combine_kernel, B * Hkv * rows)(
             part_o, part_m, part_w, y, call.drop, call.sizes, splits, HEAD_DIM=D, BLOCK_D=width, num_warps=2
         )  # fmt: skip
 

@@ -54,9 +54,7 @@ from minillm_kernels.attention.scores import (
 
 @triton.jit
 def online_softmax(
-    m,                         # (M,) maximum so far
-    w,                         # (M,) sum so far
-    o,                         # (M, BLOCK_D) weighted values so far
+    sums,                      # m (M,), w (M,) and o (M, BLOCK_D) of (16) so far
     q,                         # (M, BLOCK_D)
     k_rows,                    # pointers (BLOCK_N, BLOCK_D) to key 0
     v_rows,
@@ -78,6 +76,7 @@ def online_softmax(
     MASKED: tl.constexpr,      # whether pairs of these tiles may be hidden, or keys missing
 ):  # fmt: skip
     """Return m, w, o after keys begin, ..., end - 1."""
+    m, w, o = sums
     for start in range(begin, end, BLOCK_N):
         k = load_rows(k_rows, k_strides, start, sizes.num_keys, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
         raw = tl.dot(q, tl.trans(k), input_precision="ieee")
@@ -99,7 +98,7 @@ def online_softmax(
 
 
 @triton.jit
-def attention_forward_kernel(
+def _attention_forward_kernel(
     q_ptr,                     # in   (B, T, H, D)
     k_ptr,                     # in   (B, S, Hkv, D)
     v_ptr,                     # in   (B, S, Hkv, D)
@@ -140,15 +139,15 @@ def attention_forward_kernel(
     o = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     if see.left is not None or see.key_start is not None or see.spans is not None:  # else begin = full_begin
         m, w, o = online_softmax(
-            m, w, o, q, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans, see, terms, drop, sizes,
+            (m, w, o), q, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans, see, terms, drop, sizes,
             begin, tl.minimum(full_begin, end), HEAD_DIM, BLOCK_D, BLOCK_N, MASKED=True,
         )  # fmt: skip
     m, w, o = online_softmax(
-        m, w, o, q, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans, see, terms, drop, sizes,
+        (m, w, o), q, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans, see, terms, drop, sizes,
         full_begin, full_end, HEAD_DIM, BLOCK_D, BLOCK_N, MASKED=False,
     )  # fmt: skip
     m, w, o = online_softmax(
-        m, w, o, q, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans, see, terms, drop, sizes,
+        (m, w, o), q, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans, see, terms, drop, sizes,
         full_end, end, HEAD_DIM, BLOCK_D, BLOCK_N, MASKED=True,
     )  # fmt: skip
 

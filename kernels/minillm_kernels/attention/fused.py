@@ -22,13 +22,13 @@ from minillm_kernels import dispatch
 from minillm_kernels.attention import configs, reference
 from minillm_kernels.attention.arguments import call_arguments, launched, tiles
 from minillm_kernels.attention.backward import (
-    attention_dbias_kernel,
-    attention_delta_kernel,
-    attention_dk_dv_kernel,
-    attention_dq_kernel,
+    _attention_dbias_kernel,
+    _attention_delta_kernel,
+    _attention_dk_dv_kernel,
+    _attention_dq_kernel,
 )
 from minillm_kernels.attention.decode import decode, decodes
-from minillm_kernels.attention.forward import attention_forward_kernel
+from minillm_kernels.attention.forward import _attention_forward_kernel
 from minillm_kernels.attention.masks import Masks
 from minillm_kernels.attention.scores import LOG2E
 from minillm_kernels.attention.variants import variants
@@ -103,7 +103,7 @@ def attention_forward(  # noqa: PLR0913
     call = call_arguments(q, k, masks, alibi_slopes, bias, softcap, dropout_p, seed, scale)
 
     def run(launch: configs.Launch) -> None:
-        launched(attention_forward_kernel, cdiv(T, launch.block_m) * B * H)(
+        launched(_attention_forward_kernel, cdiv(T, launch.block_m) * B * H)(
             q, k, v, y, lse, q.stride(), k.stride(), v.stride(), y.stride(), *call, **tiles(launch, D)
         )  # fmt: skip
 
@@ -155,24 +155,24 @@ def attention_backward(  # noqa: PLR0913
 
     def run_dk_dv(launch: configs.Launch) -> None:
         both = [x if one else k.new_empty(k.shape) for x, one in ((dk, wanted[1]), (dv, wanted[2]))]
-        launched(attention_dk_dv_kernel, cdiv(S, launch.block_n) * B * Hkv)(
+        launched(_attention_dk_dv_kernel, cdiv(S, launch.block_n) * B * Hkv)(
             *inputs, *both, *strides, both[0].stride(), *call, **tiles(launch, D)
         )  # fmt: skip
 
     def run_dq(launch: configs.Launch) -> None:
-        launched(attention_dq_kernel, cdiv(T, launch.block_m) * B * H)(
+        launched(_attention_dq_kernel, cdiv(T, launch.block_m) * B * H)(
             *inputs, dq, *strides, dq.stride(), *call, **tiles(launch, D)
         )  # fmt: skip
 
     def run_dbias(launch: configs.Launch) -> None:
         planes_b, planes_h = dbias.shape[:2]
         num_tiles = cdiv(T, launch.block_m) * cdiv(S, launch.block_n)
-        launched(attention_dbias_kernel, num_tiles * planes_b * planes_h)(
+        launched(_attention_dbias_kernel, num_tiles * planes_b * planes_h)(
             *inputs, dbias, *strides, (B // planes_b, H // planes_h), *call, **tiles(launch, D)
         )  # fmt: skip
 
     with torch.cuda.device_of(q):
-        launched(attention_delta_kernel, cdiv(T, configs.DELTA_ROWS) * B * H)(
+        launched(_attention_delta_kernel, cdiv(T, configs.DELTA_ROWS) * B * H)(
             y, dy, delta, y.stride(), dy.stride(), call.sizes,
             HEAD_DIM=D, BLOCK_D=configs.padded_width(D), BLOCK_M=configs.DELTA_ROWS, num_warps=4,
         )  # fmt: skip
