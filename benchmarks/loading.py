@@ -102,7 +102,8 @@ def page(loads: Sequence[Load], head: Mapping[str, Any]) -> str:
     lines = [
         "# Loading a checkpoint of 124 million parameters\n",
         f"On {head['device']} with {head['threads']} threads, PyTorch {head['versions']['torch']}, commit "
-        f"{head['commit']}, {head['date'][:10]}. `python -m benchmarks.loading` made this page.\n",
+        f"{head['commit']}, {head['date'][:10]}. `python -m benchmarks.loading` made this page.",
+        "transformers leaves the weights in the mapped file, from which they are read at their first use.\n",
         "| | seconds | memory, times the weights | loads |",
         "|---|---:|---:|---:|",
     ]
