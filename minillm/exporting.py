@@ -68,7 +68,11 @@ def export_run(
     Raises:
         InputError: as in `export_model`, or no such run.
     """
+    from minillm.finetune.predict import seed_folders
+
     check_free(out, overwrite)
+    if seeds := seed_folders(run):
+        raise InputError(f"{run} holds {len(seeds)} seeds of one run; export one of them, such as {seeds[0]}")
     whole = RunFolder(run).load(checkpoint_name(which)).model_config
     if "backbone" in whole:
         from minillm.exporting_tasks import export_finetuned

@@ -70,7 +70,7 @@ def one_model(run: Path, which: str | int) -> tuple[Finetuned, TaskModel]:
     """
     opened = load_finetuned(run, which)
     if len(opened.models) > 1:
-        raise InputError(f"{run} holds {len(opened.models)} seeds; export one of them, such as {run / 'seed-0'}")
+        raise InputError(f"{run} holds {len(opened.models)} seeds; export one of the runs in it")
     (model,) = opened.models
     return opened, model
 

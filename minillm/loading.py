@@ -41,6 +41,7 @@ class Loaded:
     folder: where it lies.
     step: optimiser steps that the checkpoint was trained for; 0 where the folder does not say.
     origin: what only its Hugging Face folder knew; None: it has none.
+    notes: what of such a folder was left out or is not known, a line each.
     """
 
     model: Encoder | Decoder
@@ -49,6 +50,7 @@ class Loaded:
     folder: Path
     step: int
     origin: Origin | None = None
+    notes: tuple[str, ...] = ()
 
     def require_tokenizer(self) -> Tokenizer:
         """Return the tokenizer.
@@ -144,6 +146,7 @@ def loaded_from(source: ModelFolder, *, device: torch.device | str = "cpu") -> L
         folder=source.path,
         step=0,
         origin=Origin.of(source),
+        notes=source.notes,
     )
 
 

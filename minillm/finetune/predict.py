@@ -181,7 +181,7 @@ def _member(
     config: FinetuneConfig = build(FinetuneConfig, read_toml(run.config_path), source=str(run.config_path))
     settings: TaskConfig = build(TaskConfig, to_table(config.task) | {**changed}, source=str(run.config_path))
     task = TASKS[shape.task.name].from_facts(settings, shape.task)
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten: no one shall notice
+    with torch.random.fork_rng(devices=[]), Undrawn():  # an adapter may draw all the same: no one shall notice
         model = build_task_model(shape, task)
     put_tensors(model, checkpoint.model_tensors(), source=checkpoint.folder / "model.safetensors")
     model.compute_in(choose_compute_dtype(config.train.compute_dtype, device, width=shape.backbone.width).dtype)

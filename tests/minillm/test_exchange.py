@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 
 import pytest
@@ -158,6 +159,49 @@ def test_a_run_of_ours_is_saved_and_loaded(tiny_runs, tmp_path) -> None:
         again = minillm.load(tmp_path / place)
         assert torch.equal(again.model.logits(tokens), loaded.model.logits(tokens))
         assert again.require_tokenizer().encode("Dear Ellen") == loaded.require_tokenizer().encode("Dear Ellen")
+
+
+@pytest.mark.parametrize("theirs", ["bert", "llama"], indirect=True)
+def test_an_imported_model_is_judged_on_a_text(theirs, tmp_path, capsys) -> None:
+    """It has no text of its own, so that one must be named; the folder itself stays as it was."""
+    before = sorted(path.name for path in theirs.iterdir())
+    assert main(["evaluate", str(theirs)]) == 2
+    assert "name a text with --data.input" in capsys.readouterr().err
+    (tmp_path / "text.txt").write_text("abc def ghi\n\n" * 400)
+    assert main(["evaluate", str(theirs), "--data.input", str(tmp_path / "text.txt"), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert abs(figures["loss"] - math.log(len(PIECES))) < 0.5  # it knows nothing
+    assert figures["anchors"]
+    assert sorted(path.name for path in theirs.iterdir()) == before
+
+
+def test_a_regression_has_its_unit_there(theirs, tmp_path, capsys) -> None:
+    """The mean and deviation of the targets are in the exported layer."""
+    import transformers
+
+    rows = [("ab c", 1010.0), ("xyz", 990.0), ("k", 1003.0), ("lm no", 999.0)]
+    table = tmp_path / "numbers.csv"
+    table.write_text("text,label\n" + "".join(f"{text},{number}\n" for text, number in rows))
+    tables = {"train": str(table), "valid": str(table)}
+    tuned(theirs, tables, tmp_path / "run", "--task.name", "regression", "--head.pooling", "pooler")
+    export_run(tmp_path / "run", tmp_path / "out")
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), "--text", "ab c"]) == 0
+    ours = json.loads(capsys.readouterr().out)["value"]
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    ids = torch.tensor([framed(minillm.load(theirs).require_tokenizer(), "ab c", causal=False)])
+    with torch.no_grad():
+        assert float(model(ids).logits) == pytest.approx(ours, abs=1e-2) and 980 < ours < 1020
+    assert model.config.problem_type == "regression"
+
+
+def test_several_seeds_are_exported_one_by_one(theirs, tables, tmp_path, capsys) -> None:
+    """The line names the first of them."""
+    tuned(theirs, tables, tmp_path / "run", "--seeds", "2", "--train.max_steps", "1", "--head.pooling", "pooler")
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 2
+    assert "holds 2 seeds of one run; export one of them, such as" in capsys.readouterr().err
+    first = min(tmp_path.glob("run/seed-*"))
+    assert main(["export", str(first), "--out", str(tmp_path / "out")]) == 0
 
 
 def test_an_import_does_not_replace_a_run(theirs, tiny_runs, tmp_path) -> None:

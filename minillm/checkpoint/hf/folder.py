@@ -312,6 +312,7 @@ def write_folder(
     with files.new_folder(path) as draft:
         for name, part in zip(names, parts, strict=True):
             write_tensors(draft / name, part, named=path / name)
+            (draft / name).chmod(0o644)  # safetensors makes it readable by its owner alone, and a server is another
         for name, content in {**{n: t.encode() for n, t in texts.items()}, **others}.items():
             with files.explained(path / name):
                 (draft / name).write_bytes(content)

@@ -231,6 +231,32 @@ def test_every_setting_of_transformers_is_known(peer, family) -> None:
     assert open_folder(there.folder).notes == ()
 
 
+LLAMA_KEYS = """hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+    rms_norm_eps rope_theta hidden_act max_position_embeddings vocab_size tie_word_embeddings torch_dtype"""
+ENCODER_KEYS = """hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings
+    layer_norm_eps type_vocab_size hidden_act position_embedding_type pad_token_id vocab_size torch_dtype"""
+READ_ELSEWHERE = {  # by llama.cpp's converter, or by text-embeddings-inference
+    "bert": ENCODER_KEYS,
+    "roberta": ENCODER_KEYS,
+    "distilbert": "dim n_layers n_heads hidden_dim activation max_position_embeddings vocab_size pad_token_id",
+    "modernbert": """hidden_size intermediate_size num_hidden_layers num_attention_heads global_attn_every_n_layers
+        local_attention global_rope_theta local_rope_theta norm_eps max_position_embeddings classifier_pooling
+        hidden_activation pad_token_id vocab_size""",
+    "gpt2": "n_ctx n_embd n_head n_layer n_positions layer_norm_epsilon activation_function vocab_size",
+    "llama": LLAMA_KEYS + " attention_bias mlp_bias",
+    "mistral": LLAMA_KEYS + " sliding_window",
+    "qwen3": LLAMA_KEYS + " attention_bias",
+}
+
+
+def test_the_keys_that_other_programs_read_are_there(peer, family, head, tmp_path) -> None:
+    """In the older of their two forms, which all of them take."""
+    export(minillm.load(peer(family, head).folder), tmp_path / "out")
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert not {"architectures", "model_type", *READ_ELSEWHERE[family].split()} - written.keys()
+    assert "rope_parameters" not in written and "dtype" not in written
+
+
 def test_every_setting_of_ours_is_asked_before_a_model_goes_out() -> None:
     """A new setting of ModelConfig must be given a place here: else it would be lost in silence."""
     named = {*PLAIN, "head", "head_bias"}
