@@ -68,7 +68,7 @@ class ModelFolder:
         """Return the tensors by our names, mapped.
 
         Args:
-            shapes: the tensors of the model that they go into, which may be on the meta device.
+            shapes: the tensors of the model that they go into.
         Raises:
             InputError: a tensor that is missing, misshapen or too many.
         """

@@ -215,7 +215,7 @@ REFUSED = [
     ("bert", {"num_attention_heads": 4.0}, "num_attention_heads takes a whole number"),
     ("bert", {"hidden_size": True}, "hidden_size takes a whole number"),
     ("bert", {"hidden_size": 10**12}, "hidden_size takes a whole number"),
-    ("bert", {"vocab_size": 2**31 - 1}, "word_embeddings.weight .2147483647, 32."),
+    ("bert", {"vocab_size": 2**31 - 1}, "word_embeddings.weight .2147483647, 32.|does not fit into memory"),
     ("bert", {"layer_norm_eps": "1e-12"}, "layer_norm_eps takes a number"),
     ("bert", {"layer_norm_eps": float("nan")}, "layer_norm_eps takes a number"),
     ("bert", {"hidden_dropout_prob": 1.5}, "hidden_dropout_prob takes a number in"),
