@@ -256,6 +256,40 @@ def test_full_disk(tmp_path, text, rule, lines):
     assert not list(tmp_path.glob("run/checkpoints/*step-*"))
 
 
+def files_of(run):
+    """Return the content of every file in a folder, hidden ones too, but for the lock."""
+    return {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_overwrite_on_a_full_disk_loses_nothing(runs, tmp_path, text):
+    """The new text does not fit while it is encoded: the old run is there, every byte, and nothing beside it."""
+    shutil.copytree(runs / "decoder", tmp_path / "run")
+    before = files_of(tmp_path / "run")
+    (tmp_path / "long.txt").write_text(text.read_text() * 9)
+    done = in_a_process(
+        "-c",
+        "import resource, signal, sys\n"
+        "from minillm.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
+        "sys.exit(main(['pretrain', *sys.argv[1:]]))",
+        *("--preset", "tiny-decoder", "--data.input", tmp_path / "long.txt", "--tokenizer.kind", "byte"),
+        *("--out", tmp_path / "run", "--overwrite", "--quiet"),
+    )
+    assert done.returncode == 2 and "File too large" in done.stderr, done.stderr
+    assert files_of(tmp_path / "run") == before
+
+
+def test_overwrite_with_a_text_that_is_too_short_loses_nothing(minillm, runs, tmp_path):
+    """A single letter has no next one, which is known only when it is encoded."""
+    shutil.copytree(runs / "decoder", tmp_path / "run")
+    before = files_of(tmp_path / "run")
+    (tmp_path / "short.txt").write_text("a")
+    line = one_line(train(minillm, tmp_path / "short.txt", tmp_path / "run", "--overwrite", tokenizer__kind="byte"))
+    assert "short" in line or "longer" in line, line
+    assert files_of(tmp_path / "run") == before
+
+
 def test_full_disk_on_resume(runs, tmp_path):
     """Going on without room: one line, status 2, and config.toml keeps every byte, so that the run can go on later."""
     shutil.copytree(runs / "decoder", tmp_path / "run")
