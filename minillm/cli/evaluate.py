@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> None:
     folder, progress = RunFolder(arguments.run), Progress(quiet=arguments.json)
     with tempfile.TemporaryDirectory() as scratch, progress.shown():
         held_out = None if arguments.input is None else (arguments.input, Path(scratch))
-        material = gather(loaded.config, folder, loaded.require_tokenizer(), held_out=held_out, progress=progress)
+        tokenizer = loaded.require_tokenizer()
+        material = gather(loaded.config, folder, tokenizer, held_out=held_out, own_hand=False, progress=progress)
         figures = material.evaluate(loaded.model)
         anchors = material.anchors(folder.path / "anchors.json")
     if arguments.json:
