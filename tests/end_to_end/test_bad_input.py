@@ -113,6 +113,34 @@ def test_wrong_words(minillm, words, hint):
     assert hint in one_line(minillm(*words))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "nowhere", "--prompt=--"),
+        ("generate", "nowhere", "--prompt", "a", "--stop=--"),
+        ("fill", "nowhere", "--text=--"),
+    ],
+    ids=" ".join,
+)
+def test_two_dashes_are_no_value(minillm, words):
+    """Also where an option may come several times."""
+    assert f"{words[-1][:-3]} takes a value, got '--'" in one_line(minillm(*words))
+
+
+@pytest.mark.parametrize("option", ["--data.cache", "--out", "--data.input"])
+def test_bytes_that_are_no_text(minillm, text, tmp_path, option):
+    """A name that the shell hands on as bytes which are not UTF-8: config.toml could not hold it."""
+    words = ("pretrain", "--preset", "tiny-decoder", "--data.input", text, "--out", tmp_path / "run")
+    assert "is not UTF-8" in one_line(minillm(*words, option, "caf\udce9"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["train.seed", "train.max_steps", "model.width", "optim.warmup_steps"])
+def test_whole_numbers_beyond_64_bits(minillm, text, tmp_path, name):
+    words = ("pretrain", "--preset", "tiny-decoder", "--data.input", text, "--out", tmp_path / "run")
+    assert f"--{name} takes a whole number below 2**63" in one_line(minillm(*words, f"--{name}", 10**30))
+
+
 def test_prompt_longer_than_the_context(minillm, runs):
     """The prompt's length and the model's context are both named."""
     line = one_line(minillm("generate", runs / "decoder", "--prompt", "the cat sat on the mat " * 20))
