@@ -110,6 +110,11 @@ class Processes:
         return self.rank == 0
 
     @property
+    def shards(self) -> bool:
+        """Whether each process writes its share of a checkpoint."""
+        return self.gathers and self.config.checkpoint == "sharded"
+
+    @property
     def gathers(self) -> bool:
         """Whether there is anything to send."""
         return self._store is not None

@@ -361,7 +361,11 @@ class Trainer:
         self.processes.at("saving")
         self._read()  # weights that are not numbers must never become the newest checkpoint
         self.saver.wait()
-        snapshot = take(self)
+        try:
+            snapshot = take(self)
+        except InputError as error:  # of several processes one could not write its share
+            self._write_failed(error)
+            return
         if not self.processes.is_first:
             return
 

@@ -3,6 +3,7 @@
 In float64 the order of sums is all that differs, and it shows in the fifteenth digit; float32 is held to its rounding.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 TRUTH = 1e-12  # float64: the largest difference allowed between two orders of summation
 EVERY_SIZE = [pytest.param(2, id="2"), pytest.param(4, id="4", marks=pytest.mark.slow)]
 SPREAD = ["ddp", "ddp-masked-muon", "fsdp", "fsdp-masked-muon", "fsdp-recomputed", "fsdp-sgd", "float32-ddp"]
-SPREAD += ["float32-fsdp", "half", "rest"]
+SPREAD += ["float32-fsdp", "half", "rest", "sharded-half", "head-rule"]
 Launch = Callable[[int], Path]
 
 
@@ -104,17 +105,33 @@ def test_what_one_process_saved_several_go_on_with(launch, tmp_path, size):
 
 
 @pytest.mark.parametrize("size", EVERY_SIZE)
-def test_what_several_processes_saved_one_goes_on_with(launch, tmp_path, size):
+@pytest.mark.parametrize("name", ["half", "sharded-half"])
+def test_what_several_processes_saved_one_goes_on_with(launch, tmp_path, name, size):
     place = tmp_path / "again"
-    shutil.copytree(launch(size) / f"half.{size}", place)
+    shutil.copytree(launch(size) / f"{name}.{size}", place)
+    shards = sorted(path.name for path in place.glob("checkpoints/step-000003/optimiser*"))
+    if name == "half":
+        assert shards == ["optimiser.safetensors"]
+    else:
+        assert shards == [f"optimiser.{rank:05d}.safetensors" for rank in range(1, size + 1)]
     assert_same(alone("rest", place), alone("rest", tmp_path / "truth"), TRUTH)
 
 
 @pytest.mark.slow
-def test_what_four_processes_saved_two_go_on_with(launch, tmp_path):
-    shutil.copytree(launch(4) / "half.4", tmp_path / "rest.2")
-    torchrun(2, str(ROOT / "tests/minillm/training/distributed_cases.py"), str(tmp_path), "rest")
-    assert_same(RunFolder(tmp_path / "rest.2"), alone("rest", tmp_path / "truth"), TRUTH)
+@pytest.mark.parametrize("kind", ["", "sharded-"], ids=["whole", "sharded"])
+def test_what_four_processes_saved_two_go_on_with(launch, tmp_path, kind):
+    shutil.copytree(launch(4) / f"{kind}half.4", tmp_path / f"{kind}rest.2")
+    torchrun(2, str(ROOT / "tests/minillm/training/distributed_cases.py"), str(tmp_path), f"{kind}rest")
+    assert_same(RunFolder(tmp_path / f"{kind}rest.2"), alone("rest", tmp_path / "truth"), TRUTH)
+
+
+@pytest.mark.parametrize("size", EVERY_SIZE)
+def test_embedding_and_output_weight_belong_to_the_root_and_stay_whole_until_the_backward_pass(launch, size):
+    found = json.loads((launch(size) / f"head-rule.{size}.json").read_text())
+    assert found["spread"] == sorted(found["all"]), "every weight is to be shared out"
+    assert found["usable"], "an objective multiplies by the output weight after the forward pass"
+    assert found["whole"] == [name for name in found["all"] if not name.startswith("blocks.")]
+    assert any(name.startswith("embeddings.") for name in found["whole"])
 
 
 def processes_of(size: int, **settings: object) -> Processes:
