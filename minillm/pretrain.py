@@ -20,12 +20,14 @@ from typing import Any
 from minillm.anchors import Anchor
 from minillm.checkpoint.beginning import take_place
 from minillm.checkpoint.files import explained, write_text
-from minillm.checkpoint.native import put_tensors
+from minillm.checkpoint.hf.folder import is_model_folder, open_folder
+from minillm.checkpoint.native import put_tensors, tensors_of
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.config import build, override, read_toml, to_table, toml_text
 from minillm.data.corpora import Corpus, open_corpus
 from minillm.errors import InputError
 from minillm.evaluate import Evaluation, compare
+from minillm.loading import load
 from minillm.material import Material, gather, make_objective
 from minillm.model.count import count_parameters, flops_per_token
 from minillm.model.transformer import Decoder, Encoder, build_model
@@ -97,7 +99,8 @@ def pretrain(
         config: all settings; a vocabulary size of 0 becomes the tokenizer's. QUICK=1 in the environment cuts the steps,
             here and in `resume`; see `rehearsal`.
         out: the run folder.
-        init: a run whose weights and tokenizer this one begins with; its architecture takes the place of [model].
+        init: a run, or a Hugging Face folder, whose weights and tokenizer this one begins with; its architecture takes
+            the place of [model].
         overwrite: replace the run that stands in `out`.
         progress: None: say nothing.
     Raises:
@@ -203,6 +206,9 @@ def _beginning(config: PretrainConfig, init: Path | None, progress: Progress) ->
     """
     corpus = open_corpus(config.data.input, valid_fraction=config.data.valid_fraction)
     corpus.num_bytes("valid")  # reads all of it, also where no tokenizer has to
+    if init is not None and is_model_folder(init):
+        opened = load(init)
+        return opened.require_tokenizer(), tensors_of(opened.model)
     if init is not None:
         other = RunFolder(init)
         return load_tokenizer(other.tokenizer_path), other.load("latest", to_use=True).model_tensors()
@@ -219,6 +225,8 @@ def _with_model_of(config: PretrainConfig, init: Path) -> PretrainConfig:
     Raises:
         InputError: the objective does not fit that run's kind of model, or its checkpoint is damaged.
     """
+    if is_model_folder(init):
+        return build(type(config), to_table(config) | {"model": to_table(open_folder(init).model)}, source=str(init))
     checkpoint = RunFolder(init).load("latest", to_use=True)
     table = to_table(config) | {"model": checkpoint.model_config}
     return build(PretrainConfig, table, source=str(checkpoint.folder / "config.json"))

@@ -92,6 +92,8 @@ def _config(arguments: argparse.Namespace) -> tuple[PretrainConfig, str]:
         from minillm.checkpoint.run_folder import RunFolder
 
         run = RunFolder(arguments.init)
+        if not run.config_path.exists() and run.path.is_dir():
+            raise InputError(f"{run} does not say how to train; give CONFIG.toml or --preset NAME beside --init")
         run.check()
         table, source, stem = read_toml(run.config_path), str(run.config_path), f"{run.path.name}-continued"
     names = override_settings(table, arguments, PretrainConfig)

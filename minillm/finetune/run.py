@@ -128,6 +128,8 @@ def _begun(
     config, source, material, model = prepared_run(config, progress)
     with explained(draft.tokenizer_path):
         source.tokenizer.save(draft.tokenizer_path)
+    if source.origin is not None:
+        source.origin.write(draft.path)
     write_text(draft.config_path, toml_text(config))
     write_text(draft.corpus_path, json.dumps(material.card(), indent=1) + "\n")
     return config, source, material, model

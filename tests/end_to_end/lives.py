@@ -1,7 +1,7 @@
 """`minillm` in processes that begin in milliseconds, to be killed: children of one that has imported everything.
 
     python lives.py     a line on standard input, ["pretrain", ...]   -> a line with the child's number
-                        the child ends                                -> a line with its exit status, -9 if it was killed
+                        the child ends                                -> a line with its exit status; killed: -9
 
 Forking is safe here because the parent has no second thread: it imports, and computes nothing.
 """
