@@ -108,7 +108,12 @@ def _written(slots: Mapping[str, Tensor], trainer: Trainer) -> Path:
             place.mkdir()
 
     trainer.processes.first_then_rest(make_room, lambda: None)
-    write_shards(place, slots)
+    try:
+        write_shards(place, slots)
+    except InputError:
+        if trainer.processes.is_first:
+            shutil.rmtree(place, ignore_errors=True)
+        raise
     return place
 
 

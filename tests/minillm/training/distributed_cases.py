@@ -6,6 +6,7 @@ python -m torch.distributed.run --nproc-per-node 2 distributed_cases.py OUT NAME
 import dataclasses
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -48,7 +49,7 @@ class Case:
     train: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float64
-    hold: str | None = None  # what rank 1 does at step 3: "sleep" or "stop" for good, "die", "fail" or "mistake"
+    hold: str | None = None  # what rank 1 does at step 3: "sleep", "stop", "die", "fail", "full" or "mistake"
 
 
 FSDP, HYBRID = {"strategy": "fsdp"}, {"strategy": "hybrid", "shard_size": 2}
@@ -67,6 +68,7 @@ CASES = {
     "float32-fsdp": Case(kind="encoder", optim=MUON, train=BUSY, distributed=FSDP, dtype=torch.float32),
     "hybrid-masked-muon": Case(kind="encoder", optim=MUON, distributed=HYBRID, train=BUSY, model=DROPS),
     **{hold: Case(hold=hold, distributed={"timeout": 2.0}) for hold in ("sleep", "stop", "die", "fail", "mistake")},
+    "full": Case(hold="full", distributed=SHARDED),
     "sharded-half": Case(
         kind="encoder", optim=STEADY, distributed=SHARDED, train=HALVES | {"max_steps": 3}, model=DROPS
     ),
@@ -92,6 +94,8 @@ class Loader:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "fail":
                 raise RuntimeError("a defect")
+            case "full":  # no file of this process may grow past this: writing fails as on a full disk
+                resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
             case "mistake":
                 raise InputError("a mistake")
         generator = torch.Generator().manual_seed(step)

@@ -15,6 +15,7 @@ import distributed_cases
 import pytest
 import torch
 from distributed_cases import CASES, CPU
+from torch.distributed import HashStore
 
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.errors import InputError
@@ -157,6 +158,22 @@ def test_a_batch_that_cannot_be_shared_is_refused():
         processes_of(3).micro_batches(TrainConfig(batch_size=8))
     with pytest.raises(InputError, match="must divide the 6 sequences of each of 2 processes; try 3"):
         processes_of(2).micro_batches(TrainConfig(batch_size=12, micro_batch_size=4))
+
+
+@pytest.mark.parametrize(
+    "train, dtype, words",
+    [
+        pytest.param(TrainConfig(compile=True), torch.float32, "train.compile goes with ddp", id="compile"),
+        pytest.param(TrainConfig(), torch.float16, "float16 goes with ddp", id="float16"),
+    ],
+)
+def test_what_fsdp_cannot_do_is_refused(train, dtype, words):
+    def spread(strategy: str) -> Processes:
+        return Processes(device=CPU, size=2, store=HashStore(), config=DistributedConfig(strategy=strategy))  # pyright: ignore[reportArgumentType]
+
+    spread("ddp").check(train, dtype)
+    with pytest.raises(InputError, match=words):
+        spread("fsdp").check(train, dtype)
 
 
 @pytest.mark.parametrize(
