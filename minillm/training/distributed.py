@@ -189,7 +189,7 @@ class Processes:
         """Return the processes as the strategy groups them."""
         if self.config.strategy == "fsdp":
             return init_device_mesh(self.device.type, (self.size,))
-        group = self.config.shard_size or int(os.environ["LOCAL_WORLD_SIZE"])
+        group = self.config.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
         if self.size % group:
             raise InputError(
                 f"distributed.shard_size ({group}) must divide the number of processes ({self.size}); "

@@ -55,6 +55,7 @@ class Case:
 FSDP, HYBRID = {"strategy": "fsdp"}, {"strategy": "hybrid", "shard_size": 2}
 SHARDED = FSDP | {"checkpoint": "sharded"}
 BUSY = {"micro_batch_size": 1, "ema_decay": 0.9}
+EMA = {"ema_decay": 0.9}
 HALVES = BUSY | {"eval_every": 3}
 DROPS = {"dropout": 0.2, "attention_dropout": 0.1}
 CASES = {
@@ -66,6 +67,10 @@ CASES = {
     "fsdp-sgd": Case(distributed=FSDP, optim=OptimConfig(name="sgd", learning_rate=0.1, warmup_steps=2)),
     "float32-ddp": Case(kind="encoder", optim=MUON, train=BUSY, dtype=torch.float32),
     "float32-fsdp": Case(kind="encoder", optim=MUON, train=BUSY, distributed=FSDP, dtype=torch.float32),
+    "narrow-ddp": Case(distributed={"reduce_dtype": "bfloat16"}, dtype=torch.float32),
+    "narrow-fsdp": Case(
+        distributed=FSDP | {"param_dtype": "bfloat16", "reduce_dtype": "bfloat16"}, dtype=torch.float32, train=EMA
+    ),
     "hybrid-masked-muon": Case(kind="encoder", optim=MUON, distributed=HYBRID, train=BUSY, model=DROPS),
     **{hold: Case(hold=hold, distributed={"timeout": 2.0}) for hold in ("sleep", "stop", "die", "fail", "mistake")},
     "full": Case(hold="full", distributed=SHARDED),

@@ -29,6 +29,7 @@ TRUTH = 1e-12  # float64: the largest difference allowed between two orders of s
 EVERY_SIZE = [pytest.param(2, id="2"), pytest.param(4, id="4", marks=pytest.mark.slow)]
 SPREAD = ["ddp", "ddp-masked-muon", "fsdp", "fsdp-masked-muon", "fsdp-recomputed", "fsdp-sgd", "float32-ddp"]
 SPREAD += ["float32-fsdp", "half", "rest", "sharded-half", "head-rule"]
+SPREAD += ["narrow-ddp", "narrow-fsdp"]
 Launch = Callable[[int], Path]
 
 
@@ -98,6 +99,17 @@ def test_groups_of_shards_take_the_steps_of_one(launch, tmp_path):
 @pytest.mark.parametrize("name", ["float32-ddp", "float32-fsdp"])
 def test_in_float32_they_differ_by_its_rounding(launch, tmp_path, name, size):
     assert_same(RunFolder(launch(size) / f"{name}.{size}"), alone(name, tmp_path / "truth"), 2e-5)
+
+
+@pytest.mark.parametrize("size", EVERY_SIZE)
+@pytest.mark.parametrize("name", ["narrow-ddp", "narrow-fsdp"])
+def test_bfloat16_between_processes_rounds_and_leaves_the_weights_float32(launch, tmp_path, name, size):
+    ours, truth = RunFolder(launch(size) / f"{name}.{size}"), alone(name, tmp_path / "truth")
+    for column in ("loss", "grad_norm"):
+        came, values = (read_columns(run.metrics_path)[column] for run in (ours, truth))
+        assert came == pytest.approx(values, rel=5e-3) and came != pytest.approx(values, rel=1e-6), column
+    for read in ("model_tensors", "optimiser_tensors"):
+        assert {tensor.dtype for tensor in getattr(ours.load(), read)().values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("size", EVERY_SIZE)
