@@ -102,7 +102,7 @@ def load(folder: Path | str, which: str | int = "latest", *, device: torch.devic
     if is_model_folder(Path(folder)):
         return loaded_from(open_folder(Path(folder)), device=device)
     run = RunFolder(folder)
-    checkpoint = run.load(checkpoint_name(which))
+    checkpoint = run.load(checkpoint_name(which), to_use=True)
     tokenizer = load_tokenizer(run.tokenizer_path) if run.tokenizer_path.exists() else None
     model = model_of(checkpoint)
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:

@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,19 +49,20 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def explained(path: Path, safe: str = "") -> Iterator[None]:
+def explained(path: Path, safe: str | Callable[[], str] = "") -> Iterator[None]:
     """Turn a failing write inside the block into an InputError that names `path`.
 
     Args:
         path: the file as the user knows it, also while it is written under a temporary name.
-        safe: what is not lost, such as "checkpoint step-000250 is safe"; it ends the line.
+        safe: what is not lost, such as "checkpoint step-000250 is safe", or what finds out; it ends the line.
     Raises:
         InputError: in place of OSError and SafetensorError.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {path}: {reason(error)}" + (f"; {safe}" if safe else "")) from error
+        known = safe if isinstance(safe, str) else safe()
+        raise InputError(f"cannot write {path}: {reason(error)}" + (f"; {known}" if known else "")) from error
 
 
 def sync_file(path: Path) -> None:
@@ -81,6 +82,46 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def forget_cached(path: Path) -> None:
+    """Ask the system to drop a file that is on the disk from its memory, so that reading it back reads the disk."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write all of `content`: the system may take less than it is given at once."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file, flush it to the disk and read it back.
+
+    Args:
+        path: in a folder that exists; a file that stands there is written over, so write beside its place.
+        content: all of it.
+    Raises:
+        OSError: it cannot be written, or what is read back differs from what was written.
+
+    Cost: one flush, and the file's size read.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        write_all(descriptor, content)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    forget_cached(path)
+    if path.read_bytes() != content:
+        raise OSError(errno.EIO, "what is on the disk differs from what was written")
+
+
 def write_bytes(path: Path, content: bytes, *, safe: str = "") -> None:
     """Replace the content of `path` in one step that survives a crash.
 
@@ -94,10 +135,7 @@ def write_bytes(path: Path, content: bytes, *, safe: str = "") -> None:
     draft = path.with_name(f"{WRITING}{path.name}")
     with explained(path, safe):
         try:
-            with draft.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            write_new(draft, content)
             os.replace(draft, path)
             sync_folder(path.parent)
         finally:

@@ -5,6 +5,7 @@ Read next: `run_folder.py`.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,21 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minillm.checkpoint.files import explained, reason
+from minillm.checkpoint.files import explained, forget_cached, reason, sync_file
+from minillm.checkpoint.sharded import spread_like
 from minillm.errors import InputError
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters and persistent buffers by name, each tensor once: a tied one under its first name."""
-    found: dict[str, Tensor] = {}
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    for name, tensor in model.state_dict().items():
-        place = (tensor.data_ptr(), tuple(tensor.shape))
-        if tensor.numel() and place in seen:
-            continue
-        seen.add(place)
-        found[name] = tensor
-    return found
+    once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in once}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, named: Path | None = None, safe: str = "") -> None:
@@ -39,11 +34,29 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, named: Path | No
         named: the file as the user knows it, for the error's text; None: `path`.
         safe: what is not lost if this fails.
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or what is read back differs from the tensors.
+
+    Cost: the file's size written, one flush, and the same size read.
     """
+    given = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with explained(named or path, safe):
         # one metadata key only: safetensors keeps metadata in a hash map, and two keys could come in either order
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, path, metadata={"format": "pt"})
+        save_file(given, path, metadata={"format": "pt"})
+        sync_file(path)
+        forget_cached(path)
+        try:
+            back = load_file(path)
+        except SafetensorError as error:  # such as a write that was cut short and said nothing
+            raise OSError(errno.EIO, "what is on the disk is no whole safetensors file") from error
+        if back.keys() != given.keys() or not all(_same_bits(back[name], given[name]) for name in given):
+            raise OSError(errno.EIO, "what is on the disk differs from what was written")
+
+
+def _same_bits(one: Tensor, two: Tensor) -> bool:
+    """Return whether two tensors on the CPU are the same bit for bit, NaN and signed zero included."""
+    if one.dtype != two.dtype or one.shape != two.shape:
+        return False
+    return torch.equal(one.reshape(-1).view(torch.uint8), two.reshape(-1).view(torch.uint8))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -85,7 +98,7 @@ def put_by_name(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, sou
             raise misfit(source, name, asked=None, came=tensor)
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(spread_like(tensors[name], tensor))
 
 
 def misfit(source: Path | str, name: str, *, asked: Tensor | None, came: Tensor | None) -> InputError:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from minillm.config import nearest
-from minillm.errors import InputError, disk_trouble
+from minillm.errors import InputError, SaidElsewhere, Stopped, disk_trouble
 
 COMMANDS = {  # name -> what it does, in the order in which a newcomer meets them
     "pretrain": "train an encoder or decoder on text; also resumes a run",
@@ -23,7 +23,7 @@ COMMANDS = {  # name -> what it does, in the order in which a newcomer meets the
     "evaluate": "loss, perplexity, bits per byte or masked accuracy on held-out text, beside the anchors",
     "finetune": "teach a pretrained model a task from a table of labelled texts",
     "predict": "say which label a text has, with a fine-tuned model",
-    "explain": "say which pieces of a text made a fine-tuned model answer so",
+    "explain": "say which pieces of a text made a fine-tuned model answer so, or what each token attends to",
     "import": "make a run of a Hugging Face model folder",
     "export": "write a run's model as a Hugging Face folder",
     "data": "prepare a corpus as token shards, or show what it holds",
@@ -51,7 +51,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command and return the exit status: 0 done, 2 the input is wrong, 130 interrupted.
+    """Run one command and return the exit status: 0 done, 2 the input is wrong, 130 or 143 stopped by a signal.
 
     Args:
         argv: the words after `minillm`.
@@ -62,9 +62,13 @@ def main(argv: Sequence[str]) -> int:
         _command(argv)
         sys.stdout.flush()  # here, where a failure is answered: at Python's exit it would be status 120
         return 0
+    except SaidElsewhere:
+        return 2
     except InputError as error:
         print(f"minillm: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Stopped as stop:  # all is said already
+        return stop.status
     except BrokenPipeError:  # the reader went away (`| head`): nothing is wrong
         _settle(sys.stdout)
         _settle(sys.stderr)

@@ -12,8 +12,9 @@ from typing import Any
 
 from minillm.cli.arguments import Parser, add_settings, override_settings, print_json, say
 from minillm.config import build, read_toml
-from minillm.errors import InputError
+from minillm.errors import InputError, Stopped
 from minillm.pretrain_config import PretrainConfig, preset_names, preset_table
+from minillm.training.distributed_config import is_first
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     from minillm import pretrain  # imports torch: after the words were found right
     from minillm.training.progress import Progress
 
-    progress = Progress(quiet=arguments.quiet)
+    progress = Progress(quiet=arguments.quiet or not is_first())
     if arguments.resume is not None:
         overrides: dict[str, Any] = {}
         override_settings(overrides, arguments, PretrainConfig)
@@ -52,10 +53,11 @@ def main(argv: Sequence[str]) -> None:
             overwrite=arguments.overwrite,
             progress=progress,
         )
-    if arguments.json:
+    if arguments.json and is_first():
         print_json(result.json())
-        return
-    if not arguments.quiet:
+    if result.summary.signal is not None:
+        raise Stopped(128 + result.summary.signal)
+    if not arguments.json and not arguments.quiet and is_first():
         say(_next_command(result))
 
 

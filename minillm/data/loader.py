@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from minillm.data.batch import IGNORED, Batch
-from minillm.data.sampler import mix, permuted
+from minillm.data.sampler import mix, named, permuted
 from minillm.data.shards import TokenStore
 from minillm.errors import InputError
 
@@ -79,6 +79,16 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """Return this rank's rows of an optimiser step, counted from 0."""
+        _, starts, stops = self._rows_of(step)
+        return self._rows(starts, stops, mix(self.seed, BATCH, step, self.rank))
+
+    def where(self, step: int) -> str:
+        """Return, for a message, from which places of the token file the rows of a step come."""
+        epochs, starts, _ = self._rows_of(step)
+        return f"epoch {named(np.unique(epochs))}, its rows begin at tokens {named(starts)} of the training split"
+
+    def _rows_of(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return (epoch, start, stop) of this rank's rows of a step, each (B,)."""
         rows = self.batch_size // self.world
         first = step * self.batch_size + self.rank * rows
         sample = np.arange(first, first + rows)  # (B,)
@@ -89,7 +99,7 @@ class Loader:
             here = epoch == number
             window = permuted(place[here], self.num_windows, mix(self.seed, ORDER, number))
             starts[here], stops[here] = self._spans(window, self._phase(number))
-        return self._rows(starts, stops, mix(self.seed, BATCH, step, self.rank))
+        return epoch, starts, stops
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield all text once, `batch_size` rows at a time; the last batch may have fewer.

@@ -63,6 +63,16 @@ def permuted(places: NDArray[np.int64], count: int, key: int) -> NDArray[np.int6
     return out.astype(np.int64)
 
 
+def named(numbers: NDArray[np.int64], most: int = 8) -> str:
+    """Return numbers as a message names them, the first few and how many there are.
+
+    >>> named(np.arange(3)), named(np.arange(1000, 2000), most=2)
+    ('0, 1, 2', '1000, 1001, ... (1000 in all)')
+    """
+    rest = f", ... ({len(numbers)} in all)" if len(numbers) > most else ""
+    return ", ".join(map(str, numbers[:most].tolist())) + rest
+
+
 def _splitmix(state):
     """Return the next output of SplitMix64 for a uint64 or an array of them; wraps around."""
     state = state + np.uint64(0x9E3779B97F4A7C15)

@@ -18,6 +18,7 @@ from minillm.finetune.regularisers.config import RegulariserConfig
 from minillm.finetune.scope_config import ScopeConfig, check_together
 from minillm.model.config import ModelConfig
 from minillm.training.config import OptimConfig, Schedule, TrainConfig
+from minillm.training.distributed_config import DistributedConfig
 
 TaskName = Literal["single_label", "multi_label", "regression", "tagging", "question_answering", "prompt_answer"]
 Pooling = Literal["auto", "cls", "mean", "last", "pooler"]
@@ -249,6 +250,7 @@ class FinetuneConfig:
     augmentation: AugmentationConfig
     train: FinetuneTrainConfig
     optim: FinetuneOptimConfig
+    distributed: DistributedConfig
 
     def __post_init__(self) -> None:
         if self.seeds < 1:

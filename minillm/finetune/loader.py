@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from minillm.data.batch import IGNORED, Batch
-from minillm.data.sampler import mix, permuted
+from minillm.data.sampler import mix, named, permuted
 from minillm.finetune.encoding import Sequences
 
 ORDER, GROUP, BATCH = range(100, 103)  # what a seed is mixed for; other numbers than the pretraining loader's
@@ -65,15 +65,26 @@ class SequenceLoader:
 
     def batch(self, step: int) -> Batch:
         """Return this rank's rows of an optimiser step, counted from 0."""
+        samples = self._samples_of(step)
+        places, seed = self._sequences_of(samples), mix(self.seed, BATCH, step, self.rank)
+        if self.varied is None:
+            return collate(self.sequences, places, pad=self.pad, seed=seed)
+        rows = np.arange(len(samples))
+        return collate(self.varied(places, samples // len(self.sequences)), rows, pad=self.pad, seed=seed)
+
+    def where(self, step: int) -> str:
+        """Return, for a message, which sequences of the training table the rows of a step are."""
+        samples = self._samples_of(step)
+        epochs = np.unique(samples // len(self.sequences))
+        return f"epoch {named(epochs)}, sequences {named(self._sequences_of(samples))} of the training table, from 0"
+
+    def _samples_of(self, step: int) -> NDArray[np.int64]:
+        """Return the samples of the run, (B,), that are this rank's rows of a step."""
         group, place = divmod(step, self.group)
         if group != self._known[0]:
             self._known = group, self._batches_of(group)
         rows = self.batch_size // self.world
-        samples = self._known[1][place][self.rank * rows : (self.rank + 1) * rows]
-        places, seed = self._sequences_of(samples), mix(self.seed, BATCH, step, self.rank)
-        if self.varied is None:
-            return collate(self.sequences, places, pad=self.pad, seed=seed)
-        return collate(self.varied(places, samples // len(self.sequences)), np.arange(rows), pad=self.pad, seed=seed)
+        return self._known[1][place][self.rank * rows : (self.rank + 1) * rows]
 
     def _batches_of(self, group: int) -> NDArray[np.int64]:
         """Return the samples of the run that are in each batch of a group, (M, batch_size)."""

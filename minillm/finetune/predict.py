@@ -173,7 +173,7 @@ def _member(
 
     It computes in the dtype that it was trained and judged in: what it said then it says again.
     """
-    checkpoint = run.load(checkpoint_name(which))
+    checkpoint = run.load(checkpoint_name(which), to_use=True)
     path = str(checkpoint.folder / "config.json")
     if "task" not in checkpoint.model_config:
         raise InputError(f"{run} is a pretraining run and knows no labels; fine-tune it first: minillm finetune {run}")

@@ -29,9 +29,9 @@ from minillm.finetune.run import (
     FROM_RANDOM,
     THIS,
     Result,
-    beginning,
     changed,
     finetune,
+    prepared_run,
     resume,
     table_lines,
     write_calibration,
@@ -222,7 +222,7 @@ def _make_room(out: Path, config: FinetuneConfig, overwrite: bool) -> None:
         raise InputError(
             f"{out} is not empty and holds no seeds: it has {min(strangers or names)}; choose another --out"
         )
-    beginning(config, Progress(quiet=True))
+    prepared_run(config, Progress(quiet=True))
     with explained(out):
         for path in out.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()

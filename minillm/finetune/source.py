@@ -43,6 +43,7 @@ from minillm.tokenizer.base import Tokenizer, load_tokenizer
 from minillm.tokenizer.config import TokenizerConfig
 from minillm.tokenizer.training import train_tokenizer
 from minillm.training.failures import size_explained
+from minillm.training.random_state import seed_random
 
 HEAD, POOLER = "lm_head.", "pooler."
 
@@ -92,7 +93,7 @@ def open_source(folder: Path, *, random: bool) -> Source:
     if is_model_folder(folder):
         return _opened(open_folder(folder), random=random)
     run = RunFolder(folder)
-    checkpoint = run.load("best")
+    checkpoint = run.load("best", to_use=True)
     tokenizer, path = load_tokenizer(run.tokenizer_path), str(checkpoint.folder / "config.json")
     if "backbone" in checkpoint.model_config:
         shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
@@ -180,7 +181,7 @@ def initial_model(config: FinetuneConfig, task: Task, source: Source) -> TaskMod
         InputError: weights that do not fit, a head that does not fit the backbone, or a model without the output weight
             that the task needs.
     """
-    torch.manual_seed(config.train.seed)
+    seed_random(config.train.seed)
     shape = backbone_config(config.backbone.applied(source.model), task, source.name)
     whole = TaskModelConfig(task=task.facts, text=config.text, backbone=shape, head=config.head, adapter=config.adapter)
     model = bare_task_model(whole, task)

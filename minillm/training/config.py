@@ -27,7 +27,13 @@ class TrainConfig:
     max_steps: int = setting(1000, "optimiser steps of the whole run")
     eval_every: int = setting(250, "steps between evaluations; 0: only at the end")
     checkpoint_every: int = setting(250, "steps between checkpoints; 0: only at the end")
-    keep_checkpoints: int = setting(1, "newest checkpoints that are kept, beside the best one")
+    keep_checkpoints: int = setting(1, "newest checkpoints that are kept, beside the best ones")
+    keep_best: int = setting(1, "best checkpoints that are kept, by best_by")
+    keep_every: int = setting(0, "checkpoints of steps that this number divides are kept for good; 0: none are")
+    on_failed_write: Literal["go_on", "stop"] = setting(
+        "go_on",
+        "where the disk refuses a checkpoint or a row amid the run: go_on with a warning and try again, or stop",
+    )
     best_by: str = setting(
         "loss", "figure of the evaluation that is best in the best checkpoint; losses and errors are better lower"
     )
@@ -41,6 +47,15 @@ class TrainConfig:
         "auto",
         "dtype of activations: auto (bfloat16 where this width is faster in it), float32, bfloat16 or float16",
     )
+    on_non_finite: Literal["stop", "skip"] = setting(
+        "stop",
+        "at a loss or gradient that is no finite number: stop, or skip the step (the device is awaited each step)",
+    )
+    max_skips: int = setting(100, "skip: steps that may be left out in the whole run before it stops")
+    max_skips_in_a_row: int = setting(5, "skip: steps that may be left out one after the other before it stops")
+    deterministic: bool = setting(
+        False, "only algorithms that give the same bits again; slower on a GPU, and an op without one is an error"
+    )
     grad_clip: float = setting(1.0, "largest norm of the whole gradient; 0: no clipping")
     checkpoint_activations: bool = setting(
         False, "keep only the inputs of each block and compute it anew for its gradient: less memory, a third more time"
@@ -52,10 +67,10 @@ class TrainConfig:
     threads: int | None = setting(None, "CPU threads of one op; none: PyTorch's own choice")
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_steps", "log_every", "keep_checkpoints"):
+        for name in ("batch_size", "max_steps", "log_every", "keep_checkpoints", "keep_best"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("eval_every", "checkpoint_every", "seed"):
+        for name in ("eval_every", "checkpoint_every", "keep_every", "max_skips", "max_skips_in_a_row", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)}")
         if self.seed >= 2**63:

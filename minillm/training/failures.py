@@ -12,6 +12,7 @@ import torch
 
 from minillm.errors import InputError
 from minillm.training.config import TrainConfig
+from minillm.training.state import RunState
 
 # What PyTorch's CPU allocator says when the system gives it nothing; it raises a bare RuntimeError.
 CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator: not enough memory", "DefaultCPUAllocator: can't allocate memory")
@@ -67,15 +68,26 @@ def out_of_memory(train: TrainConfig, device: torch.device) -> InputError:
     )
 
 
-def not_finite(what: str, step: int, safe: str) -> InputError:
+def not_finite(what: str, step: int, safe: str, *, where: str = "", advice: str = "") -> InputError:
     """Return the error for a loss or gradient that is infinite or not a number.
 
     Args:
         what: "the loss", "the gradient" or "the validation loss".
         step: the optimiser step at which it became so, counted from 1.
         safe: what of the run is on the disk.
+        where: from which places of the text or table the batch came; empty: not known.
+        advice: what to do; empty: the usual.
     """
     return InputError(
-        f"{what} is no longer a finite number at step {step}; "
-        f"lower optim.learning_rate or raise optim.warmup_steps; {safe}"
+        f"{what} is no longer a finite number at step {step}{f' ({where})' if where else ''}; "
+        f"{advice or 'lower optim.learning_rate or raise optim.warmup_steps'}; {safe}"
     )
+
+
+def too_many_skipped(train: TrainConfig, state: RunState) -> str | None:
+    """Return what to do where more steps were skipped than `train` allows; None where they are within bounds."""
+    if state.skipped_in_a_row > train.max_skips_in_a_row:
+        return f"{state.skipped_in_a_row} steps in a row were (train.max_skips_in_a_row is {train.max_skips_in_a_row})"
+    if state.skipped_steps > train.max_skips:
+        return f"{state.skipped_steps} steps of the run were (train.max_skips is {train.max_skips})"
+    return None

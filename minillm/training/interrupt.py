@@ -1,4 +1,4 @@
-"""Ctrl-C during training: the first one asks to stop after the running step, the second one stops at once.
+"""Ctrl-C and SIGTERM during training: the first one asks to stop after the running step, the second one stops at once.
 
 Read next: `failures.py`.
 """
@@ -10,31 +10,38 @@ import threading
 from types import FrameType
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # of Ctrl-C; of kill, a batch system's time limit and a machine's shutdown
+
 
 class Interrupt:
-    """A context in which Ctrl-C (SIGINT) sets `asked` once, instead of raising KeyboardInterrupt amid a step.
+    """A context in which SIGINT or SIGTERM sets `asked` once, instead of ending the process amid a step.
+
+    asked: number of the signal that came; None: none did.
 
     Outside the main thread Python lets nobody set a handler; the context then changes nothing.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._before: Any = None
-        self._installed = False
+        self.asked: int | None = None
+        self._before: dict[int, Any] = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(number, self._before)  # a second Ctrl-C does what it did before
+        self.asked = number
+        self._put_back()  # a second one does what it did before
+
+    def _put_back(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
-            # a handler that C code installed cannot be put back by name: fall back to Python's own
-            self._before = signal.default_int_handler if self._before is None else self._before
-            self._installed = True
+            for number in SIGNALS:
+                handler = signal.signal(number, self._ask)
+                if handler is None:  # C code installed it, and it cannot be put back by name: Python's own instead
+                    handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+                self._before[number] = handler
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, self._before)
-            self._installed = False
+        self._put_back()
+        self._before.clear()

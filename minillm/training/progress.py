@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ PLAIN_EVERY = 5.0  # seconds between two plain lines
 
 
 class Progress:
-    """Shows how far a run is. All of its methods do nothing when it is quiet."""
+    """Shows how far a run is. When it is quiet all of its methods but `warn` do nothing."""
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
         """Prepare; nothing is drawn before `start`.
@@ -71,13 +71,25 @@ class Progress:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, words=words, refresh=True)
         else:
-            print(f"step {step:,}/{self._max_steps:,}  {words}", file=self._stream, flush=True)
+            self._print(f"step {step:,}/{self._max_steps:,}  {words}")
 
     def note(self, text: str) -> None:
         """Print a line that stays, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif not self._quiet:
+            self._print(text)
+
+    def warn(self, text: str) -> None:
+        """Print a line that nobody shall miss, in a quiet run too."""
+        if self._bar is not None:
+            self.note(text)
+        else:
+            self._print(f"minillm: {text}")
+
+    def _print(self, text: str) -> None:
+        """Print a line; a log on a disk that is full must not end the run."""
+        with suppress(OSError):
             print(text, file=self._stream, flush=True)
 
     def share(self, what: str, done: int, total: int) -> None:
@@ -99,7 +111,7 @@ class Progress:
             self._bar.update(self._task, completed=done, refresh=True)
         elif not self._quiet and now - self._shown >= PLAIN_EVERY:
             self._shown = now
-            print(f"{what}  {done / total:.0%}", file=self._stream, flush=True)
+            self._print(f"{what}  {done / total:.0%}")
 
     @contextmanager
     def shown(self) -> Iterator[None]:

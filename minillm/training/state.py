@@ -6,11 +6,17 @@ Read next: `trainer.py`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from minillm.errors import InputError
+
+KINDS: dict[str, Callable[[Any], bool]] = {  # annotation of a counter -> whether a value from JSON is one
+    "int": lambda value: type(value) is int,
+    "float | None": lambda value: value is None or type(value) is float,
+    "list[float]": lambda value: type(value) is list and all(type(item) is float for item in value),
+}
 
 
 @dataclass(kw_only=True)
@@ -24,6 +30,8 @@ class RunState:
     valid_loss: of the last evaluation.
     best_figure: the best value so far of the figure that `train.best_by` names; None: there was none.
     since_best: evaluations after that one.
+    skipped_steps, skipped_in_a_row: steps left out because their numbers were not finite, in all and just now.
+    recent_losses, recent_norms: of the last steps that were read, oldest first; see `deviation.py`.
     """
 
     step: int = 0
@@ -33,6 +41,10 @@ class RunState:
     valid_loss: float | None = None
     best_figure: float | None = None
     since_best: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+    recent_norms: list[float] = field(default_factory=list)
 
     def table(self) -> dict[str, Any]:
         """Return the counters as JSON can hold them; `from_table` turns them back into equal ones."""
@@ -45,11 +57,10 @@ class RunState:
         Raises:
             InputError: a counter is missing or not a number; the text names `source`.
         """
-        for field in dataclasses.fields(cls):
-            value = table.get(field.name, "nothing")
-            whole = field.name in ("step", "tokens", "empty_steps", "since_best")
-            if not (type(value) is int or (not whole and (value is None or type(value) is float))):
-                raise InputError(f"{source} is damaged: {field.name} is {value!r}; use another checkpoint")
+        for name, hint in cls.__annotations__.items():
+            value = table.get(name, "nothing")
+            if not KINDS[hint](value):
+                raise InputError(f"{source} is damaged: {name} is {value!r}; use another checkpoint")
         return cls(**{field.name: table[field.name] for field in dataclasses.fields(cls)})
 
 
@@ -61,7 +72,8 @@ class Summary:
     seconds: of this call, all included.
     tokens_per_second, steps_per_second: of this call's training, evaluation and saving left out.
     train_loss: of the last step whose loss was read; valid_loss: of the last evaluation; nats per target, None: none.
-    stopped_early: by Ctrl-C. out_of_patience: after `train.patience` evaluations without a better one.
+    stopped_early: by Ctrl-C or SIGTERM; signal: the number of the one that came.
+    out_of_patience: after `train.patience` evaluations without a better one.
     """
 
     steps: int
@@ -73,3 +85,4 @@ class Summary:
     valid_loss: float | None
     stopped_early: bool
     out_of_patience: bool
+    signal: int | None = None

@@ -3,6 +3,8 @@
     hooks -> batch of this step -> objective.prepare -> gradient (k micro-batches) -> hooks -> clip -> optimiser
           -> hooks -> running mean of the weights -> now and then: evaluate, log, save
 
+Several processes run it side by side (`distributed.py`); the first one writes.
+
 All that is random comes from `Batch.seed` and the loader, which are pure functions of the step: two runs from one seed
 agree bit for bit on one machine, and so does one that was stopped and resumed. Evaluating, logging and saving change
 nothing of what is learnt.
@@ -12,7 +14,6 @@ Read next: `schedule.py`, `optim.py`, `records.py`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Protocol
@@ -20,29 +21,32 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from minillm.checkpoint.native import put_by_name, put_tensors, tensors_of
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.data.batch import Batch
 from minillm.errors import InputError
-from minillm.training.config import LOWER_IS_BETTER, OptimConfig, TrainConfig
+from minillm.training.config import OptimConfig, TrainConfig
+from minillm.training.determinism import deterministic
+from minillm.training.distributed import Processes
 from minillm.training.ema import EMA
-from minillm.training.failures import memory_explained, not_finite
+from minillm.training.failures import memory_explained, not_finite, too_many_skipped
+from minillm.training.figures import StepFigures
 from minillm.training.gradient import Objective, add_gradient, clip_gradients, targets_in, tokens_in
 from minillm.training.host_memory import keep_freed_memory
 from minillm.training.interrupt import Interrupt
-from minillm.training.optim import make_optimiser, optimiser_tensors, put_optimiser_tensors, set_learning_rate
+from minillm.training.judge import Judge
+from minillm.training.optim import make_optimiser, set_learning_rate
 from minillm.training.precision import make_scaler
 from minillm.training.progress import Progress
-from minillm.training.records import Records
+from minillm.training.records import NoRecords, Records
+from minillm.training.saving import Saver
 from minillm.training.schedule import learning_rate_share
+from minillm.training.snapshot import put, take
 from minillm.training.state import RunState, Summary
 from minillm.training.throughput import Stopwatch, Yardstick, yardstick
 
-ROUNDING = 1e-5  # of a sum of float32 weights, as a share of it
-
 
 class Batches(Protocol):
-    """Where batches come from: a pure function of the step."""
+    """Where batches come from: a pure function of the step. It may have a `where(step)` that says from which places."""
 
     def batch(self, step: int) -> Batch: ...
 
@@ -55,6 +59,7 @@ class Trainer:
     after_step: called with the trainer once per step, when the weights are new. A step without targets calls neither of
         these two.
     ema: the running mean of the weights; None without `train.ema_decay`. See `averaged`.
+    saver: writes the checkpoints, off the training path. judge: evaluates, and knows what was best.
     state: where the run stands; an `after_step` hook finds the running step counted.
     """
 
@@ -75,6 +80,7 @@ class Trainer:
         progress: Progress | None = None,
         resume_command: str | None = None,
         rate_scales: Mapping[str, float] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         """Put the model on its device and make the optimiser. Nothing is read or written before `resume` or `fit`.
 
@@ -88,11 +94,15 @@ class Trainer:
             progress: None: say nothing.
             resume_command: what to tell who pressed Ctrl-C; None: `minillm pretrain --resume` with the folder.
             rate_scales: parameter name -> its share of the peak learning rate; see `optim.make_optimiser`.
+            processes: who trains this model together; None: this process alone.
         Raises:
-            InputError: `train.best_by` names no figure of the evaluation.
+            InputError: `train.best_by` names no figure of the evaluation, or the batch does not go with the processes.
         """
         if train.best_by not in ("loss", *figures):
             raise InputError(f"train.best_by is {train.best_by}; take one of {', '.join(('loss', *figures))}")
+        self.processes = processes or Processes(device=device)
+        self.processes.check(train, compute_dtype)
+        self.micro_batches = self.processes.micro_batches(train)
         if train.threads is not None:
             torch.set_num_threads(train.threads)
         if device.type == "cpu":
@@ -103,7 +113,8 @@ class Trainer:
             self.model.recompute_blocks()
         if train.compile:
             self.model.compile()  # in place: names of parameters stay
-        self.objective, self.loader, self.evaluate, self.figures = objective, loader, evaluate, tuple(figures)
+        self.processes.lay_out(self.model)
+        self.objective, self.loader, self.figures = objective, loader, tuple(figures)
         self.train, self.optim, self.folder = train, optim, folder
         self.device, self.compute_dtype = device, compute_dtype
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -117,39 +128,50 @@ class Trainer:
         self.after_backward: list[Callable[[Trainer], None]] = []
         self.after_step: list[Callable[[Trainer], None]] = []
         self.state = RunState()
-        self._unread: list[tuple[int, float, Tensor]] = []  # (step, its count, its figures still on the device)
-        self._saved_step = -1
+        self.judge = Judge(evaluate, train.best_by)
+        self._figures = StepFigures()
+        self.saver = Saver(self._write_failed)
         self._yardstick: Yardstick | None = None
 
     def fit(self) -> Summary:
-        """Train until `train.max_steps`, the end of `train.patience` or Ctrl-C, and save.
+        """Train until `train.max_steps`, the end of `train.patience`, Ctrl-C or SIGTERM, and save.
 
         Raises:
-            InputError: the loss is no longer finite, memory or disk is full; the text says what of the run is safe.
+            InputError: another process trains in this folder, the loss is no longer finite, memory or disk is full; the
+                text says what of the run is safe.
         """
-        was_training, before = self.model.training, (self.state.tokens, self.state.step)
+        was_training, before, asked = self.model.training, (self.state.tokens, self.state.step), 0
         self.model.train()
         try:
-            rows = Records(self.folder, step=self.state.step, figures=self.figures)
-            with Interrupt() as interrupt, rows as records:
+            with (
+                self.folder.held() if self.processes.is_first else nullcontext(),
+                deterministic(self.train.deterministic),
+                Interrupt() as interrupt,
+                self._records() as records,
+                self.saver,
+            ):
                 self._announce()
                 stopwatch = Stopwatch()
-                while not self._done() and not interrupt.asked:
+                while not self._done() and not (asked := self._asked_to_stop(interrupt)):
+                    self.saver.check()
                     with memory_explained(self.train, self.device):
                         figures = self.take_step()
                         stopwatch.tokens, stopwatch.steps = self.state.tokens - before[0], self.state.step - before[1]
                         self._follow_up(figures, records, stopwatch)
                     self.progress.step(self.state.step)
                 stopped_early = not self._done()
-                if stopped_early and self._saved_step != self.state.step:
-                    self._save(records, best=False)
+                missing = self.processes.is_first and self.saver.wait() != self.state.step
+                if self.processes.largest(missing):  # not asked for, or not written: then once more
+                    self.saver.forget()
+                    self._save(records)
+                self.saver.finish()
         finally:
             self.progress.stop()
             self.model.train(was_training)
         if self.state.empty_steps:
             self.progress.note(f"{self.state.empty_steps:,} steps had no targets and changed nothing")
         if stopped_early:
-            self.progress.note(f"stopped after step {self.state.step:,}, saved; go on with: {self.resume_command}")
+            self.progress.warn(f"stopped after step {self.state.step:,}, saved; go on with: {self.resume_command}")
         return Summary(
             steps=self.state.step,
             tokens=self.state.tokens,
@@ -159,8 +181,14 @@ class Trainer:
             train_loss=self.state.train_loss,
             valid_loss=self.state.valid_loss,
             stopped_early=stopped_early,
+            signal=asked if stopped_early else None,
             out_of_patience=self._out_of_patience(),
         )
+
+    def _asked_to_stop(self, interrupt: Interrupt) -> int:
+        """Return the number of the signal that asked this process, or another one, to stop before the next step."""
+        self.processes.at("beginning", self.state.step + 1)
+        return self.processes.largest(interrupt.asked or 0)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Return a block in which the model has the weights by which it is judged: their means, where there are any."""
@@ -176,7 +204,7 @@ class Trainer:
 
     def _announce(self) -> None:
         """Say what a reader of the log could stumble over, and begin the live line."""
-        if self.flops_per_token is not None:
+        if self.flops_per_token is not None and self.processes.is_first:
             self._yardstick = yardstick(self.device, self.compute_dtype)
             self.progress.note(f"MFU is the share of {self._yardstick.name}")
         if self.state.step >= self.train.max_steps:
@@ -192,8 +220,9 @@ class Trainer:
 
         Returns:
             (3,) float32 on the device: mean loss, gradient norm before clipping, excess of counted targets (see
-            `add_gradient`). None where the batch has no target: then nothing but the step count changes.
+            `add_gradient`). None where the batch has no target or was skipped: then nothing but the counts changes.
         """
+        self.processes.at("preparing the batch")
         for hook in self.before_step:
             hook(self)
         batch = self.objective.prepare(self.loader.batch(self.state.step))
@@ -202,27 +231,45 @@ class Trainer:
         if count == 0:
             self._skip_step()
             return None
-        parts = self.train.micro_batches
+        self.processes.at("computing")
         loss, excess = add_gradient(
-            self.model, self.objective, batch, count=count, micro_batches=parts, device=self.device, scaler=self.scaler
+            self.model,
+            self.objective,
+            batch,
+            count=count,
+            micro_batches=self.micro_batches,
+            device=self.device,
+            scaler=self.scaler,
+            processes=self.processes,
         )
-        norm = self._update_weights()
-        self.state.step += 1
+        norm = self._update_weights(loss)
+        if norm is None:
+            self._skip_broken()
+            return None
+        self.state.step, self.state.skipped_in_a_row = self.state.step + 1, 0
         for hook in self.after_step:
             hook(self)
         if self.ema is not None:
             self.ema.update(self.state.step)
         figures = torch.stack([loss, norm, excess]).float()
-        self._unread.append((self.state.step, count, figures))
+        self._figures.add(self.state.step, count, figures)
         return figures
 
-    def _update_weights(self) -> Tensor:
-        """Turn the gradient that is there into new weights; return its norm before clipping."""
+    def _update_weights(self, loss: Tensor) -> Tensor | None:
+        """Turn the gradient that is there into new weights; return its norm before clipping, None: it was skipped."""
+        self.processes.at("updating")
         if self.scaler is not None:
             self.scaler.unscale_(self.optimiser)
         for hook in self.after_backward:
             hook(self)
         norm = clip_gradients(self.parameters, self.train.grad_clip)
+        if self.train.on_non_finite == "skip":
+            watched = loss if self.scaler is not None else loss + norm  # the scaler's overflows are its daily work
+            if not watched.isfinite():
+                if self.scaler is not None:
+                    self.scaler.update()
+                self.optimiser.zero_grad(set_to_none=True)
+                return None
         set_learning_rate(self.optimiser, learning_rate_share(self.state.step, self.optim, self.train.max_steps))
         if self.scaler is None:
             self.optimiser.step()
@@ -239,7 +286,25 @@ class Trainer:
         if self.state.empty_steps == 1:
             self.progress.note(f"step {self.state.step:,}: the batch has no targets, so nothing was learnt from it")
 
-    def _follow_up(self, figures: Tensor | None, records: Records, stopwatch: Stopwatch) -> None:
+    def _skip_broken(self) -> None:
+        """Count a step whose loss or gradient was not finite, and say where its batch came from."""
+        state = self.state
+        state.step, state.skipped_steps = state.step + 1, state.skipped_steps + 1
+        state.skipped_in_a_row += 1
+        what = "the loss or the gradient"
+        if (reason := too_many_skipped(self.train, state)) is not None:
+            raise not_finite(what, state.step, self.safe(), where=self._where(state.step), advice=reason)
+        self.progress.warn(
+            f"{what} is not a finite number at step {state.step} ({self._where(state.step)}); the step is skipped, "
+            f"{state.skipped_steps} so far"
+        )
+
+    def _where(self, step: int) -> str:
+        """Return from which places the batch of a step came, counted from 1, where the loader knows it."""
+        where = getattr(self.loader, "where", None)
+        return "" if where is None else where(step - 1)
+
+    def _follow_up(self, figures: Tensor | None, records: Records | NoRecords, stopwatch: Stopwatch) -> None:
         """Evaluate, log and save where the step just taken is one for it. None of it changes what is learnt."""
         train, step = self.train, self.state.step
         evaluating = step == train.max_steps or is_due(step, train.eval_every)
@@ -251,63 +316,24 @@ class Trainer:
         valid: Mapping[str, float | None] = {}
         if evaluating:
             with stopwatch.paused():
-                valid = self._evaluate()
+                valid = self.judge.look(self)
         if logging:
             self._log(figures, valid, records, stopwatch)
-        best = evaluating and self.state.since_best == 0
-        if best or saving or self._done():
+        if saving or self._done() or (evaluating and self.state.since_best == 0):
             with stopwatch.paused():
-                self._save(records, best=best)
+                self._save(records)
 
     def _read(self) -> None:
         """Fetch the figures of all steps since the last call, and stop the run where one is not a finite number."""
-        if not self._unread:
-            return
-        values = torch.stack([figures for *_, figures in self._unread]).tolist()
-        for (step, count, _), (loss, norm, excess) in zip(self._unread, values, strict=True):
-            if abs(excess) > (0 if isinstance(count, int) else ROUNDING * count):
-                raise ValueError(
-                    f"step {step}: the objective counted {excess:+g} targets beside those in batch.targets"
-                )
-            if not math.isfinite(loss):
-                raise not_finite("the loss", step, self.folder.safe())
-            if self.scaler is None and not math.isfinite(norm):  # the scaler's overflows are its daily work
-                raise not_finite("the gradient", step, self.folder.safe())
-            self.state.train_loss = loss
-        self._unread.clear()
-
-    def _evaluate(self) -> Mapping[str, float | None]:
-        """Evaluate the weights, or their means, and return the figures; `state.since_best` is 0 where they are best."""
-        self.model.eval()
-        try:
-            with (
-                self.averaged(),
-                torch.no_grad(),
-                torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
-            ):
-                valid = self.evaluate(self.model)
-        finally:
-            self.model.train()
-        loss, figure = valid["loss"], valid[self.train.best_by]
-        if loss is None or not math.isfinite(loss):
-            raise not_finite("the validation loss", self.state.step, self.folder.safe())
-        self.state.valid_loss = float(loss)
-        if figure is not None and self._is_better(figure):
-            self.state.best_figure, self.state.since_best = float(figure), 0
-        else:
-            self.state.since_best += 1
-        return valid
-
-    def _is_better(self, figure: float) -> bool:
-        """Return whether a value of the figure that `train.best_by` names is better than the best one so far."""
-        best = self.state.best_figure
-        return best is None or (figure < best if self.train.best_by in LOWER_IS_BETTER else figure > best)
+        broken = self._figures.read(self.state, scaled=self.scaler is not None)
+        if broken is not None:
+            raise not_finite(*broken, self.safe(), where=self._where(broken[1]))
 
     def _log(
         self,
         figures: Tensor | None,
         valid: Mapping[str, float | None],
-        records: Records,
+        records: Records | NoRecords,
         stopwatch: Stopwatch,
     ) -> None:
         """Write the rows of the step just taken and renew the live line."""
@@ -321,27 +347,52 @@ class Trainer:
             loss=loss,
             learning_rate=learning_rate,
             grad_norm=norm,
+            z=(None, None) if figures is None else self._figures.z,
             valid=valid,
         )
         rate, mfu = stopwatch.lap(), None
         if self._yardstick is not None and self.flops_per_token is not None:
-            mfu = rate * self.flops_per_token / self._yardstick.flops_per_second
+            mfu = rate * self.flops_per_token / (self._yardstick.flops_per_second * self.processes.size)
         records.timing(step=self.state.step, seconds=stopwatch.seconds, tokens_per_second=rate, mfu=mfu)
         self.progress.values(loss=loss, valid_loss=self.state.valid_loss, tokens_per_second=rate)
 
-    def _save(self, records: Records, *, best: bool) -> None:
-        """Write a checkpoint of this moment, from which `resume` goes on as if nothing had happened."""
+    def _save(self, records: Records | NoRecords) -> None:
+        """Begin to write a checkpoint of this moment, from which `resume` goes on as if nothing had happened."""
+        self.processes.at("saving")
         self._read()  # weights that are not numbers must never become the newest checkpoint
-        records.sync()
-        scaler = None if self.scaler is None else self.scaler.state_dict()
-        state = self.state.table() | {"optimiser": self.optim.name, "scaler": scaler, "ema_decay": self.train.ema_decay}
-        tensors, slots = tensors_of(self.model), optimiser_tensors(self.optimiser, self.model)
-        weights = None if self.ema is None else self.ema.weights()
-        tensors |= {} if self.ema is None else self.ema.tensors()
-        config: Any = self.model.config
-        keep = self.train.keep_checkpoints
-        self.folder.save(self.state.step, tensors, config, slots, state, best, unaveraged=weights, keep=keep)
-        self._saved_step = self.state.step
+        self.saver.wait()
+        snapshot = take(self)
+        if not self.processes.is_first:
+            return
+
+        def write() -> None:
+            records.sync()
+            snapshot.write(self.folder, self.train)
+
+        self.saver.begin(snapshot.step, write)
+
+    def _records(self) -> Records | NoRecords:
+        """Return the CSV files of the run, cut back to where it stands; the first process writes them."""
+        if not self.processes.is_first:
+            return NoRecords()
+        return Records(
+            self.folder,
+            step=self.state.step,
+            figures=self.figures,
+            on_failure=self._write_failed,
+            safe=self.safe,
+        )
+
+    def safe(self) -> str:
+        """Return, for an error's text, what of this run is on the disk, the write in flight awaited."""
+        self.saver.wait()
+        return self.folder.safe()
+
+    def _write_failed(self, error: InputError) -> None:
+        """Do what `train.on_failed_write` says about a checkpoint that could not be written amid the run."""
+        if self.train.on_failed_write == "stop":
+            raise error
+        self.progress.warn(f"{error}; training goes on, and the next checkpoint is tried as usual")
 
     def resume(self, which: Literal["latest", "best"] | int = "latest") -> int:
         """Take over weights, optimiser and counters of a checkpoint in the run folder; `fit` then goes on from there.
@@ -351,32 +402,8 @@ class Trainer:
         Raises:
             InputError: there is no checkpoint, it is damaged, or its model or optimiser is another one.
         """
-        checkpoint = self.folder.load(which)
-        folder, state = checkpoint.folder, checkpoint.state
-        checkpoint.check_model(self.model.config)
-        if state.get("optimiser") != self.optim.name:
-            raise InputError(
-                f"{folder / 'state.json'} is of another run: it was saved with {state.get('optimiser')}, optim.name is "
-                f"{self.optim.name}; resume with the optimiser that it was trained with"
-            )
-        if state.get("ema_decay") != self.train.ema_decay:
-            raise InputError(
-                f"{folder / 'state.json'} is of another run: it was saved with train.ema_decay "
-                f"{state.get('ema_decay') or 'none'}, asked for is {self.train.ema_decay or 'none'}; "
-                f"resume with what it was trained with"
-            )
-        tensors, path = checkpoint.model_tensors(), folder / "model.safetensors"
-        put_tensors(self.model, tensors, source=path)
-        if self.ema is not None:
-            weights = self.ema.weights()
-            self.ema.put({name: tensors[name] for name in weights}, source=path)
-            put_by_name(weights, checkpoint.unaveraged_tensors(), source=folder / "unaveraged.safetensors")
-        slots = checkpoint.optimiser_tensors()
-        put_optimiser_tensors(self.optimiser, self.model, slots, source=folder / "optimiser.safetensors")
-        self.state = RunState.from_table(state, source=folder / "state.json")
-        if self.scaler is not None and state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
-        self._saved_step = self.state.step
+        put(self, self.folder.load(which))
+        self.saver.saved_step = self.state.step
         return self.state.step
 
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from small_runs import in_a_process, options
 
+from minillm.checkpoint.manifest import renew_manifest
+
 
 def one_line(outcome):
     """Return the only line of an error, after checking that it is one and that the status is 2."""
@@ -147,6 +149,7 @@ def test_checkpoint_of_another_architecture(minillm, runs, tmp_path):
     shutil.copytree(runs / "decoder", tmp_path / "run")
     for path in tmp_path.glob("run/checkpoints/step-*/config.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"width": 32}))
+        renew_manifest(path.parent)
     line = one_line(minillm("generate", tmp_path / "run", "--prompt", "the"))
     assert "model.safetensors" in line
 
@@ -232,9 +235,11 @@ def test_resume_refuses_another_model(minillm, runs):
     assert "model.width" in line
 
 
-def test_full_disk(tmp_path, text):
-    """A write that fails for want of room: one line, status 2, and what was saved before still loads."""
-    words = ["--preset", "tiny-decoder", "--data.input", text, "--out", tmp_path / "run", "--quiet", *options()]
+@pytest.mark.parametrize("rule, lines", [("stop", 1), ("go_on", 2)])
+def test_full_disk(tmp_path, text, rule, lines):
+    """No room for a checkpoint: status 2 in the end, one line for each of the two, and nothing half-written."""
+    words = ["--train.on_failed_write", rule]
+    words += ["--preset", "tiny-decoder", "--data.input", text, "--out", tmp_path / "run", "--quiet", *options()]
     done = in_a_process(
         "-c",
         "import resource, sys\n"
@@ -246,8 +251,9 @@ def test_full_disk(tmp_path, text):
         *words,
     )
     assert done.returncode == 2, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("minillm: "), done.stderr
-    assert not list(tmp_path.glob("run/checkpoints/step-*"))
+    told = done.stderr.strip().splitlines()
+    assert len(told) == lines and all("model.safetensors: File too large" in line for line in told), done.stderr
+    assert not list(tmp_path.glob("run/checkpoints/*step-*"))
 
 
 def test_full_disk_on_resume(runs, tmp_path):

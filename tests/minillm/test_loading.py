@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import minillm
+from minillm.checkpoint.manifest import renew_manifest, write_manifest
 from minillm.checkpoint.native import read_tensors
 from minillm.errors import InputError
 from minillm.tokenizer.byte import ByteTokenizer
@@ -81,12 +82,24 @@ def test_without_a_configuration(run):
 
 def test_a_larger_tokenizer_of_another_run(run):
     """Ids that the model does not know are refused at once, with both numbers."""
+    for folder in (run / "checkpoints").glob("step-*"):
+        write_manifest(folder, {"tokenizer": None})  # as saved where no tokenizer was
     ByteTokenizer().save(run / "tokenizer")
     minillm.load(run)  # 263 tokens fit into 320
     (run / "tokenizer/tokenizer.toml").write_text(
         'kind = "char"\nalphabet = ' + json.dumps([f"{0x4E00 + i:x}" for i in range(400)])
     )
     with pytest.raises(InputError, match="of another run: it has 407 tokens, the model knows 320"):
+        minillm.load(run)
+
+
+def test_a_foreign_tokenizer_of_the_same_size(run):
+    """It would say other words for the same ids: its digest tells, and which folder is meant."""
+    path = next((run / "tokenizer").glob("*.model"))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"the")] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="tokenizer is of another run, or damaged: .*step-000004 was trained with"):
         minillm.load(run)
 
 
@@ -104,6 +117,7 @@ def test_another_architecture(run, change, hint):
     """config.json and weights that do not go together are named."""
     config = run / "checkpoints/step-000004/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    renew_manifest(config.parent)
     with pytest.raises(InputError, match=hint):
         minillm.load(run)
 

@@ -18,16 +18,21 @@ def names(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("at", ["fsync", "replace", "open"])
-def test_a_file_that_cannot_be_written_keeps_its_old_content(tmp_path, monkeypatch, at):
+@pytest.mark.parametrize(
+    "module, at, content",
+    [(os, "open", "old"), (os, "write", "old"), (os, "fsync", "old"), (os, "replace", "old")]
+    + [(files, "sync_folder", "new")],
+    ids=["open", "write", "fsync", "replace", "flush-of-the-folder"],
+)
+def test_a_file_that_cannot_be_written_keeps_its_old_content(tmp_path, monkeypatch, module, at, content):
     path = tmp_path / "file.txt"
     files.write_text(path, "old")
-    monkeypatch.setattr(os, at, refuse)  # open: the folder's, for its own flush
+    monkeypatch.setattr(module, at, refuse)
     words = "cannot write .*file.txt: No space left on device; free some space; all is safe$"
     with pytest.raises(InputError, match=words):
         files.write_text(path, "new", safe="all is safe")
     monkeypatch.undo()
-    assert path.read_text() == ("new" if at == "open" else "old") and names(tmp_path) == ["file.txt"]
+    assert path.read_text() == content and names(tmp_path) == ["file.txt"]
 
 
 def test_text_is_utf8_with_line_ends_as_they_are(tmp_path):

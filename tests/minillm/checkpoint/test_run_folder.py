@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minillm.checkpoint import files
+from minillm.checkpoint.manifest import renew_manifest
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.config import setting
 from minillm.errors import InputError
@@ -37,7 +38,7 @@ def test_what_is_saved_is_loaded(folder):
     place = save(folder, 250, best=True)
     assert place == folder.path / "checkpoints" / "step-000250"
     assert sorted(path.name for path in place.iterdir()) == [
-        "config.json", "model.safetensors", "optimiser.safetensors", "state.json",
+        "config.json", "manifest.json", "model.safetensors", "optimiser.safetensors", "state.json",
     ]  # fmt: skip
     for which in ("latest", "best", 250):
         checkpoint = folder.load(which)
@@ -136,6 +137,7 @@ class TestAccidents:
     def test_damaged_tables(self, folder, file, content, words):
         path = save(folder, 1) / file
         path.unlink() if content is None else path.write_bytes(content)
+        renew_manifest(path.parent)
         with pytest.raises(InputError, match=f"{file} .*{words}|{file} {words}"):
             folder.load()
 
@@ -164,8 +166,10 @@ class TestCheckModel:
     def test_a_setting_that_it_does_not_know_is_refused_and_one_that_is_newer_is_default(self, folder):
         path = save(folder, 1) / "config.json"
         path.write_text('{"width": 4}')
+        renew_manifest(path.parent)
         folder.load().check_model(Config())
         path.write_text('{"width": 4, "widht": 5}')
+        renew_manifest(path.parent)
         with pytest.raises(InputError, match="unknown key model.widht in .*config.json; did you mean model.width"):
             folder.load().check_model(Config())
 

@@ -163,6 +163,8 @@ def test_saved_and_loaded(ours, family, tmp_path):
         pytest.param(b"[]", id="a list"),
         pytest.param(b"{}", id="no model"),
         pytest.param(b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}', id="no tokens"),
+        pytest.param(b'{"model": {"type": "WordPiece", "vocab": {"[UNK]": -1}, "unk_token": "[UNK]"}}', id="negative"),
+        pytest.param(b'{"model": {"type": "Unigram", "vocab": [["a", -1.0]]}}', id="no unknown token"),
         pytest.param(b'{"model": {"type": "Magic", "vocab": {"[UNK]": 0}}}', id="unknown model"),
         pytest.param(b"\xff\xfe", id="bytes"),
     ],

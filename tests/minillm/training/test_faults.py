@@ -17,11 +17,11 @@ from minillm.training.failures import memory_explained
 from minillm.training.progress import Progress
 
 
-def press_ctrl_c_at(step, times=1):
+def press_ctrl_c_at(step, times=1, number=signal.SIGINT):
     def hook(trainer):
         if trainer.state.step == step:
             for _ in range(times):
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
 
     return hook
 
@@ -41,12 +41,15 @@ class TestInterrupt:
 
     """The first Ctrl-C ends the step, saves and stops; the second stops at once."""
 
-    def test_saves_stops_and_goes_on_bit_for_bit(self, make_trainer, capsys):
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+    @pytest.mark.parametrize("quiet", [False, True], ids=["shown", "quiet"])
+    def test_saves_stops_and_goes_on_bit_for_bit(self, make_trainer, capsys, number, quiet):
         through = make_trainer("through")
         through.fit()
-        first = make_trainer("stopped", progress=Progress())
-        first.after_step.append(press_ctrl_c_at(6))
+        first = make_trainer("stopped", progress=Progress(quiet=quiet))
+        first.after_step.append(press_ctrl_c_at(6, number=number))
         summary = first.fit()
+        assert summary.signal == number
         assert summary.stopped_early and summary.steps == 6 and first.folder.load().step == 6
         told = capsys.readouterr().err
         assert f"stopped after step 6, saved; go on with: minillm pretrain --resume {first.folder}" in told
@@ -204,6 +207,7 @@ class TestFullDisk:
 
         def fill(trainer):
             if trainer.state.step == 5:
+                trainer.saver.wait()
                 limit.__enter__()
 
         limit = file_size_limit(
@@ -211,7 +215,7 @@ class TestFullDisk:
         )  # bytes; metrics.csv and model.safetensors stay below, optimiser.safetensors does not
         trainer.after_step.append(fill)
         try:
-            with pytest.raises(InputError, match="cannot write .*step-000008.optimiser.safetensors: File too") as error:
+            with pytest.raises(InputError, match="cannot write .*step-000012.optimiser.safetensors: File too") as error:
                 trainer.fit()
         finally:
             limit.__exit__(None, None, None)
@@ -224,6 +228,7 @@ class TestFullDisk:
 
         def fill(trainer):
             if trainer.state.step == 5:
+                trainer.saver.wait()
                 limit.__enter__()
 
         limit = file_size_limit(10)
@@ -247,6 +252,7 @@ class TestFullDisk:
 
         def fill(trainer):
             if trainer.state.step == 8:
+                trainer.saver.wait()
                 monkeypatch.setattr(os, at, refuse)
 
         trainer.after_step.append(fill)
@@ -262,5 +268,5 @@ class TestFullDisk:
         trainer.folder.checkpoints.rmdir()
         trainer.folder.metrics_path.unlink(missing_ok=True)
         trainer.folder.path.rmdir()
-        with pytest.raises(InputError, match="cannot write .*metrics.csv: No such file or directory"):
+        with pytest.raises(InputError, match="cannot write .*run.lock: No such file or directory"):
             trainer.fit()

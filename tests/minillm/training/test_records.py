@@ -30,12 +30,13 @@ def row(step, **given):
 def test_rows_come_back(folder):
     with Records(folder, step=0) as records:
         records.metrics(**row(1))
-        records.metrics(**row(2, loss=None, grad_norm=float("inf"), valid={"loss": 2.25}))
+        records.metrics(**row(2, loss=None, grad_norm=float("inf"), z=(3.5, -0.25), valid={"loss": 2.25}))
         records.timing(step=2, seconds=0.12345, tokens_per_second=1234.56, mfu=None)
         records.timing(step=3, seconds=1.0, tokens_per_second=1.0, mfu=0.123456789)
     assert read_columns(folder.metrics_path) == {
         "step": [1, 2], "tokens": [8, 16], "loss": [2.5, None], "learning_rate": [1e-3, 1e-3],
-        "grad_norm": [1.0, float("inf")], "valid_loss": [None, 2.25],
+        "grad_norm": [1.0, float("inf")], "loss_z": [None, 3.5], "grad_norm_z": [None, -0.25],
+        "valid_loss": [None, 2.25],
     }  # fmt: skip
     assert (
         folder.timing_path.read_text()
@@ -66,11 +67,11 @@ HEADER = ",".join(METRICS) + "\n"
 @pytest.mark.parametrize(
     "text, step, kept",
     [
-        pytest.param("1,8,2,1,1,\n2,8,2,1,1,\n3,8,2,1,1,\n", 2, "1,8,2,1,1,\n2,8,2,1,1,\n", id="later-rows"),
-        pytest.param("1,8,2,1,1,\n2,8,2", 2, "1,8,2,1,1,\n", id="half-a-row"),
-        pytest.param("1,8,2,1,1,\n2,8,2,1,1,", 2, "1,8,2,1,1,\n", id="row-without-end"),
-        pytest.param("1,8,2,1,1,\n\x00\x00\n", 2, "1,8,2,1,1,\n", id="zeros-of-a-crash"),
-        pytest.param("1,8,2,1,1,\n", 0, "", id="a-new-run"),
+        pytest.param("1,8,2,1,1,,,\n2,8,2,1,1,,,\n3,8,2,1,1,,,\n", 2, "1,8,2,1,1,,,\n2,8,2,1,1,,,\n", id="later-rows"),
+        pytest.param("1,8,2,1,1,,,\n2,8,2", 2, "1,8,2,1,1,,,\n", id="half-a-row"),
+        pytest.param("1,8,2,1,1,,,\n2,8,2,1,1,,,", 2, "1,8,2,1,1,,,\n", id="row-without-end"),
+        pytest.param("1,8,2,1,1,,,\n\x00\x00\n", 2, "1,8,2,1,1,,,\n", id="zeros-of-a-crash"),
+        pytest.param("1,8,2,1,1,,,\n", 0, "", id="a-new-run"),
         pytest.param("", 5, "", id="no-rows"),
     ],
 )
@@ -85,7 +86,7 @@ def test_cut_of_a_file_that_is_gone(folder):
 
 @pytest.mark.parametrize(
     "text, words",
-    [(HEADER + "one,8,2,1,1,\n", "damaged: could not convert"), (None, "cannot read .*: No such file"), ("", None)],
+    [(HEADER + "one,8,2,1,1,,,\n", "damaged: could not convert"), (None, "cannot read .*: No such file"), ("", None)],
     ids=["words", "missing", "empty"],
 )
 def test_reading_what_is_no_such_table(tmp_path, text, words):

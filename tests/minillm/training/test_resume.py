@@ -1,15 +1,21 @@
 """A run that stopped and was resumed is, bit for bit, the run that never stopped."""
 
+import csv
+import dataclasses
+import random
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
+from minillm.checkpoint.manifest import renew_manifest
 from minillm.checkpoint.native import read_tensors
 from minillm.errors import InputError
 from minillm.training.config import OptimConfig
+from minillm.training.random_state import seed_random
 
-FILES = ("model.safetensors", "optimiser.safetensors", "state.json", "config.json")
+FILES = ("model.safetensors", "optimiser.safetensors", "state.json", "config.json")  # random.safetensors: see below
 SGD, ADAMW = (
     OptimConfig(name="sgd", learning_rate=0.05, warmup_steps=2),
     OptimConfig(learning_rate=0.02, warmup_steps=2),
@@ -193,6 +199,7 @@ def test_a_counter_that_is_no_number_is_one_clear_line(make_trainer, change):
     trainer.fit()
     path = trainer.folder.folder_of(1) / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    renew_manifest(path.parent)
     with pytest.raises(InputError, match=f"state.json is damaged: {next(iter(change))} is "):
         make_trainer(max_steps=1).resume()
 
@@ -220,4 +227,137 @@ def test_run_folder_may_be_moved(make_trainer, tmp_path):
     second = make_trainer("elsewhere")
     second.resume()
     second.fit()
+    assert final_bytes(second) == final_bytes(through)
+
+
+@pytest.mark.parametrize("part", [1, 2], ids=["first-micro-batch", "second-micro-batch"])
+def test_killed_inside_an_accumulation_window(parts, make_trainer, part):
+    """The gradient of half a batch is lost with the process; the resumed run takes the whole step again."""
+
+    class Dies(parts.Objective):
+        steps = 0
+
+        def step(self, model, batch):
+            self.steps += model.training
+            if self.steps == 2 * 6 + part:  # of the seventh step
+                raise Killed
+            return super().step(model, batch)
+
+    through, first = make_trainer("a", micro_batch_size=2), make_trainer("b", micro_batch_size=2, objective=Dies())
+    through.fit()
+    with pytest.raises(Killed):
+        first.fit()
+    second = make_trainer("b", micro_batch_size=2)
+    assert second.resume() == 4
+    second.fit()
+    assert final_bytes(second) == final_bytes(through)
+
+
+def test_killed_inside_an_evaluation(make_trainer):
+    """Of step 8, whose checkpoint would come after it; metrics.csv gets that row once."""
+    through = make_trainer("a", ema_decay=0.7)
+    through.fit()
+    asked = []
+
+    def dies(model):
+        asked.append(model)
+        if len(asked) == 2:
+            raise Killed
+        return through.judge.evaluate(model)
+
+    first = make_trainer("b", ema_decay=0.7, evaluate=dies)
+    with pytest.raises(Killed):
+        first.fit()
+    second = make_trainer("b", ema_decay=0.7)
+    assert second.resume() == 4
+    second.fit()
+    assert final_bytes(second) == final_bytes(through)
+
+
+class DrawsFromEverywhere:
+    """An objective of somebody's own, whose loss is weighed by draws from all the global generators."""
+
+    def __init__(self, objective):
+        self.objective = objective
+
+    def prepare(self, batch):
+        return self.objective.prepare(batch)
+
+    def step(self, model, batch):
+        loss = self.objective.step(model, batch)
+        draws = random.random() + random.gauss() + np.random.rand() + np.random.randn() + torch.rand(()).item()
+        return dataclasses.replace(loss, total=loss.total * (1 + abs(draws)))
+
+
+@pytest.mark.parametrize("killed, resumed", [(5, 4), (11, 8)])
+def test_global_generators_go_on_where_they_were(parts, make_trainer, killed, resumed):
+    """Python's, NumPy's and PyTorch's; an evaluation that draws from all of them moves none."""
+
+    def careless(model):
+        random.random(), np.random.rand(), torch.rand(2)
+        return {"loss": 1.0}
+
+    def make(name, **given):
+        seed_random(3)
+        objective = DrawsFromEverywhere(parts.Objective())
+        return make_trainer(name, objective=objective, evaluate=careless, **given)
+
+    through = make("a", eval_every=0)
+    through.fit()
+    first = make("b", eval_every=2)
+    first.after_step.append(kill_at(killed))
+    with pytest.raises(Killed):
+        first.fit()
+    second = make("b", eval_every=3)
+    seed_random(99)
+    assert second.resume() == resumed
+    second.fit()
+    for file in ("model.safetensors", "optimiser.safetensors", "random.safetensors"):
+        one, two = (run.folder.folder_of(12) / file for run in (second, through))
+        assert one.read_bytes() == two.read_bytes(), file
+
+
+def rows_of(trainer):
+    """Return the rows of metrics.csv by step, without what an evaluation adds, and the number of them."""
+    with trainer.folder.metrics_path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {row.pop("step"): {k: v for k, v in row.items() if k != "valid_loss"} for row in rows}, len(rows)
+
+
+@pytest.mark.parametrize("log_every, eval_every, checkpoint_every", [(1, 3, 5), (5, 0, 3), (3, 1, 0), (2, 2, 2)])
+def test_other_intervals_after_the_resume_change_nothing_that_is_learnt(
+    make_trainer, log_every, eval_every, checkpoint_every
+):
+    """Weights to the bit; every row that both runs have is the same, and no step has two."""
+    through, first = make_trainer("a"), make_trainer("b", log_every=3)
+    through.fit()
+    first.after_step.append(kill_at(7))
+    with pytest.raises(Killed):
+        first.fit()
+    second = make_trainer("b", log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every)
+    assert second.resume() == 4
+    second.fit()
+    for file in ("model.safetensors", "optimiser.safetensors"):
+        one, two = (run.folder.folder_of(12) / file for run in (second, through))
+        assert one.read_bytes() == two.read_bytes(), file
+    (every, _), (some, count) = rows_of(through), rows_of(second)
+    assert len(some) == count and some.keys() <= every.keys() and all(some[step] == every[step] for step in some)
+    due = {step for step in range(5, 13) if step % log_every == 0 or (eval_every and step % eval_every == 0)}
+    assert {int(step) for step in some} == {1, 3, 4} | due | {12}
+
+
+def test_the_scaler_of_float16_goes_on_with_its_scale(make_trainer):
+    """It doubles after every two sound steps, so it is another one at every checkpoint."""
+    through, first = (make_trainer(n, compute_dtype=torch.float16, log_every=4) for n in ("a", "b"))
+    for trainer in (through, first):
+        trainer.scaler.set_growth_interval(2)
+        trainer.scaler._init_scale = 2.0**10
+    first.after_step.append(kill_at(11))
+    through.fit()
+    with pytest.raises(Killed):
+        first.fit()
+    second = make_trainer("b", compute_dtype=torch.float16, log_every=4)
+    assert second.resume() == 8
+    second.fit()
+    assert second.scaler.get_scale() != 2.0**10
     assert final_bytes(second) == final_bytes(through)
