@@ -40,7 +40,7 @@ from minillm.training.failures import size_explained
 from minillm.training.launch import began, goes_on, joined
 from minillm.training.plots import draw_plots
 from minillm.training.precision import choose_compute_dtype, choose_device
-from minillm.training.progress import Progress
+from minillm.training.progress import Mute, Progress
 from minillm.training.random_state import seed_random
 from minillm.training.state import Summary
 from minillm.training.trainer import Trainer
@@ -114,7 +114,7 @@ def pretrain(
     if goes_on(folder, overwrite):
         return resume(out, {}, progress=progress)
     with joined(config.distributed, choose_device(config.train.device)) as processes:
-        progress = progress if processes.is_first else Progress(quiet=True)
+        progress = progress if processes.is_first else Mute()
         with began(folder, overwrite, processes) as draft, progress.shown():
             config, material, model = processes.first_then_rest(
                 lambda: _begun(config, draft, init, progress), lambda: _followed(draft)
@@ -185,10 +185,11 @@ def _resumed(folder: RunFolder, overrides: Mapping[str, Any], progress: Progress
     config: PretrainConfig = build(PretrainConfig, table, source=str(folder.config_path))
     config = rehearsal(config, progress.note, done=done)
     with joined(config.distributed, choose_device(config.train.device)) as processes:
-        progress = progress if processes.is_first else Progress(quiet=True)
+        progress = progress if processes.is_first else Mute()
 
         def load() -> Material:
-            return gather(config, folder, load_tokenizer(folder.tokenizer_path), progress=progress)
+            tokenizer = load_tokenizer(folder.tokenizer_path)
+            return gather(config, folder, tokenizer, own_hand=False, progress=progress)
 
         model, material = _initial_model(config), processes.first_then_rest(load, load)
         trainer = _trainer(config, folder, material, model, processes, progress)

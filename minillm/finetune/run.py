@@ -43,7 +43,7 @@ from minillm.training.gradient import Objective
 from minillm.training.launch import began, goes_on, joined
 from minillm.training.plots import draw_plots
 from minillm.training.precision import choose_compute_dtype, choose_device
-from minillm.training.progress import Progress
+from minillm.training.progress import Mute, Progress
 from minillm.training.state import Summary
 from minillm.training.trainer import Trainer
 
@@ -110,7 +110,7 @@ def finetune(config: FinetuneConfig, out: Path, *, overwrite: bool = False, prog
     if goes_on(folder, overwrite):
         return resume(out, {}, progress=progress)
     with joined(config.distributed, choose_device(config.train.device)) as processes:
-        progress = progress if processes.is_first else Progress(quiet=True)
+        progress = progress if processes.is_first else Mute()
         with began(folder, overwrite, processes) as draft, progress.shown():
             config, _, material, model = processes.first_then_rest(
                 lambda: _begun(config, draft, progress), lambda: prepared_run(config, progress)
@@ -169,7 +169,7 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
         path = str(checkpoint.folder / "config.json")
         shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
         with joined(config.distributed, choose_device(config.train.device)) as processes:
-            progress = progress if processes.is_first else Progress(quiet=True)
+            progress = progress if processes.is_first else Mute()
             material = gather(config, load_tokenizer(folder.tokenizer_path), shape.backbone, progress)
             model = prepared(bare_task_model(shape, material.task), config.scope)
             trainer = _trainer(config, folder, material, model, processes, progress)

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from minillm.checkpoint.hf.family import BACKBONE, TASK_PURPOSES

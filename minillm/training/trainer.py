@@ -36,7 +36,7 @@ from minillm.training.interrupt import Interrupt
 from minillm.training.judge import Judge
 from minillm.training.optim import make_optimiser, set_learning_rate
 from minillm.training.precision import make_scaler
-from minillm.training.progress import Progress
+from minillm.training.progress import Mute, Progress
 from minillm.training.records import NoRecords, Records
 from minillm.training.saving import Saver
 from minillm.training.schedule import learning_rate_share
@@ -121,7 +121,7 @@ class Trainer:
         self.optimiser = make_optimiser(self.model, optim, rate_scales)
         self.scaler = make_scaler(device, compute_dtype)
         self.ema = None if train.ema_decay is None else EMA(self.model, train.ema_decay)
-        self.progress = progress or Progress(quiet=True)
+        self.progress = progress or (Progress(quiet=True) if self.processes.is_first else Mute())
         self.flops_per_token = flops_per_token
         self.resume_command = resume_command or f"minillm pretrain --resume {folder}"
         self.before_step: list[Callable[[Trainer], None]] = []
@@ -163,7 +163,7 @@ class Trainer:
                 missing = self.processes.is_first and self.saver.wait() != self.state.step
                 if self.processes.largest(missing):  # not asked for, or not written: then once more
                     self.saver.forget()
-                    self._save(records)
+                    self.save(records)
                 self.saver.finish()
         finally:
             self.progress.stop()
@@ -321,7 +321,7 @@ class Trainer:
             self._log(figures, valid, records, stopwatch)
         if saving or self._done() or (evaluating and self.state.since_best == 0):
             with stopwatch.paused():
-                self._save(records)
+                self.save(records)
 
     def _read(self) -> None:
         """Fetch the figures of all steps since the last call, and stop the run where one is not a finite number."""
@@ -356,12 +356,16 @@ class Trainer:
         records.timing(step=self.state.step, seconds=stopwatch.seconds, tokens_per_second=rate, mfu=mfu)
         self.progress.values(loss=loss, valid_loss=self.state.valid_loss, tokens_per_second=rate)
 
-    def _save(self, records: Records | NoRecords) -> None:
+    def save(self, records: Records | NoRecords) -> None:
         """Begin to write a checkpoint of this moment, from which `resume` goes on as if nothing had happened."""
         self.processes.at("saving")
         self._read()  # weights that are not numbers must never become the newest checkpoint
         self.saver.wait()
-        snapshot = take(self)
+        try:
+            snapshot = take(self)
+        except InputError as error:  # of several processes one could not write its share
+            self.saver.fail(error)
+            return
         if not self.processes.is_first:
             return
 
