@@ -1,4 +1,4 @@
-# Targets: quickstart, test, test-full, lint, format, bench, setup, clean. Each sets up .venv from the lock first.
+# Targets: quickstart, test, test-full, test-interop, lint, format, bench, setup, clean. Each sets up .venv from the lock first.
 # TORCH_INDEX=URL takes torch from another package index (a plain Linux machine gets the CUDA build, gigabytes).
 # PYTHON=python3.12 chooses the interpreter; the default is the first of python3, python3.11, ... that is 3.11 or newer.
 
@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test test-full lint format bench setup clean
+.PHONY: quickstart test test-full test-interop lint format bench setup clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -32,7 +32,27 @@ test: $(READY)
 	$(BIN)/python -m pytest -q --durations=5
 
 test-full: $(READY)
-	$(BIN)/python -m pytest -q -m 'slow or not slow' --durations=20
+	$(BIN)/python -m pytest -q -m 'not interop' --durations=20
+
+# llama.cpp in an environment and with a lock of its own; its converter runs in the other one. It needs a C++ compiler.
+INTEROP := .venv-interop
+# no pictures, tools, server or threads of OpenMP: less to build
+LLAMA_CPP_OPTIONS := -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_CURL=OFF -DGGML_OPENMP=OFF
+$(INTEROP)/.ready: tests/interop/constraints.txt tests/interop/source.txt | $(READY)
+	rm -rf $(INTEROP)
+	$(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
+		--require-hashes --requirement tests/interop/source.txt --dest $(INTEROP)/source
+	mkdir -p $(INTEROP)/llama_cpp_python
+	tar --extract --gzip --strip-components=1 --file $(INTEROP)/source/llama_cpp_python-*.tar.gz --directory $(INTEROP)/llama_cpp_python
+	@echo "building llama.cpp (about five minutes on two cores)"
+	CMAKE_BUILD_PARALLEL_LEVEL=2 CMAKE_ARGS="$(LLAMA_CPP_OPTIONS)" PIP_CONSTRAINT=tests/interop/constraints.txt \
+		$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check $(INTEROP)/llama_cpp_python
+	@touch $(INTEROP)/.ready
+
+test-interop: $(INTEROP)/.ready
+	$(BIN)/python -m pytest -q -m interop tests/interop
 
 # BENCH holds options, such as BENCH="--quick --only ops". Where PYTHON has what it takes, nothing is installed.
 NEEDED := torch triton numpy matplotlib pytest
@@ -51,4 +71,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-interop .pytest_cache .ruff_cache *.egg-info

@@ -13,9 +13,7 @@ Read next: `minillm/objectives/masking.py`.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kept import apart, read, spread, write
 from benchmarks.machine import commit, header
 from minillm.config import build
 from minillm.errors import InputError
@@ -140,36 +139,22 @@ def page(runs: Sequence[Run], head: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", verdict(rows)]) + "\n"
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-    """Return mean ± sample standard deviation; of one value the value alone.
-
-    >>> spread([1.0, 2.0, 3.0], 2), spread([1234.5], 0)
-    ('2.00 ± 1.00', '1,234')
-    """
-    mean = f"{statistics.mean(values):,.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):,.{digits}f}"
-
-
 def verdict(rows: Sequence[Sequence[Run]]) -> str:
     """Return which one is the best, and which others the seeds do not tell from it.
 
     Two are told apart where their means differ by more than twice the standard error of the difference.
     """
     best, *others = rows
-    names = [f"{group[0].masking} at {group[0].rate:g}" for group in others if not apart(best, group)]
+    names = [f"{group[0].masking} at {group[0].rate:g}" for group in others if not told_apart(best, group)]
     line = f"Lowest loss: {best[0].masking} at {best[0].rate:g}"
     if any(len(group) < 2 for group in rows):
         return f"{line}; one seed does not tell how far apart they are."
     return f"{line}, not told apart by these seeds from {', '.join(names)}." if names else f"{line}, by these seeds."
 
 
-def apart(one: Sequence[Run], other: Sequence[Run]) -> bool:
+def told_apart(one: Sequence[Run], other: Sequence[Run]) -> bool:
     """Return whether the mean losses differ by more than twice the standard error of their difference."""
-    if min(len(one), len(other)) < 2:
-        return False
-    means = [statistics.mean(run.loss for run in group) for group in (one, other)]
-    variances = [statistics.variance(run.loss for run in group) / len(group) for group in (one, other)]
-    return abs(means[0] - means[1]) > 2 * sum(variances) ** 0.5
+    return apart([run.loss for run in one], [run.loss for run in other])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -195,14 +180,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     path, head = given.out / "MASKING.json", header()
 
     def keep(runs: list[Run]) -> None:
-        result = {"header": head, "preset": PRESET, "corpus": CORPUS, "runs": [dataclasses.asdict(run) for run in runs]}
-        beside = path.with_suffix(".json.part")
-        beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        beside.replace(path)
-        path.with_suffix(".md").write_text(page(runs, head), encoding="utf-8")
+        write(path, {"header": head, "preset": PRESET, "corpus": CORPUS}, runs, page(runs, head))
         print(runs[-1], file=sys.stderr, flush=True)
 
-    before = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
     cells = list(itertools.product(given.kinds, given.rates))
     wanted = [(kind, rate, seed) for seed in range(given.seeds) for kind, rate in cells]
     table = preset | {"data": {"input": CORPUS}}
@@ -212,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             def make(masking: str, rate: float, seed: int, steps: int) -> Run:
                 return train(masking, rate, seed, steps, table=table, scratch=Path(scratch))
 
-            complete([Run(**run) for run in before], wanted, given.steps, make, keep)
+            complete([Run(**run) for run in read(path)], wanted, given.steps, make, keep)
     except InputError as error:
         print(f"benchmarks.masking: {error}", file=sys.stderr)
         return 2

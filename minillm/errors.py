@@ -17,6 +17,10 @@ class InputError(ValueError):
     """What the user gave is wrong: the text says what was asked, what came and what to do, in one line."""
 
 
+class SaidElsewhere(InputError):
+    """Another process of the same run ended with this error and has said so; the command line does not repeat it."""
+
+
 class Stopped(Exception):
     """The run was asked to end before its end, and has saved itself; `status` is the exit status that says by whom."""
 

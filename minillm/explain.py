@@ -39,11 +39,11 @@ from minillm.errors import InputError
 from minillm.evaluate import check_finite
 from minillm.finetune.config import TaskFacts
 from minillm.finetune.embedding_output import changed_embeddings
-from minillm.finetune.encoding import Sequences
 from minillm.finetune.predict import Finetuned
 from minillm.finetune.table import text_table
 from minillm.finetune.task_model import TaskModel
-from minillm.tokenizer.base import Specials, Tokenizer
+from minillm.reading import Reading, only_model, reading_of
+from minillm.tokenizer.base import Specials
 
 Method = Literal["integrated_gradients", "gradient_x_input", "occlusion"]
 Score = Callable[[Tensor], Tensor]  # outputs (N, K) -> f, (N,)
@@ -53,19 +53,6 @@ MOST_STEPS = 1024
 TOLERANCE = 0.01  # gap of the sum, as a share of what it should be
 LEAST = 0.1  # of f; the share is taken of this where f hardly moves
 ROWS = 32  # sequences that the model takes at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """One text as a model reads it.
-
-    tokens: (1, T) int64. pieces: (T,) what each stands for, control symbols with their names.
-    inputs: of the model beside the tokens, such as token_types, (1, T) each.
-    """
-
-    tokens: Tensor
-    pieces: tuple[str, ...]
-    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,18 +265,13 @@ def explain(
         InputError: a label that the run does not know, a task without one answer a text, a text in several windows, or
             a run of several seeds.
     """
-    if len(loaded.models) > 1:
-        raise InputError(f"explain looks at one model, and this run holds {len(loaded.models)} seeds; give RUN/seed-N")
-    (model,) = loaded.models
-    facts = loaded.task.facts
+    only_model(loaded)  # a run of several seeds is refused first
+    (model,), facts = loaded.models, loaded.task.facts
     score_of(facts, 0)  # a task that cannot be explained is refused first
     answer = _number(facts, label)
+    reading = reading_of(loaded, text, pair)
     table = text_table([text], None if pair is None else [pair])
-    columns = loaded.columns(table)
-    if facts.pairs != (pair is not None):
-        raise InputError(f"the run reads {'pairs of texts: give' if facts.pairs else 'single texts: leave out'} --pair")
-    reading = read(loaded.task.encode(table, columns, loaded.encoder, labelled=False), loaded.tokenizer, model)
-    said = loaded.predictions(table, columns)
+    said = loaded.predictions(table, loaded.columns(table))
     if answer is None and facts.name != "regression":
         answer = int(said.logits[0].argmax())
     specials, temperature = loaded.tokenizer.specials, float(loaded.calibration.get("temperature", 1.0))
@@ -307,22 +289,6 @@ def explain(
         reading=reading,
         attribution=attribute(question, method),
     )
-
-
-def read(sequences: Sequences, tokenizer: Tokenizer, model: torch.nn.Module) -> Reading:
-    """Return the only sequence of a text, on the model's device.
-
-    Raises:
-        InputError: the text takes several windows.
-    """
-    if len(sequences) > 1:
-        raise InputError(f"explain reads one window, and the text takes {len(sequences)}; give a part of it")
-    device = next(model.parameters()).device
-    tokens = torch.from_numpy(sequences.tokens.astype(np.int64))[None].to(device)
-    inputs = {}
-    if sequences.token_types is not None:
-        inputs["token_types"] = torch.from_numpy(sequences.token_types.astype(np.int64))[None].to(device)
-    return Reading(tokens=tokens, pieces=tuple(map(tokenizer.piece, sequences.tokens.tolist())), inputs=inputs)
 
 
 def _number(facts: TaskFacts, label: str | None) -> int | None:

@@ -1,7 +1,6 @@
-"""Explanations and attention maps for the eye: lines of text, and PNGs.
+"""Explanations for the eye: lines of text, and a PNG.
 
-    attribution.png            the text, each piece on its colour: blue speaks for the answer, red against it
-    attention-layer-00.png     a panel for each head: row i shows what token i looks at
+    attribution.png     the text, each piece on its colour: blue speaks for the answer, red against it
 
 Drawn as the plots of `training/plots.py`, without pyplot.
 
@@ -15,7 +14,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minillm.explain import Explanation
 from minillm.finetune.report_plots import families
@@ -28,8 +26,6 @@ BAR = 20  # characters of the longest bar
 COLUMNS = 84  # characters of a row in the strip
 LINE = 0.34  # inches of a row
 CHARACTER = 0.086  # inches of a character, at 9 points
-NAMED = 48  # tokens; with more, pieces are not written beside a map
-ACROSS = 4  # heads beside each other
 
 
 def attribution_lines(explanation: Explanation) -> list[str]:
@@ -65,33 +61,6 @@ def _check(explanation: Explanation) -> list[str]:
     if found.complete():
         return [line]
     return [line, "the gap is too large for these scores to be believed: more steps did not close it"]
-
-
-def attention_lines(pieces: Sequence[str], maps: dict[int, NDArray], count: int = 3) -> list[str]:
-    """Return for each layer and token what the mean of its heads looks at most.
-
-    Args:
-        maps: layer -> (H, T, S), weights of the keys (last axis) for each query, as `explain.attention_of` gives them.
-        count: pieces that are named for each token.
-    """
-    lines = []
-    for layer, weights in maps.items():
-        keys = key_names(pieces, weights.shape[-1])
-        lines.append(f"layer {layer}, mean of {len(weights)} heads")
-        for token, row in enumerate(weights.mean(axis=0)):
-            order = np.argsort(-row, kind="stable")[:count]
-            seen = ", ".join(f"{visible(keys[key])} {row[key]:.2f}" for key in order if row[key] > 0)
-            lines.append(f"  {visible(pieces[token]):<24} {seen}".rstrip())
-    return lines
-
-
-def key_names(pieces: Sequence[str], count: int) -> list[str]:
-    """Return the names of S keys: those of a learned prefix, where there is one, then the pieces.
-
-    >>> key_names(["a"], 3)
-    ['prefix 0', 'prefix 1', 'a']
-    """
-    return [*(f"prefix {n}" for n in range(count - len(pieces))), *pieces]
 
 
 def visible(piece: str) -> str:
@@ -165,49 +134,3 @@ def laid_out(widths: Sequence[int], columns: int) -> list[tuple[int, int]]:
         places.append((row, column))
         column += width
     return places
-
-
-def attention_figure(title: str, pieces: Sequence[str], weights: NDArray) -> Figure:
-    """Return the figure of a layer: a panel for each head, query tokens down, keys across, colour by weight.
-
-    Args:
-        weights: (H, T, S), each row a distribution over keys.
-    """
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.figure import Figure
-
-    H, T, S = weights.shape
-    across = min(H, ACROSS)
-    down = -(-H // across)
-    named = S <= NAMED
-    side = max(1.8, min(0.16 * S, 5.0)) if named else 2.6  # inches of a panel
-    words = [visible(piece) for piece in key_names(pieces, S)]
-    margin = 0.075 * max(map(width_of, words)) + 0.2 if named else 0.35  # inches of the pieces beside it
-    size = across * (side + 0.15) + margin + 0.9, down * (side * T / S + 0.35) + margin + 0.5
-    figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(title, fontsize=12, color=TEXT, parse_math=False, fontfamily=families())
-    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    colours = LinearSegmentedColormap.from_list("weights", ["#ffffff", TRAIN, "#10243f"])
-    image = None
-    for head, axes in enumerate(panels.flat):
-        if head >= H:
-            axes.set_visible(False)
-            continue
-        image = axes.imshow(weights[head], cmap=colours, vmin=0.0, vmax=1.0)
-        axes.set_title(f"head {head}", fontsize=9, color=TEXT)
-        axes.tick_params(colors=TEXT, labelsize=7, length=0)
-        axes.spines[:].set_color("#999999")
-        if named:
-            style = {"fontfamily": families(), "parse_math": False}
-            axes.set_xticks(range(S), words, rotation=90, **style)
-            axes.set_yticks(range(T), words[S - T :], **style)
-        if head + across >= H:
-            axes.tick_params(labelbottom=True)  # the last panel of a column, also where the row below is not full
-    assert image is not None
-    bar = figure.colorbar(image, ax=panels, shrink=0.6 if down > 1 else 0.9, aspect=30)
-    bar.set_label("attention weight", color=TEXT, fontsize=9)
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-    bar.ax.tick_params(colors=TEXT, labelsize=8)
-    figure.supylabel("query", fontsize=9, color=TEXT)
-    figure.supxlabel("key", fontsize=9, color=TEXT)
-    return figure

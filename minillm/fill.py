@@ -4,9 +4,9 @@ Text can never produce a control symbol, so `fill` splits on "[MASK]" itself and
 
     "The [MASK] sat."  ->  cls The <mask> ▁sat . sep
 
-Pieces of sentencepiece carry the space before them: the mask stands for "▁cat", and the space before [MASK] belongs to
-the hole. It is therefore taken off the text; " [MASK]" and "[MASK]" after a word ask for the same, and the filled text
-shows which of the two the model meant.
+Pieces of sentencepiece, and of GPT-2, carry the space before them: the mask stands for "▁cat", and the space before
+[MASK] belongs to the hole. It is therefore taken off the text; " [MASK]" and "[MASK]" after a word ask for the same,
+and the filled text shows which of the two the model meant.
 
 Read next: `evaluate.py`.
 """
@@ -23,7 +23,6 @@ from minillm.model.transformer import Decoder, Encoder
 from minillm.tokenizer.base import Tokenizer
 
 MASK = "[MASK]"
-CARRY_THE_SPACE = ("bpe", "unigram")  # kinds of tokenizer whose pieces begin with the space before them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +106,7 @@ def tokens_with_holes(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[
     tokens = [] if specials.cls is None else [specials.cls]
     holes = []
     for part in before:
-        if tokenizer.kind in CARRY_THE_SPACE:
+        if tokenizer.carries_the_space:
             part = part.removesuffix(" ")
         tokens += tokenizer.encode(part)
         holes.append(len(tokens))

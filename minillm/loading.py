@@ -1,4 +1,4 @@
-"""From a run folder to a model that can be used: `minillm.load`.
+"""From a run folder, or one of Hugging Face's, to a model that can be used: `minillm.load`.
 
 The file is not called load.py: importing a submodule of that name would hide the function `minillm.load` behind it.
 
@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from minillm.checkpoint.hf.family import TASK_PURPOSES
+from minillm.checkpoint.hf.folder import ModelFolder, is_model_folder, open_folder
+from minillm.checkpoint.hf.origin import Origin
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import Checkpoint, RunFolder
 from minillm.config import build, read_toml
 from minillm.errors import InputError
 from minillm.model.config import ModelConfig
+from minillm.model.init import Undrawn
 from minillm.model.transformer import Decoder, Encoder, build_model
 from minillm.tokenizer.base import Tokenizer, load_tokenizer
+from minillm.tokenizer.hf import import_tokenizer
+from minillm.training.failures import size_explained
 
 if TYPE_CHECKING:
     from minillm.pretrain_config import PretrainConfig
@@ -31,9 +37,11 @@ class Loaded:
 
     model: in evaluation mode, parameters in float32; `model(tokens)` gives hidden states, `model.logits` logits.
     tokenizer: None where the run folder has none; `require_tokenizer` raises instead.
-    config: of the whole run; None where the folder has only checkpoints.
-    folder: the run folder.
-    step: optimiser steps that the checkpoint was trained for.
+    config: of the whole run; None where the folder has only checkpoints, or is of Hugging Face's kind.
+    folder: where it lies.
+    step: optimiser steps that the checkpoint was trained for; 0 where the folder does not say.
+    origin: what only its Hugging Face folder knew; None: it has none.
+    notes: what of such a folder was left out or is not known, a line each.
     """
 
     model: Encoder | Decoder
@@ -41,6 +49,8 @@ class Loaded:
     config: PretrainConfig | None
     folder: Path
     step: int
+    origin: Origin | None = None
+    notes: tuple[str, ...] = ()
 
     def require_tokenizer(self) -> Tokenizer:
         """Return the tokenizer.
@@ -54,20 +64,43 @@ class Loaded:
             )
         return self.tokenizer
 
+    def save(self, folder: Path | str, *, format: Literal["run", "hf"] = "run") -> None:
+        """Write the model, as it now is, with its tokenizer.
+
+        Args:
+            folder: must not be there, or be empty.
+            format: run, which every command takes and `load` reads again; or hf, which transformers reads too.
+        Raises:
+            InputError: something is there, it cannot be written, or the model is none that transformers has.
+        """
+        from minillm.exporting import export_model
+        from minillm.importing import save_run
+
+        if format == "run":
+            save_run(self, Path(folder))
+        elif format == "hf":
+            export_model(self.model, Path(folder), tokenizer=self.tokenizer, origin=self.origin)
+        else:
+            raise InputError(f"save takes the formats run and hf, got {format!r}")
+
 
 def load(folder: Path | str, which: str | int = "latest", *, device: torch.device | str = "cpu") -> Loaded:
-    """Return the model of a run folder with its tokenizer and configuration.
+    """Return the model of a folder with its tokenizer and configuration.
 
     Args:
-        folder: what `--out` named when the run was started.
-        which: "latest", "best" (lowest validation loss) or a step that has a checkpoint, as a number or its digits.
+        folder: what `--out` named when the run was started, or a Hugging Face folder: config.json and safetensors.
+        which: "latest", "best" (lowest validation loss) or a step that has a checkpoint, as a number or its digits; a
+            Hugging Face folder has one state only.
         device: where the model goes.
     Raises:
-        InputError: not a run folder, no such checkpoint, a damaged one, or one of another architecture (the first
-            tensor that differs is named), or a tokenizer with more tokens than the model knows.
+        InputError: neither kind of folder, a model that cannot be built here, no such checkpoint, a damaged one, or one
+            of another architecture (the first tensor that differs is named), or a tokenizer with more tokens than the
+            model knows.
 
     Cost: reads `model.safetensors` once, 4 bytes per parameter; PyTorch's random state is left as it was.
     """
+    if is_model_folder(Path(folder)):
+        return loaded_from(open_folder(Path(folder)), device=device)
     run = RunFolder(folder)
     checkpoint = run.load(checkpoint_name(which), to_use=True)
     tokenizer = load_tokenizer(run.tokenizer_path) if run.tokenizer_path.exists() else None
@@ -83,7 +116,53 @@ def load(folder: Path | str, which: str | int = "latest", *, device: torch.devic
         config=config_of(run),
         folder=run.path,
         step=checkpoint.step,
+        origin=Origin.read(run.path),
     )
+
+
+def loaded_from(source: ModelFolder, *, device: torch.device | str = "cpu") -> Loaded:
+    """Return the model of a Hugging Face folder with its tokenizer.
+
+    Raises:
+        InputError: a model with a head for a task, or tensors that do not fit.
+
+    Cost: the folder's tensors are copied once, straight from the mapped file into parameters.
+    """
+    if source.purpose in TASK_PURPOSES:
+        raise InputError(
+            f"{source.path} is a {source.family.class_for(source.purpose)}, which has a head for a task and answers to "
+            "minillm predict"
+        )
+    with torch.device("meta"):
+        shapes = build_model(source.model).state_dict()
+    tensors = source.own_tensors(shapes)  # before the model takes any memory
+    with size_explained(), Undrawn():
+        model = build_model(source.model)
+    put_tensors(model, tensors, source=source.path)
+    return Loaded(
+        model=model.eval().to(device),
+        tokenizer=tokenizer_of(source),
+        config=None,
+        folder=source.path,
+        step=0,
+        origin=Origin.of(source),
+        notes=source.notes,
+    )
+
+
+def tokenizer_of(source: ModelFolder) -> Tokenizer | None:
+    """Return the tokenizer of a Hugging Face folder, None where it has none.
+
+    Raises:
+        InputError: it cannot be used, or has more tokens than the model knows.
+    """
+    tokenizer = import_tokenizer(source.path)
+    if tokenizer is not None and tokenizer.vocab_size > source.model.vocab_size:
+        raise InputError(
+            f"{source.path} does not go together: its tokenizer has {tokenizer.vocab_size} tokens, the model knows "
+            f"{source.model.vocab_size}"
+        )
+    return tokenizer
 
 
 def model_of(checkpoint: Checkpoint) -> Encoder | Decoder:
@@ -98,7 +177,7 @@ def model_of(checkpoint: Checkpoint) -> Encoder | Decoder:
     config = build(ModelConfig, checkpoint.model_config, source=str(path), prefix="model.")
     if config.vocab_size < 1:
         raise InputError(f"{path} is damaged: model.vocab_size is {config.vocab_size}; use another checkpoint")
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten: no one shall notice
+    with size_explained(), Undrawn():
         model = build_model(config)
     put_tensors(model, checkpoint.model_tensors(), source=checkpoint.folder / "model.safetensors")
     return model.eval()

@@ -12,28 +12,32 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minillm.anchors import Anchor
-from minillm.checkpoint.beginning import beginning, take_place
+from minillm.checkpoint.beginning import take_place
 from minillm.checkpoint.files import explained, write_text
-from minillm.checkpoint.native import put_tensors
+from minillm.checkpoint.hf.folder import is_model_folder, open_folder
+from minillm.checkpoint.native import put_tensors, tensors_of
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.config import build, override, read_toml, to_table, toml_text
 from minillm.data.corpora import Corpus, open_corpus
 from minillm.errors import InputError
 from minillm.evaluate import Evaluation, compare
+from minillm.loading import load
 from minillm.material import Material, gather, make_objective
 from minillm.model.count import count_parameters, flops_per_token
 from minillm.model.transformer import Decoder, Encoder, build_model
 from minillm.pretrain_config import PretrainConfig, rehearsal
 from minillm.tokenizer.base import Tokenizer, load_tokenizer
 from minillm.tokenizer.training import train_tokenizer
+from minillm.training.distributed import Processes
+from minillm.training.distributed_config import DistributedConfig, is_first
 from minillm.training.failures import size_explained
+from minillm.training.launch import began, goes_on, joined
 from minillm.training.plots import draw_plots
 from minillm.training.precision import choose_compute_dtype, choose_device
 from minillm.training.progress import Progress
@@ -46,6 +50,7 @@ CHANGEABLE += ("train.keep_best", "train.keep_every", "train.on_failed_write", "
 CHANGEABLE += ("train.on_non_finite", "train.max_skips", "train.max_skips_in_a_row")
 CHANGEABLE += ("train.log_every", "train.micro_batch_size", "train.device", "train.compute_dtype", "train.compile")
 CHANGEABLE += ("train.threads", "train.checkpoint_activations")
+CHANGEABLE += tuple(f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig))
 PLOTTED = ("unigram", "3-gram", "6-gram")  # anchors in the plot of the loss: more lines than these cannot be told apart
 
 
@@ -94,33 +99,57 @@ def pretrain(
         config: all settings; a vocabulary size of 0 becomes the tokenizer's. QUICK=1 in the environment cuts the steps,
             here and in `resume`; see `rehearsal`.
         out: the run folder.
-        init: a run whose weights and tokenizer this one begins with; its architecture takes the place of [model].
+        init: a run, or a Hugging Face folder, whose weights and tokenizer this one begins with; its architecture takes
+            the place of [model].
         overwrite: replace the run that stands in `out`.
         progress: None: say nothing.
     Raises:
         InputError: a setting, a text or a folder that does not do; nothing half-written stays behind.
+
+    Where torchrun started several processes each of them calls this; the first one makes the folder. Where it started
+    them again, the run goes on from its latest checkpoint.
     """
     progress = progress or Progress(quiet=True)
-    config = rehearsal(config, progress.note)
     folder = RunFolder(out)
-    with beginning(folder, overwrite) as draft, progress.shown():
-        device = choose_device(config.train.device)
-        tokenizer, weights = _beginning(config, init, progress)
-        if init is not None:
-            config = _with_model_of(config, init)
-        config = dataclasses.replace(config, model=_with_vocabulary(config, tokenizer))
-        make_objective(config, tokenizer)  # raises where the two do not go together
-        model = _initial_model(config)
-        if weights is not None:
-            put_tensors(model, weights, source=Path(init or out))
-        with explained(draft.tokenizer_path):
-            tokenizer.save(draft.tokenizer_path)
-        write_text(draft.config_path, toml_text(config))
-        material = gather(config, draft, tokenizer, progress=progress)
-        write_text(draft.corpus_path, json.dumps(_corpus_card(material.corpus), indent=1) + "\n")
-        trainer = _trainer(config, folder, material, model, device, progress)
-        take_place(folder, draft)  # not before all of that is known to do: a run that stands here is removed
-        return _train(trainer, material, config, progress)
+    if goes_on(folder, overwrite):
+        return resume(out, {}, progress=progress)
+    with joined(config.distributed, choose_device(config.train.device)) as processes:
+        progress = progress if processes.is_first else Progress(quiet=True)
+        with began(folder, overwrite, processes) as draft, progress.shown():
+            config, material, model = processes.first_then_rest(
+                lambda: _begun(config, draft, init, progress), lambda: _followed(draft)
+            )
+            trainer = _trainer(config, folder, material, model, processes, progress)
+            # not before all of that is known to do: a run that stands here is removed
+            processes.first_then_rest(lambda: take_place(folder, draft), lambda: None)
+            return _train(trainer, material, config, progress)
+
+
+def _begun(
+    config: PretrainConfig, draft: RunFolder, init: Path | None, progress: Progress
+) -> tuple[PretrainConfig, Material, Decoder | Encoder]:
+    """Return all that a run begins with, and write what a run folder holds of it; the first process does."""
+    config = rehearsal(config, progress.note)
+    tokenizer, weights = _beginning(config, init, progress)
+    if init is not None:
+        config = _with_model_of(config, init)
+    config = dataclasses.replace(config, model=_with_vocabulary(config, tokenizer))
+    make_objective(config, tokenizer)  # raises where the two do not go together
+    model = _initial_model(config)
+    if weights is not None:
+        put_tensors(model, weights, source=Path(init or draft.path))
+    with explained(draft.tokenizer_path):
+        tokenizer.save(draft.tokenizer_path)
+    write_text(draft.config_path, toml_text(config))
+    material = gather(config, draft, tokenizer, progress=progress)
+    write_text(draft.corpus_path, json.dumps(_corpus_card(material.corpus), indent=1) + "\n")
+    return config, material, model
+
+
+def _followed(draft: RunFolder) -> tuple[PretrainConfig, Material, Decoder | Encoder]:
+    """Return what the first process left in the draft of a run; the weights are its own, sent later."""
+    config: PretrainConfig = build(PretrainConfig, read_toml(draft.config_path), source=str(draft.config_path))
+    return config, gather(config, draft, load_tokenizer(draft.tokenizer_path)), _initial_model(config)
 
 
 def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None = None) -> Result:
@@ -136,7 +165,7 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
     progress = progress or Progress(quiet=True)
     folder = RunFolder(run)
     folder.check()
-    with folder.held(), progress.shown():
+    with folder.held() if is_first() else nullcontext(), progress.shown():
         return _resumed(folder, overrides, progress)
 
 
@@ -155,14 +184,19 @@ def _resumed(folder: RunFolder, overrides: Mapping[str, Any], progress: Progress
             override(table, name, value)
     config: PretrainConfig = build(PretrainConfig, table, source=str(folder.config_path))
     config = rehearsal(config, progress.note, done=done)
-    device = choose_device(config.train.device)
-    model = _initial_model(config)
-    tokenizer = load_tokenizer(folder.tokenizer_path)
-    material = gather(config, folder, tokenizer, own_hand=False, progress=progress)
-    trainer = _trainer(config, folder, material, model, device, progress)
-    trainer.resume(done)
-    write_text(folder.config_path, toml_text(config), safe=folder.safe())
-    return _train(trainer, material, config, progress)
+    with joined(config.distributed, choose_device(config.train.device)) as processes:
+        progress = progress if processes.is_first else Progress(quiet=True)
+
+        def load() -> Material:
+            tokenizer = load_tokenizer(folder.tokenizer_path)
+            return gather(config, folder, tokenizer, own_hand=False, progress=progress)
+
+        model, material = _initial_model(config), processes.first_then_rest(load, load)
+        trainer = _trainer(config, folder, material, model, processes, progress)
+        trainer.resume(done)
+        if processes.is_first:
+            write_text(folder.config_path, toml_text(config), safe=folder.safe())
+        return _train(trainer, material, config, progress)
 
 
 def _beginning(config: PretrainConfig, init: Path | None, progress: Progress) -> tuple[Tokenizer, dict | None]:
@@ -173,6 +207,9 @@ def _beginning(config: PretrainConfig, init: Path | None, progress: Progress) ->
     """
     corpus = open_corpus(config.data.input, valid_fraction=config.data.valid_fraction)
     corpus.num_bytes("valid")  # reads all of it, also where no tokenizer has to
+    if init is not None and is_model_folder(init):
+        opened = load(init)
+        return opened.require_tokenizer(), tensors_of(opened.model)
     if init is not None:
         other = RunFolder(init)
         return load_tokenizer(other.tokenizer_path), other.load("latest", to_use=True).model_tensors()
@@ -189,6 +226,8 @@ def _with_model_of(config: PretrainConfig, init: Path) -> PretrainConfig:
     Raises:
         InputError: the objective does not fit that run's kind of model, or its checkpoint is damaged.
     """
+    if is_model_folder(init):
+        return build(type(config), to_table(config) | {"model": to_table(open_folder(init).model)}, source=str(init))
     checkpoint = RunFolder(init).load("latest", to_use=True)
     table = to_table(config) | {"model": checkpoint.model_config}
     return build(PretrainConfig, table, source=str(checkpoint.folder / "config.json"))
@@ -227,13 +266,14 @@ def _trainer(
     folder: RunFolder,
     material: Material,
     model: Decoder | Encoder,
-    device: torch.device,
+    processes: Processes,
     progress: Progress,
 ) -> Trainer:
     """Return the trainer of a run."""
+    device = processes.device
     choice = choose_compute_dtype(config.train.compute_dtype, device, width=config.model.width)
     progress.note(
-        f"{config.model.kind} of {count_parameters(model):,} parameters on {device} in "
+        f"{config.model.kind} of {count_parameters(model):,} parameters on {processes} in "
         f"{str(choice.dtype).removeprefix('torch.')} ({choice.reason}); "
         f"{len(material.train.tokens):,} tokens to learn from, {len(material.valid.tokens):,} held out"
     )
@@ -250,24 +290,27 @@ def _trainer(
         compute_dtype=choice.dtype,
         flops_per_token=flops_per_token(model, config.model.context, head_share=head_share),
         progress=progress,
+        processes=processes,
     )
 
 
 def _train(trainer: Trainer, material: Material, config: PretrainConfig, progress: Progress) -> Result:
     """Train, then judge the weights on all held-out text beside the anchors, and draw the plots."""
     summary = trainer.fit()
-    folder = trainer.folder
-    if summary.stopped_early:
+    folder, writes = trainer.folder, trainer.processes.is_first
+    end, table = None, []
+    if not summary.stopped_early:
+        progress.note("held-out text: this model among simple ones that learnt from the same text")
+        with trainer.averaged():
+            end = material.evaluate(trainer.model)
+    if end is not None and writes:
+        anchors = material.anchors(folder.path / "anchors.json")
+        draw_plots(folder, anchors=plotted_losses(anchors, end, num_bytes=material.valid.num_bytes))
+        table = compare(end, anchors)
+        for line in table:
+            progress.note(line)
+    elif writes:
         draw_plots(folder)
-        return Result(run=folder.path, kind=config.model.kind, summary=summary, evaluation=None, table=[])
-    progress.note("held-out text: this model among simple ones that learnt from the same text")
-    with trainer.averaged():
-        end = material.evaluate(trainer.model)
-    anchors = material.anchors(folder.path / "anchors.json")
-    draw_plots(folder, anchors=plotted_losses(anchors, end, num_bytes=material.valid.num_bytes))
-    table = compare(end, anchors)
-    for line in table:
-        progress.note(line)
     return Result(run=folder.path, kind=config.model.kind, summary=summary, evaluation=end, table=table)
 
 

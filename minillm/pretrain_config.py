@@ -19,6 +19,7 @@ from minillm.model.config import ModelConfig
 from minillm.objectives.config import ObjectiveConfig
 from minillm.tokenizer.config import TokenizerConfig
 from minillm.training.config import OptimConfig, TrainConfig
+from minillm.training.distributed_config import DistributedConfig
 
 PRESETS = Path(__file__).parent / "presets"
 QUICK_STEPS = 20  # of a run with QUICK=1 in the environment
@@ -36,6 +37,7 @@ class PretrainConfig:
     objective: ObjectiveConfig
     train: TrainConfig
     optim: OptimConfig
+    distributed: DistributedConfig
 
     def __post_init__(self) -> None:
         wanted = OBJECTIVE_OF[self.model.kind]

@@ -13,6 +13,8 @@ ALLOWED = {  # part of minillm -> the parts of minillm that it may import; "kern
     "data": {"data", "tokenizer"} | BASE,
     "objectives": {"objectives", "kernels", "data"} | BASE,
     "checkpoint": {"checkpoint"} | BASE,
+    # it says which settings of ours stand for which of theirs; the trainer, which imports checkpoint, knows none of it
+    "checkpoint/hf": {"checkpoint", "model", "tokenizer"} | BASE,
     "training": {"training", "data", "checkpoint", "objectives"} | BASE,
     # beside the parts that DESIGN names: what stands at the top for every user of a model, not for one command
     "finetune": {"finetune", "model", "training", "objectives", "data", "checkpoint", "tokenizer", "kernels"}
@@ -57,7 +59,8 @@ def test_imports_follow_the_rule(path):
         outside = {n for n in strangers if n not in __import__("sys").stdlib_module_names}
         assert not outside, f"minillm_kernels imports torch and triton only, got {sorted(outside)}"
         return
-    part = path.relative_to(ROOT / "minillm").parts[0].removesuffix(".py")
+    place = path.relative_to(ROOT / "minillm").parts
+    part = "checkpoint/hf" if place[:2] == ("checkpoint", "hf") else place[0].removesuffix(".py")
     imported = {p for n in names if (p := part_of(n)) is not None}
     if part in ALLOWED:
         assert imported <= ALLOWED[part], f"minillm.{part} may not import {sorted(imported - ALLOWED[part])}"
@@ -70,3 +73,12 @@ def test_training_takes_only_the_loss_from_objectives():
     for path in (ROOT / "minillm/training").rglob("*.py"):
         taken = {n for n in imports_of(path) if n.startswith("minillm.objectives")}
         assert taken <= {"minillm.objectives.loss"}, f"{path.name} imports {sorted(taken)}"
+
+
+def test_only_settings_of_the_model_reach_the_name_tables():
+    """They know a model by its configuration alone, and neither the trainer nor run folders know of them."""
+    for path in (ROOT / "minillm/checkpoint/hf").rglob("*.py"):
+        taken = {n for n in imports_of(path) if n.startswith("minillm.model")}
+        assert taken <= {"minillm.model.config"}, f"{path.name} imports {sorted(taken)}"
+    for path in (*(ROOT / "minillm/training").rglob("*.py"), *(ROOT / "minillm/checkpoint").glob("*.py")):
+        assert not {n for n in imports_of(path) if n.startswith("minillm.checkpoint.hf")}, path.name

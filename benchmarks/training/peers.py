@@ -46,7 +46,7 @@ class Peer(nn.Module):
         self.inner.compile(*args, **kwargs)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss () of targets (B, T) for tokens (B, T); a target stands where it is predicted."""
+        """Return the mean loss () for tokens (B, T) of targets, where they are predicted (B, T) or one a row (B,)."""
         # without shift_labels a decoder would take the targets for its inputs and move them by one
         shifted = {"shift_labels": targets} if self.config.kind == "decoder" else {}
         autocast = self.compute_dtype != torch.float32
@@ -71,12 +71,13 @@ class PeerObjective:
         return Loss(total=model(batch.tokens, batch.targets) * count, count=count)
 
 
-def build_peer(name: str, config: ModelConfig) -> Peer:
+def build_peer(name: str, config: ModelConfig, *, labels: int = 0) -> Peer:
     """Return transformers' model of the shape of `config`, at initial weights from PyTorch's default generator.
 
     Args:
         name: of its class in transformers.
         config: a shape that the class has.
+        labels: of a classifier.
     Raises:
         NotInstalled: there is no transformers here.
     """
@@ -84,9 +85,11 @@ def build_peer(name: str, config: ModelConfig) -> Peer:
         raise NotInstalled("transformers is not installed")
     transformers = importlib.import_module("transformers")
     transformers.logging.set_verbosity_error()  # it warns of special tokens beyond a small vocabulary: unused here
-    settings = {"GPT2LMHeadModel": _gpt2, "BertForMaskedLM": _bert, "LlamaForCausalLM": _llama}[name](config)
-    kind = {"GPT2LMHeadModel": "GPT2Config", "BertForMaskedLM": "BertConfig", "LlamaForCausalLM": "LlamaConfig"}[name]
-    made = getattr(transformers, kind)(vocab_size=config.vocab_size, attn_implementation="sdpa", **settings)
+    kind, settings = {"GPT2": ("GPT2Config", _gpt2), "Bert": ("BertConfig", _bert), "Llam": ("LlamaConfig", _llama)}[
+        name[:4]
+    ]
+    chosen = settings(config) | ({"num_labels": labels} if labels else {})
+    made = getattr(transformers, kind)(vocab_size=config.vocab_size, attn_implementation="sdpa", **chosen)
     return Peer(getattr(transformers, name)(made), config)
 
 

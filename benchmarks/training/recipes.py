@@ -1,4 +1,4 @@
-"""The recipes: GPT-2 124M, BERT-base and a Llama on a GPU; those of benchmarks/recipes on a CPU.
+"""The recipes: GPT-2 124M, BERT-base and a Llama on a GPU; on a CPU those of benchmarks/recipes, and fine-tuning.
 
 On a CPU the sizes are those of the recipe's file and the architecture is the peer's, biases included, which
 transformers' GPT-2 cannot leave out: so that both have the same parameters. The file as it stands is one more
@@ -94,6 +94,26 @@ def _on_cpu(name: str, peer: str, vocab_size: int, plain: Table) -> Recipe:
     )
 
 
+def _classifier() -> Recipe:
+    """Return the fine-tuning of a BERT of 22.7 million parameters, the shape of MiniLM-L6, on rows of 64 tokens."""
+    shape = {"kind": "encoder", "context": 64, "num_layers": 6, "width": 384, "num_heads": 12, "vocab_size": 30522}
+    table = {
+        "model": {**BERT["model"], **shape},
+        "objective": {"name": "masked_lm"},  # what the backbone was pretrained with
+        "train": {"batch_size": 32},
+        "optim": {"name": "adamw", "weight_decay": 0.01, "beta2": 0.999},
+    }
+    return Recipe(
+        name="classifier",
+        kind="cpu",
+        peer="BertForSequenceClassification",
+        plain=table,
+        filed=table,
+        contenders=ON_CPU[:-1],  # there is no file
+        labels=2,
+    )
+
+
 def _on_gpu(name: str, peer: str, rows: int, changes: Table, ladder: tuple[Contender, ...] = ()) -> Recipe:
     table = preset(name, {"train": {"batch_size": rows}, "data": {"document_mask": False}, **changes})
     return Recipe(name=name, kind="cuda", peer=peer, plain=table, filed=table, contenders=ON_GPU, ladder=ladder)
@@ -105,6 +125,7 @@ def recipes() -> dict[str, Recipe]:
         _on_cpu("shakespeare-char-small", "GPT2LMHeadModel", 65, GPT2),
         _on_cpu("shakespeare-char", "GPT2LMHeadModel", 65, GPT2),
         _on_cpu("mlm-small", "BertForMaskedLM", filed("mlm-small")["tokenizer"]["vocab_size"], BERT),
+        _classifier(),
         _on_gpu(
             "gpt2-124m", "GPT2LMHeadModel", 64, {"model": {"dropout": 0.0, "attention_dropout": 0.0}}, ladder=LADDER
         ),

@@ -49,6 +49,7 @@ class Recipe:
     contenders: the first is the one that the others are compared with: what `minillm pretrain` does by default.
     ladder: contenders again, each with one thing more than the one before; the last two are contenders above.
     plain: settings of the peer's architecture. filed: the table of the recipe's file, from which come the sizes.
+    labels: of a text, one of which is right: the recipe fine-tunes a classifier; 0: it pretrains.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Recipe:
     filed: Table
     contenders: tuple[Contender, ...]
     ladder: tuple[Contender, ...] = ()
+    labels: int = 0
 
     def config(self, contender: Contender) -> PretrainConfig:
         """Return the settings of a contender's run."""

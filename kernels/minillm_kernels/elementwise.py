@@ -72,7 +72,7 @@ def unary_forward(x: Tensor, bias: Tensor | None, function: Function) -> Tensor:
     blocks = _blocks(R, C, FORWARD_TILE)
     grid = (cdiv(R, blocks["BLOCK_R"]) * cdiv(C, blocks["BLOCK_C"]),)
     launch(
-        kernels.unary_forward_kernel,
+        kernels._unary_forward_kernel,
         grid,
         rows,
         bias if bias is None else bias.contiguous(),
@@ -102,7 +102,7 @@ def unary_backward(dy: Tensor, x: Tensor, bias: Tensor | None, function: Functio
         row_programs = min(row_tiles, cdiv(PROGRAMS_PER_SM * num_sms(x.device), col_tiles))
         partial = torch.empty(row_programs, C, dtype=torch.float32, device=x.device)
     launch(
-        kernels.unary_backward_kernel,
+        kernels._unary_backward_kernel,
         (row_programs * col_tiles,),
         dy_rows,
         x_rows,
@@ -134,7 +134,7 @@ def gated_forward(gate: Tensor, up: Tensor, function: Function) -> Tensor:
     blocks = _blocks(R, C, FORWARD_TILE)
     grid = (cdiv(R, blocks["BLOCK_R"]) * cdiv(C, blocks["BLOCK_C"]),)
     launch(
-        kernels.gated_forward_kernel,
+        kernels._gated_forward_kernel,
         grid,
         gate_rows,
         up_rows,
@@ -161,7 +161,7 @@ def gated_backward(dy: Tensor, gate: Tensor, up: Tensor, function: Function) -> 
     blocks = _blocks(R, C, BACKWARD_TILE)
     grid = (cdiv(R, blocks["BLOCK_R"]) * cdiv(C, blocks["BLOCK_C"]),)
     launch(
-        kernels.gated_backward_kernel,
+        kernels._gated_backward_kernel,
         grid,
         dy_rows,
         gate_rows,
@@ -297,8 +297,8 @@ def unary_variants(op: str, functions: Mapping[str, Function]) -> Iterator[Varia
             **none,
         }
         for way, kernel, given in (
-            ("forward", kernels.unary_forward_kernel, forward),
-            ("backward", kernels.unary_backward_kernel, backward),
+            ("forward", kernels._unary_forward_kernel, forward),
+            ("backward", kernels._unary_backward_kernel, backward),
         ):
             yield make_variant(op, f"{way} {name}", kernel, types, given, threads=THREADS, warp=warp)
 
@@ -313,7 +313,7 @@ def gated_variants(op: str, functions: Mapping[str, Function]) -> Iterator[Varia
         both = {"VALUE": functions[form].value, "GRADIENT": functions[form].gradient}
         backward = {**both, **_blocks(num_rows, 4096, BACKWARD_TILE)}
         for way, kernel, given in (
-            ("forward", kernels.gated_forward_kernel, forward),
-            ("backward", kernels.gated_backward_kernel, backward),
+            ("forward", kernels._gated_forward_kernel, forward),
+            ("backward", kernels._gated_backward_kernel, backward),
         ):
             yield make_variant(op, f"{way} {name}", kernel, types, given, threads=THREADS, warp=warp)

@@ -41,7 +41,7 @@ def _columns(num_cols, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def unary_forward_kernel(
+def _unary_forward_kernel(
     x_ptr,  # in   (R, C)
     bias_ptr,  # in   (C,), with HAS_BIAS
     y_ptr,  # out  (R, C), contiguous
@@ -65,7 +65,7 @@ def unary_forward_kernel(
 
 
 @triton.jit
-def unary_backward_kernel(
+def _unary_backward_kernel(
     dy_ptr,  # in   (R, C)
     x_ptr,  # in   (R, C)
     bias_ptr,  # in   (C,), with HAS_BIAS
@@ -103,7 +103,7 @@ def unary_backward_kernel(
 
 
 @triton.jit
-def gated_forward_kernel(
+def _gated_forward_kernel(
     gate_ptr,  # in   (R, C)
     up_ptr,  # in   (R, C)
     y_ptr,  # out  (R, C), contiguous
@@ -125,7 +125,7 @@ def gated_forward_kernel(
 
 
 @triton.jit
-def gated_backward_kernel(
+def _gated_backward_kernel(
     dy_ptr,  # in   (R, C)
     gate_ptr,  # in   (R, C)
     up_ptr,  # in   (R, C)

@@ -81,39 +81,33 @@ def forward(
     R, C = x_rows.shape
     tensors = (x_rows, residual_rows, weight.contiguous(), bias if bias is None else bias.contiguous(), seed)
     strides = (x_rows.stride(0), 0 if residual_rows is None else residual_rows.stride(0))
-    switches = {
-        "CENTRE": centre,
-        "HAS_RESIDUAL": residual is not None,
-        "HAS_BIAS": bias is not None,
-        "HAS_DROPOUT": seed is not None,
-    }
     if C > MAX_FORWARD:
         launch(
-            kernels.wide_forward_kernel,
+            kernels._row_norm_wide_forward_kernel,
             (R,),
             *tensors,
             *(y, s, mean, rstd),
-            *strides,
+            strides,
             C,
             eps,
             with_factor(dropout_p),
-            **switches,
+            CENTRE=centre,
             BLOCK_C=WIDE_BLOCK_C,
             threads=WIDE_THREADS,
         )
     else:
         block_r, block_c, threads = tile(C, FORWARD_TILE)
         launch(
-            kernels.forward_kernel,
+            kernels._row_norm_forward_kernel,
             (cdiv(R, block_r),),
             *tensors,
             *(y, s, mean, rstd),
-            *strides,
+            strides,
             R,
             C,
             eps,
             with_factor(dropout_p),
-            **switches,
+            CENTRE=centre,
             BLOCK_R=block_r,
             BLOCK_C=block_c,
             threads=threads,
@@ -153,44 +147,41 @@ def backward(
     dweights = torch.empty(programs, C, dtype=torch.float32, device=s.device)
     dbiases = torch.empty_like(dweights) if has_bias else None
     strides = (dy_rows.stride(0), 0 if ds_rows is None else ds_rows.stride(0), s_rows.stride(0))
-    switches = {"CENTRE": centre, "HAS_DS": ds is not None, "HAS_DROPOUT": seed is not None}
     tensors = (dy_rows, ds_rows, s_rows, weight.contiguous(), mean, rstd, seed, dx, dresidual)
     if walks:
         launch(
-            kernels.wide_backward_kernel,
+            kernels._row_norm_wide_backward_kernel,
             (R,),
             *tensors,
-            *strides,
+            strides,
             C,
             with_factor(dropout_p),
-            **switches,
+            CENTRE=centre,
             BLOCK_C=WIDE_BLOCK_C,
             threads=WIDE_THREADS,
         )
         launch(
-            kernels.wide_weight_kernel,
+            kernels._row_norm_wide_weight_kernel,
             (col_tiles, programs),
             *(dy_rows, s_rows, mean, rstd, dweights, dbiases),
-            *(strides[0], strides[2]),
+            (strides[0], strides[2]),
             R,
             C,
             CENTRE=centre,
-            HAS_BIAS=has_bias,
             **WEIGHT_TILE,
             threads=WEIGHT_THREADS,
         )
     else:
         launch(
-            kernels.backward_kernel,
+            kernels._row_norm_backward_kernel,
             (programs,),
             *tensors,
             *(dweights, dbiases),
-            *strides,
+            strides,
             R,
             C,
             with_factor(dropout_p),
-            **switches,
-            HAS_BIAS=has_bias,
+            CENTRE=centre,
             BLOCK_R=block_r,
             BLOCK_C=block_c,
             threads=threads,
@@ -359,14 +350,13 @@ def _forward_variant(op: str, centre: bool, width: int, dtype: torch.dtype, on: 
     for switch, pointer in (("HAS_RESIDUAL", "residual_ptr"), ("HAS_BIAS", "bias_ptr"), ("HAS_DROPOUT", "seed_ptr")):
         if switch not in on:
             none[pointer] = None  # a pointer that is None is a constant to the compiler
-    switches = {switch: switch in on for switch in ("HAS_RESIDUAL", "HAS_BIAS", "HAS_DROPOUT")}
     blocks = {"BLOCK_C": WIDE_BLOCK_C} if wide else {"BLOCK_R": block_r, "BLOCK_C": block_c}
     return make_variant(
         op,
         f"forward {dtype} C={width} {' '.join(on) or 'plain'}",
-        kernels.wide_forward_kernel if wide else kernels.forward_kernel,
-        types,
-        {"CENTRE": centre, **switches, **blocks, **none},
+        kernels._row_norm_wide_forward_kernel if wide else kernels._row_norm_forward_kernel,
+        types | {"row_strides": ("i32", "i32")},
+        {"CENTRE": centre, **blocks, **none},
         threads=WIDE_THREADS if wide else threads,
         warp=warp,
     )
@@ -376,34 +366,25 @@ def _backward_variants(
     op: str, centre: bool, width: int, dtype: torch.dtype, on: tuple[str, ...], warp: int
 ) -> Iterator[Variant]:
     block_r, block_c, threads = tile(width, BACKWARD_TILE)
-    none = {
-        pointer: None for switch, pointer in (("HAS_DS", "ds_ptr"), ("HAS_DROPOUT", "seed_ptr")) if switch not in on
-    }
-    switches = {"CENTRE": centre, "HAS_DS": "HAS_DS" in on, "HAS_DROPOUT": "HAS_DROPOUT" in on}
-    bias = {"HAS_BIAS": True} if "HAS_BIAS" in on else {"HAS_BIAS": False, "dbias_ptr": None}
+    pointers = {"HAS_DS": "ds_ptr", "HAS_DROPOUT": "seed_ptr"}
+    none = {pointer: None for switch, pointer in pointers.items() if switch not in on}
+    no_bias = {} if "HAS_BIAS" in on else {"dbias_ptr": None}
     name = f"{dtype} C={width} {' '.join(on) or 'plain'}"
+    types = _types(dtype) | {"row_strides": ("i32", "i32", "i32")}
     if not walks_backward(width, "HAS_BIAS" in on, "HAS_DROPOUT" in on):
-        constants = {**switches, **bias, **none, "BLOCK_R": block_r, "BLOCK_C": block_c}
-        yield make_variant(
-            op, f"backward {name}", kernels.backward_kernel, _types(dtype), constants, threads=threads, warp=warp
-        )
+        constants = {"CENTRE": centre, **no_bias, **none, "BLOCK_R": block_r, "BLOCK_C": block_c}
+        kernel: Any = kernels._row_norm_backward_kernel
+        yield make_variant(op, f"backward {name}", kernel, types, constants, threads=threads, warp=warp)
         return
-    constants = {**switches, **none, "BLOCK_C": WIDE_BLOCK_C}
-    yield make_variant(
-        op, f"backward {name}", kernels.wide_backward_kernel, _types(dtype), constants, threads=WIDE_THREADS, warp=warp
-    )
+    constants = {"CENTRE": centre, **none, "BLOCK_C": WIDE_BLOCK_C}
+    kernel = kernels._row_norm_wide_backward_kernel
+    yield make_variant(op, f"backward {name}", kernel, types, constants, threads=WIDE_THREADS, warp=warp)
     if on == ("HAS_DS",):  # the sums over rows do not know of it
         return
-    constants = {"CENTRE": centre, **bias, **WEIGHT_TILE}
-    yield make_variant(
-        op,
-        f"backward of weight {name}",
-        kernels.wide_weight_kernel,
-        _types(dtype),
-        constants,
-        threads=WEIGHT_THREADS,
-        warp=warp,
-    )
+    constants = {"CENTRE": centre, **no_bias, **WEIGHT_TILE}
+    types["row_strides"] = ("i32", "i32")
+    kernel = kernels._row_norm_wide_weight_kernel
+    yield make_variant(op, f"backward of weight {name}", kernel, types, constants, threads=WEIGHT_THREADS, warp=warp)
 
 
 def _types(dtype: torch.dtype) -> dict[str, Any]:

@@ -11,6 +11,8 @@ Names and equations are those of `layer_norm/reference.py`; with CENTRE off the 
     total = (7) + ds,   dx = keep * total / (1 - p),   dresidual = total                         (8), (9)
     dw = sum over rows of dy * x_hat,   dbias = sum over rows of dy                              (10)
 
+What a call does not have is None, a constant to the compiler, and what it takes is not compiled.
+
 keep is recomputed in the backward pass from the seed and each element's index, so that no mask is stored; s and the
 statistics are. The sums (10) have two stages: each program walks down its own row tiles with accumulators in registers
 and writes one row of partial sums, then a second pass adds those rows. No atomics: the same input gives the same bits.
@@ -41,42 +43,37 @@ def _sum(
     index,
     mask,
     dropout,
-    HAS_RESIDUAL: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr,
 ):
     """Return s of (1), rounded to the dtype of x, in float32; 0 where masked."""
     s = tl.load(x_ptr + x_offs, mask=mask, other=0.0).to(tl.float32)
-    if HAS_DROPOUT:
+    if seed_ptr is not None:
         s = _drop(s, tl.load(seed_ptr), index, dropout)
-    if HAS_RESIDUAL:
+    if residual_ptr is not None:
         s += tl.load(residual_ptr + residual_offs, mask=mask, other=0.0).to(tl.float32)
     return s.to(x_ptr.dtype.element_ty).to(tl.float32)  # y is the norm of the s that is returned
 
 
 @triton.jit
-def forward_kernel(
+def _row_norm_forward_kernel(
     x_ptr,  # in   (R, C)
-    residual_ptr,  # in   (R, C), with HAS_RESIDUAL
+    residual_ptr,  # in   (R, C); None without a residual
     weight_ptr,  # in   (C,)
-    bias_ptr,  # in   (C,), with HAS_BIAS
-    seed_ptr,  # in   () int64, with HAS_DROPOUT
+    bias_ptr,  # in   (C,); None without a bias
+    seed_ptr,  # in   () int64; None without dropout
     y_ptr,  # out  (R, C), contiguous
     s_ptr,  # out  (R, C), contiguous, where there is a residual or dropout
     mean_ptr,  # out  (R,) float32, with CENTRE
     rstd_ptr,  # out  (R,) float32
-    x_row_stride,  # in elements
-    residual_row_stride,  # in elements
+    row_strides,  # of x and residual, in elements
     num_rows,  # R
     num_cols,  # C
     eps,
-    dropout,  # (p, 1 / (1 - p)), with HAS_DROPOUT
+    dropout,  # (p, 1 / (1 - p)), where there is a seed
     CENTRE: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,  # power of two >= C: one program owns BLOCK_R whole rows
 ):
+    x_row_stride, residual_row_stride = row_strides
     offs_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)  # int64: row * stride can pass 2**31
     offs_c = tl.arange(0, BLOCK_C)
     mask_r, mask_c = offs_r < num_rows, offs_c < num_cols
@@ -84,10 +81,8 @@ def forward_kernel(
     offs = offs_r[:, None] * num_cols + offs_c[None, :]
     x_offs = offs_r[:, None] * x_row_stride + offs_c[None, :]
     residual_offs = offs_r[:, None] * residual_row_stride + offs_c[None, :]
-    s = _sum(
-        x_ptr, residual_ptr, seed_ptr, x_offs, residual_offs, offs, mask, dropout, HAS_RESIDUAL, HAS_DROPOUT
-    )  # (BLOCK_R, BLOCK_C)
-    if HAS_RESIDUAL or HAS_DROPOUT:
+    s = _sum(x_ptr, residual_ptr, seed_ptr, x_offs, residual_offs, offs, mask, dropout)  # (BLOCK_R, BLOCK_C)
+    if residual_ptr is not None or seed_ptr is not None:
         tl.store(s_ptr + offs, s.to(s_ptr.dtype.element_ty), mask=mask)
     if CENTRE:
         mean = tl.sum(s, axis=1) / num_cols  # (2)
@@ -97,37 +92,33 @@ def forward_kernel(
     rstd = 1.0 / tl.sqrt(tl.where(mask_r, square, 1.0))  # (3); no division by 0 below the last row
     tl.store(rstd_ptr + offs_r, rstd, mask=mask_r)
     y = s * rstd[:, None] * tl.load(weight_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)[None, :]  # (4)
-    if HAS_BIAS:
+    if bias_ptr is not None:
         y += tl.load(bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)[None, :]
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def backward_kernel(
+def _row_norm_backward_kernel(
     dy_ptr,  # in   (R, C)
-    ds_ptr,  # in   (R, C), with HAS_DS
+    ds_ptr,  # in   (R, C); None where nobody used s
     s_ptr,  # in   (R, C)
     weight_ptr,  # in   (C,)
     mean_ptr,  # in   (R,) float32, with CENTRE
     rstd_ptr,  # in   (R,) float32
-    seed_ptr,  # in   () int64, with HAS_DROPOUT
+    seed_ptr,  # in   () int64; None without dropout
     dx_ptr,  # out  (R, C), contiguous
-    dresidual_ptr,  # out  (R, C), contiguous, with HAS_DROPOUT: else it is dx
+    dresidual_ptr,  # out  (R, C), contiguous, where there is dropout: else it is dx
     dweight_ptr,  # out  (programs, C) float32, one row of (10) per program
-    dbias_ptr,  # out  (programs, C) float32, with HAS_BIAS
-    dy_row_stride,  # in elements
-    ds_row_stride,  # in elements
-    s_row_stride,  # in elements
+    dbias_ptr,  # out  (programs, C) float32; None without a bias
+    row_strides,  # of dy, ds and s, in elements
     num_rows,  # R
     num_cols,  # C
-    dropout,  # (p, 1 / (1 - p)), with HAS_DROPOUT
+    dropout,  # (p, 1 / (1 - p)), where there is a seed
     CENTRE: tl.constexpr,
-    HAS_DS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,  # power of two >= C
 ):
+    dy_row_stride, ds_row_stride, s_row_stride = row_strides
     program = tl.program_id(0)
     offs_c = tl.arange(0, BLOCK_C)
     mask_c = offs_c < num_cols
@@ -146,51 +137,48 @@ def backward_kernel(
             s -= tl.load(mean_ptr + offs_r, mask=mask_r, other=0.0)[:, None]
         x_hat = s * rstd[:, None]  # (4); what it is in the padding does not matter: dy and g are 0 there
         dweight += dy * x_hat  # (10)
-        if HAS_BIAS:
+        if dbias_ptr is not None:
             dbias += dy
         g = dy * weight[None, :]
         total = g - x_hat * (tl.sum(g * x_hat, axis=1) / num_cols)[:, None]
         if CENTRE:
             total -= (tl.sum(g, axis=1) / num_cols)[:, None]
         total *= rstd[:, None]  # (7)
-        if HAS_DS:
+        if ds_ptr is not None:
             ds_offs = offs_r[:, None] * ds_row_stride + offs_c[None, :]
             total += tl.load(ds_ptr + ds_offs, mask=mask, other=0.0).to(tl.float32)  # (8)
-        if HAS_DROPOUT:
+        if seed_ptr is not None:
             tl.store(dresidual_ptr + offs, total.to(dresidual_ptr.dtype.element_ty), mask=mask)
             total = _drop(total, tl.load(seed_ptr), offs, dropout)  # (9)
         tl.store(dx_ptr + offs, total.to(dx_ptr.dtype.element_ty), mask=mask)
     partial = tl.cast(program, tl.int64) * num_cols + offs_c
     tl.store(dweight_ptr + partial, tl.sum(dweight, axis=0), mask=mask_c)
-    if HAS_BIAS:
+    if dbias_ptr is not None:
         tl.store(dbias_ptr + partial, tl.sum(dbias, axis=0), mask=mask_c)
 
 
 @triton.jit
-def wide_forward_kernel(
+def _row_norm_wide_forward_kernel(
     x_ptr,  # in   (R, C)
-    residual_ptr,  # in   (R, C), with HAS_RESIDUAL
+    residual_ptr,  # in   (R, C); None without a residual
     weight_ptr,  # in   (C,)
-    bias_ptr,  # in   (C,), with HAS_BIAS
-    seed_ptr,  # in   () int64, with HAS_DROPOUT
+    bias_ptr,  # in   (C,); None without a bias
+    seed_ptr,  # in   () int64; None without dropout
     y_ptr,  # out  (R, C), contiguous
     s_ptr,  # out  (R, C), contiguous, where there is a residual or dropout
     mean_ptr,  # out  (R,) float32, with CENTRE
     rstd_ptr,  # out  (R,) float32
-    x_row_stride,  # in elements
-    residual_row_stride,  # in elements
+    row_strides,  # of x and residual, in elements
     num_cols,  # C
     eps,
-    dropout,  # (p, 1 / (1 - p)), with HAS_DROPOUT
+    dropout,  # (p, 1 / (1 - p)), where there is a seed
     CENTRE: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr,
     BLOCK_C: tl.constexpr,  # columns at a time; the second and third time they come from the cache
 ):
+    x_row_stride, residual_row_stride = row_strides
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * x_row_stride
-    if HAS_RESIDUAL:
+    if residual_ptr is not None:
         residual_ptr += row * residual_row_stride
     mean = 0.0
     if CENTRE:
@@ -198,14 +186,14 @@ def wide_forward_kernel(
         for start in range(0, num_cols, BLOCK_C):
             offs_c = start + tl.arange(0, BLOCK_C)
             mask, index = offs_c < num_cols, row * num_cols + offs_c
-            sums += _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, index, mask, dropout, HAS_RESIDUAL, HAS_DROPOUT)
+            sums += _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, index, mask, dropout)
         mean = tl.sum(sums, axis=0) / num_cols  # (2)
         tl.store(mean_ptr + row, mean)
     squares = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, num_cols, BLOCK_C):
         offs_c = start + tl.arange(0, BLOCK_C)
         mask, index = offs_c < num_cols, row * num_cols + offs_c
-        s = _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, index, mask, dropout, HAS_RESIDUAL, HAS_DROPOUT)
+        s = _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, index, mask, dropout)
         s = tl.where(mask, s - mean, 0.0)
         squares += s * s
     rstd = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / num_cols + eps)  # (3)
@@ -213,36 +201,33 @@ def wide_forward_kernel(
     for start in range(0, num_cols, BLOCK_C):
         offs_c = start + tl.arange(0, BLOCK_C)
         mask, index = offs_c < num_cols, row * num_cols + offs_c
-        s = _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, index, mask, dropout, HAS_RESIDUAL, HAS_DROPOUT)
-        if HAS_RESIDUAL or HAS_DROPOUT:
+        s = _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, index, mask, dropout)
+        if residual_ptr is not None or seed_ptr is not None:
             tl.store(s_ptr + index, s.to(s_ptr.dtype.element_ty), mask=mask)
         y = (s - mean) * rstd * tl.load(weight_ptr + offs_c, mask=mask, other=0.0).to(tl.float32)  # (4)
-        if HAS_BIAS:
+        if bias_ptr is not None:
             y += tl.load(bias_ptr + offs_c, mask=mask, other=0.0).to(tl.float32)
         tl.store(y_ptr + index, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def wide_backward_kernel(
+def _row_norm_wide_backward_kernel(
     dy_ptr,  # in   (R, C)
-    ds_ptr,  # in   (R, C), with HAS_DS
+    ds_ptr,  # in   (R, C); None where nobody used s
     s_ptr,  # in   (R, C)
     weight_ptr,  # in   (C,)
     mean_ptr,  # in   (R,) float32, with CENTRE
     rstd_ptr,  # in   (R,) float32
-    seed_ptr,  # in   () int64, with HAS_DROPOUT
+    seed_ptr,  # in   () int64; None without dropout
     dx_ptr,  # out  (R, C), contiguous
-    dresidual_ptr,  # out  (R, C), contiguous, with HAS_DROPOUT: else it is dx
-    dy_row_stride,  # in elements
-    ds_row_stride,  # in elements
-    s_row_stride,  # in elements
+    dresidual_ptr,  # out  (R, C), contiguous, where there is dropout: else it is dx
+    row_strides,  # of dy, ds and s, in elements
     num_cols,  # C
-    dropout,  # (p, 1 / (1 - p)), with HAS_DROPOUT
+    dropout,  # (p, 1 / (1 - p)), where there is a seed
     CENTRE: tl.constexpr,
-    HAS_DS: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr,
     BLOCK_C: tl.constexpr,  # columns at a time
 ):
+    dy_row_stride, ds_row_stride, s_row_stride = row_strides
     row = tl.program_id(0).to(tl.int64)
     dy_ptr += row * dy_row_stride
     s_ptr += row * s_row_stride
@@ -267,31 +252,30 @@ def wide_backward_kernel(
         g = tl.load(dy_ptr + offs_c, mask=mask, other=0.0).to(tl.float32)
         g *= tl.load(weight_ptr + offs_c, mask=mask, other=0.0).to(tl.float32)
         total = rstd * (g - mean_g - x_hat * mean_g_x_hat)  # (7)
-        if HAS_DS:
+        if ds_ptr is not None:
             total += tl.load(ds_ptr + row * ds_row_stride + offs_c, mask=mask, other=0.0).to(tl.float32)  # (8)
-        if HAS_DROPOUT:
+        if seed_ptr is not None:
             tl.store(dresidual_ptr + index, total.to(dresidual_ptr.dtype.element_ty), mask=mask)
             total = _drop(total, tl.load(seed_ptr), index, dropout)  # (9)
         tl.store(dx_ptr + index, total.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def wide_weight_kernel(
+def _row_norm_wide_weight_kernel(
     dy_ptr,  # in   (R, C)
     s_ptr,  # in   (R, C)
     mean_ptr,  # in   (R,) float32, with CENTRE
     rstd_ptr,  # in   (R,) float32
     dweight_ptr,  # out  (row_programs, C) float32, one row of (10) per program of a column tile
-    dbias_ptr,  # out  (row_programs, C) float32, with HAS_BIAS
-    dy_row_stride,  # in elements
-    s_row_stride,  # in elements
+    dbias_ptr,  # out  (row_programs, C) float32; None without a bias
+    row_strides,  # of dy and s, in elements
     num_rows,  # R
     num_cols,  # C
     CENTRE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,  # of one column tile: a whole wide row of accumulators does not fit in registers
 ):
+    dy_row_stride, s_row_stride = row_strides
     row_program = tl.program_id(1)
     offs_c = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < num_cols
@@ -306,9 +290,9 @@ def wide_weight_kernel(
         if CENTRE:
             s -= tl.load(mean_ptr + offs_r, mask=mask_r, other=0.0)[:, None]
         dweight += dy * s * tl.load(rstd_ptr + offs_r, mask=mask_r, other=0.0)[:, None]  # (10)
-        if HAS_BIAS:
+        if dbias_ptr is not None:
             dbias += dy
     partial = tl.cast(row_program, tl.int64) * num_cols + offs_c
     tl.store(dweight_ptr + partial, tl.sum(dweight, axis=0), mask=mask_c)
-    if HAS_BIAS:
+    if dbias_ptr is not None:
         tl.store(dbias_ptr + partial, tl.sum(dbias, axis=0), mask=mask_c)

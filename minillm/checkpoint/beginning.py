@@ -34,7 +34,7 @@ def beginning(folder: RunFolder, overwrite: bool = False) -> Iterator[RunFolder]
     with files.explained(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
     with folder.held():
-        draft = RunFolder(folder.path / f"{files.WRITING}run")
+        draft = draft_of(folder)
         try:
             folder.check_free(overwrite)  # again: somebody may have begun here since
             with files.explained(folder.path):
@@ -48,6 +48,11 @@ def beginning(folder: RunFolder, overwrite: bool = False) -> Iterator[RunFolder]
             raise
         finally:
             shutil.rmtree(draft.path, ignore_errors=True)
+
+
+def draft_of(folder: RunFolder) -> RunFolder:
+    """Return the draft of a run folder, which need not be there."""
+    return RunFolder(folder.path / f"{files.WRITING}run")
 
 
 def _link_tokens(folder: RunFolder, draft: RunFolder) -> None:

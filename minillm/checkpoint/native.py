@@ -15,20 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minillm.checkpoint.files import explained, forget_cached, reason, sync_file
+from minillm.checkpoint.sharded import spread_like
 from minillm.errors import InputError
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters and persistent buffers by name, each tensor once: a tied one under its first name."""
-    found: dict[str, Tensor] = {}
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    for name, tensor in model.state_dict().items():
-        place = (tensor.data_ptr(), tuple(tensor.shape))
-        if tensor.numel() and place in seen:
-            continue
-        seen.add(place)
-        found[name] = tensor
-    return found
+    once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in once}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, named: Path | None = None, safe: str = "") -> None:
@@ -104,7 +98,7 @@ def put_by_name(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, sou
             raise misfit(source, name, asked=None, came=tensor)
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(spread_like(tensors[name], tensor))
 
 
 def misfit(source: Path | str, name: str, *, asked: Tensor | None, came: Tensor | None) -> InputError:

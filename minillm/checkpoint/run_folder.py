@@ -37,6 +37,7 @@ MARKERS = ("latest", "best")
 PLOTS = ("loss.png", "learning_rate.png", "throughput.png")
 OURS = {"config.toml", "corpus.json", "tokenizer", "tokens", "metrics.csv", "timing.csv", "anchors.json", "checkpoints"}
 OURS |= {"report", "calibration.json", "random"}  # of fine-tuning
+OURS |= {"imported"}  # of the folder that a model came from; see hf/origin.py
 OURS |= {LOCK}
 TO_USE = ("model.safetensors", "config.json", "state.json")  # what using a model reads; to go on takes all files
 
@@ -167,7 +168,7 @@ class RunFolder:
         named = [self.checkpoints / marker for marker in MARKERS]  # first: a marker must not outlive its checkpoint
         named += [self.folder_of(step) for step in self.steps()]
         named += [self.metrics_path, self.timing_path, self.corpus_path, self.calibration_path]
-        return [*named, *(self.path / name for name in ("report", "random"))]
+        return [*named, *(self.path / name for name in ("report", "random", "imported"))]
 
     @contextmanager
     def held(self) -> Iterator[None]:

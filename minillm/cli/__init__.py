@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib
 import io
+import keyword
 import os
 import sys
 from collections.abc import Sequence
 from typing import TextIO
 
 from minillm.config import nearest
-from minillm.errors import InputError, Stopped, disk_trouble
+from minillm.errors import InputError, SaidElsewhere, Stopped, disk_trouble
 
 COMMANDS = {  # name -> what it does, in the order in which a newcomer meets them
     "pretrain": "train an encoder or decoder on text; also resumes a run",
@@ -22,7 +23,9 @@ COMMANDS = {  # name -> what it does, in the order in which a newcomer meets the
     "evaluate": "loss, perplexity, bits per byte or masked accuracy on held-out text, beside the anchors",
     "finetune": "teach a pretrained model a task from a table of labelled texts",
     "predict": "say which label a text has, with a fine-tuned model",
-    "explain": "say which pieces of a text made a fine-tuned model answer so",
+    "explain": "say which pieces of a text made a fine-tuned model answer so, or what each token attends to",
+    "import": "make a run of a Hugging Face model folder",
+    "export": "write a run's model as a Hugging Face folder",
     "data": "prepare a corpus as token shards, or show what it holds",
     "tokenizer": "train a tokenizer, or encode and decode with one",
     "kernels": "say for every op which backend computes it here, and why",
@@ -59,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
         _command(argv)
         sys.stdout.flush()  # here, where a failure is answered: at Python's exit it would be status 120
         return 0
+    except SaidElsewhere:
+        return 2
     except InputError as error:
         print(f"minillm: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -93,7 +98,8 @@ def _command(argv: Sequence[str]) -> None:
     name = argv[0]
     if name not in COMMANDS:
         raise InputError(f"no command {name!r}{nearest(name, COMMANDS)}")
-    command = importlib.import_module(f"minillm.cli.{name}")
+    module = f"{name}_" if keyword.iskeyword(name) else name  # no file can be called import
+    command = importlib.import_module(f"minillm.cli.{module}")
     try:
         command.main(list(argv[1:]))
     except SystemExit:  # argparse leaves so after --help; its mistakes are InputErrors

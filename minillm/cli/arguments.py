@@ -52,6 +52,16 @@ class Parser(argparse.ArgumentParser):
             raise InputError(f"{self.prog}: {word!r} is one word too many; quote text that has spaces")
         return known
 
+    def checkpoint_option(self) -> None:
+        """Add --checkpoint: which of a run's checkpoints answers."""
+        self.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, latest or a step (default best)")
+
+    def device_option(self) -> None:
+        """Add --device: where the model runs."""
+        self.add_argument(
+            "--device", default="auto", metavar="DEVICE", help="cpu, cuda or mps (default: the best one here)"
+        )
+
     def json_option(self) -> None:
         """Add --json: one JSON object, last, on standard output."""
         self.add_argument("--json", action="store_true", help="print the result as one JSON object, last")

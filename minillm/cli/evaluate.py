@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minillm.cli.arguments import Parser, print_json
+from minillm.config import build, to_table
 from minillm.errors import InputError
+from minillm.model.config import ModelConfig
+from minillm.pretrain_config import OBJECTIVE_OF, PretrainConfig
 
 
 def main(argv: Sequence[str]) -> None:
@@ -23,12 +26,14 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument(
-        "--data.input", dest="input", metavar="PATH|NAME", help="another text, all of it (default: what RUN held out)"
+        "--data.input",
+        dest="input",
+        metavar="PATH|NAME",
+        help="another text, all of it (default: what RUN held out); of an imported RUN, which learnt elsewhere, its "
+        "last tenth, as the simple models learn from the rest",
     )
-    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, latest or a step (default best)")
-    parser.add_argument(
-        "--device", default="auto", metavar="DEVICE", help="cpu, cuda or mps (default: the best one here)"
-    )
+    parser.checkpoint_option()
+    parser.device_option()
     parser.json_option()
     arguments = parser.parse(argv)
 
@@ -41,13 +46,19 @@ def main(argv: Sequence[str]) -> None:
 
     device = choose_device(arguments.device, setting="--device")
     loaded = minillm.load(arguments.run, which=arguments.checkpoint, device=device)
-    if loaded.config is None:
-        raise InputError(f"{arguments.run} has no config.toml, which says what it learnt from; it cannot be evaluated")
-    folder, progress = RunFolder(arguments.run), Progress(quiet=arguments.json)
+    if loaded.config is None and arguments.input is None:
+        raise InputError(
+            f"{arguments.run} has no config.toml, which says what it learnt from; name a text with --data.input"
+        )
+    progress = Progress(quiet=arguments.json)
     with tempfile.TemporaryDirectory() as scratch, progress.shown():
-        held_out = None if arguments.input is None else (arguments.input, Path(scratch))
+        config, folder, held_out = loaded.config, RunFolder(arguments.run), None
+        if config is None:
+            config, folder = elsewhere(loaded.model.config, arguments.input), RunFolder(scratch)
+        elif arguments.input is not None:
+            held_out = (arguments.input, Path(scratch))
         tokenizer = loaded.require_tokenizer()
-        material = gather(loaded.config, folder, tokenizer, held_out=held_out, own_hand=False, progress=progress)
+        material = gather(config, folder, tokenizer, held_out=held_out, own_hand=False, progress=progress)
         figures = material.evaluate(loaded.model)
         anchors = material.anchors(folder.path / "anchors.json")
     if arguments.json:
@@ -69,3 +80,9 @@ def main(argv: Sequence[str]) -> None:
     if figures.masked_accuracy is not None:
         print(f"  accuracy       {figures.masked_accuracy:.1%} of the masked tokens")
     print("\n".join(compare(figures, anchors)))
+
+
+def elsewhere(model: ModelConfig, text: str) -> PretrainConfig:
+    """Return settings by which a model that learnt elsewhere is judged on a text."""
+    table = {"model": to_table(model), "objective": {"name": OBJECTIVE_OF[model.kind]}, "data": {"input": text}}
+    return build(PretrainConfig, table, source="the command line")

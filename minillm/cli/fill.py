@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument("--text", required=True, metavar="TEXT", help="text with one or more [MASK]")
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="candidates for each mask (default 5)")
-    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, latest or a step (default best)")
+    parser.checkpoint_option()
     parser.json_option()
     arguments = parser.parse(argv)
 

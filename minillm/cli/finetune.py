@@ -14,6 +14,7 @@ from minillm.cli.arguments import Parser, add_settings, override_settings, print
 from minillm.config import build, override, read_toml
 from minillm.errors import InputError, Stopped
 from minillm.finetune.config import FinetuneConfig
+from minillm.training.distributed_config import is_first, is_launched
 
 TABLES = ("train", "valid", "test")
 ALIASES = ("init", "random", *(f"data.{name}" for name in TABLES))  # settings that have an option of another name
@@ -47,24 +48,32 @@ def main(argv: Sequence[str]) -> None:
     from minillm.finetune import run, seeds  # import torch: after the words were found right
     from minillm.training.progress import Progress
 
-    progress = Progress(quiet=arguments.quiet)
+    progress = Progress(quiet=arguments.quiet or not is_first())
     if arguments.resume is not None:
         overrides: dict[str, Any] = {}
         override_settings(overrides, arguments, FinetuneConfig, skip=ALIASES)
         several = run.changed(RunFolder(arguments.resume), overrides).seeds > 1
+        _check_seeds(several)
         result = (seeds.resume_seeds if several else run.resume)(arguments.resume, overrides, progress=progress)
     else:
         config = _config(arguments)
+        _check_seeds(config.seeds > 1)
         stem = f"{config.preset or Path(config.init).name}-{Path(config.data.train).stem}"
         out = arguments.out or Path("runs") / stem
         begin = seeds.finetune_seeds if config.seeds > 1 else run.finetune
         result = begin(config, out, overwrite=arguments.overwrite, progress=progress)
-    if arguments.json:
+    if arguments.json and is_first():
         print_json(result.json())
     if isinstance(result, run.Result) and result.summary.signal is not None:
         raise Stopped(128 + result.summary.signal)
-    if not arguments.json and not arguments.quiet:
+    if not arguments.json and not arguments.quiet and is_first():
         say(f'next: minillm predict {result.run} --text "..."')
+
+
+def _check_seeds(several: bool) -> None:
+    """Raise InputError for several seeds in several processes: they would share each run, one after the other."""
+    if several and is_launched():
+        raise InputError("seeds above 1 does not go with torchrun; begin a run for each, with its own train.seed")
 
 
 def _check_sources(arguments: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="text to continue; give it again for several")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="a file with one prompt a line")
-    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, latest or a step (default best)")
+    parser.checkpoint_option()
     parser.add_argument("--max-tokens", type=int, default=200, metavar="N", help="new tokens at most (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0: greedy (default 0.8)")
     parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")

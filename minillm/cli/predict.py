@@ -61,10 +61,8 @@ def main(argv: Sequence[str]) -> None:
         metavar="FILE",
         help="a table: .csv, .tsv, .jsonl, .parquet or .txt, or a file of the task's own kind",
     )
-    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, latest or a step (default best)")
-    parser.add_argument(
-        "--device", default="auto", metavar="DEVICE", help="cpu, cuda or mps (default: the best one here)"
-    )
+    parser.checkpoint_option()
+    parser.device_option()
     parser.json_option()
     add_settings(parser, PredictConfig, skip=ALIASES)
     arguments = parser.parse(argv)

@@ -14,6 +14,7 @@ from minillm.cli.arguments import Parser, add_settings, override_settings, print
 from minillm.config import build, read_toml
 from minillm.errors import InputError, Stopped
 from minillm.pretrain_config import PretrainConfig, preset_names, preset_table
+from minillm.training.distributed_config import is_first
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     from minillm import pretrain  # imports torch: after the words were found right
     from minillm.training.progress import Progress
 
-    progress = Progress(quiet=arguments.quiet)
+    progress = Progress(quiet=arguments.quiet or not is_first())
     if arguments.resume is not None:
         overrides: dict[str, Any] = {}
         override_settings(overrides, arguments, PretrainConfig)
@@ -52,11 +53,11 @@ def main(argv: Sequence[str]) -> None:
             overwrite=arguments.overwrite,
             progress=progress,
         )
-    if arguments.json:
+    if arguments.json and is_first():
         print_json(result.json())
     if result.summary.signal is not None:
         raise Stopped(128 + result.summary.signal)
-    if not arguments.json and not arguments.quiet:
+    if not arguments.json and not arguments.quiet and is_first():
         say(_next_command(result))
 
 
@@ -91,6 +92,8 @@ def _config(arguments: argparse.Namespace) -> tuple[PretrainConfig, str]:
         from minillm.checkpoint.run_folder import RunFolder
 
         run = RunFolder(arguments.init)
+        if not run.config_path.exists() and run.path.is_dir():
+            raise InputError(f"{run} does not say how to train; give CONFIG.toml or --preset NAME beside --init")
         run.check()
         table, source, stem = read_toml(run.config_path), str(run.config_path), f"{run.path.name}-continued"
     names = override_settings(table, arguments, PretrainConfig)

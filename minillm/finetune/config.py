@@ -18,9 +18,11 @@ from minillm.finetune.regularisers.config import RegulariserConfig
 from minillm.finetune.scope_config import ScopeConfig, check_together
 from minillm.model.config import ModelConfig
 from minillm.training.config import OptimConfig, Schedule, TrainConfig
+from minillm.training.distributed_config import DistributedConfig
 
 TaskName = Literal["single_label", "multi_label", "regression", "tagging", "question_answering", "prompt_answer"]
 Pooling = Literal["auto", "cls", "mean", "last", "pooler"]
+HeadLayer = Literal["none", "relu", "transform"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,14 @@ class HeadConfig:
     pooling: Pooling = setting(
         "auto", "a text's vector: cls, mean, last (real token), pooler (tanh layer on cls) or auto (see heads.py)"
     )
+    layer: HeadLayer = setting(
+        "none",
+        "between that vector, or a token's, and the last linear layer: none, relu (DistilBERT's: dense, ReLU) or "
+        "transform (ModernBERT's: dense, GELU, norm)",
+    )
+    bias: bool | None = setting(
+        None, "a bias on each output; none: yes, but for a decoder that reads whole texts, as in transformers"
+    )
     dropout: float = setting(0.1, "probability of dropping an element of that vector")
 
     def __post_init__(self) -> None:
@@ -240,6 +250,7 @@ class FinetuneConfig:
     augmentation: AugmentationConfig
     train: FinetuneTrainConfig
     optim: FinetuneOptimConfig
+    distributed: DistributedConfig
 
     def __post_init__(self) -> None:
         if self.seeds < 1:

@@ -9,6 +9,9 @@ A head for texts takes one vector a text, out of the hidden states h (B, T, C) o
 
 `auto` is mean for an encoder and last for a decoder. Padding is in none of them, on whichever side it stands.
 
+Between that vector, or each token's, and the last linear layer may stand one more: the layers that DistilBERT and
+ModernBERT have there, so that their heads can be had, and a head of ours can become one of theirs.
+
 Read next: `task_model.py`.
 """
 
@@ -22,8 +25,8 @@ from torch import Tensor, nn
 
 from minillm.finetune.config import HeadConfig, Pooling
 from minillm.model.config import ModelConfig
-from minillm.model.heads import Pooler
-from minillm.model.layers import Linear, Pass, mlp_output_site
+from minillm.model.heads import HeadTransform, Pooler
+from minillm.model.layers import Linear, Norm, Pass, activate_after, mlp_output_site
 
 
 class Head(Protocol):
@@ -70,10 +73,32 @@ def pool(hidden: Tensor, how: Pooling, starts: Tensor | None, lengths: Tensor | 
     return widened(hidden[torch.arange(B, device=hidden.device), place])
 
 
-class TextHead(nn.Module):
-    """y = dense(dropout(vector of the text)): K numbers a text.
+class ReLULayer(nn.Module):
+    """y = ReLU(dense(x)): DistilBERT's, before its classifier."""
 
-    pooler: None but for pooling "pooler".
+    def __init__(self, backbone: ModelConfig) -> None:
+        super().__init__()
+        self.dense = Linear(backbone.width, backbone.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., C) for x (..., C)."""
+        return activate_after(self.dense, "relu", x)
+
+
+def make_layer(config: HeadConfig, backbone: ModelConfig) -> nn.Module | None:
+    """Return what stands before the last linear layer, None for nothing."""
+    match config.layer:
+        case "relu":
+            return ReLULayer(backbone)
+        case "transform":
+            return HeadTransform(backbone)
+    return None
+
+
+class TextHead(nn.Module):
+    """y = dense(dropout(layer(vector of the text))): K numbers a text.
+
+    pooler: None but for pooling "pooler". layer: None where there is none.
     """
 
     def __init__(self, config: HeadConfig, backbone: ModelConfig, outputs: int) -> None:
@@ -87,7 +112,9 @@ class TextHead(nn.Module):
         super().__init__()
         self.pooling: Pooling = resolved(config.pooling, backbone)
         self.pooler = Pooler(backbone) if self.pooling == "pooler" else None
-        self.dense = Linear(backbone.width, outputs)
+        self.layer = make_layer(config, backbone)
+        bias = backbone.kind == "encoder" if config.bias is None else config.bias
+        self.dense = Linear(backbone.width, outputs, bias=bias)
         self.dropout_p, self.site = config.dropout, head_site(backbone)
         draw(self, backbone)
 
@@ -98,16 +125,19 @@ class TextHead(nn.Module):
         x = pool(hidden, self.pooling, starts, lengths)  # (B, C)
         if self.pooler is not None:
             x = self.pooler(x)
+        if self.layer is not None:
+            x = self.layer(x)
         return self.dense(dropped(x, self.dropout_p, self.site, seed))
 
 
 class TokenHead(nn.Module):
-    """y = dense(dropout(h)): K numbers a token."""
+    """y = dense(dropout(layer(h))): K numbers a token."""
 
     def __init__(self, config: HeadConfig, backbone: ModelConfig, outputs: int) -> None:
         """Draw the weights from PyTorch's default generator."""
         super().__init__()
-        self.dense = Linear(backbone.width, outputs)
+        self.layer = make_layer(config, backbone)
+        self.dense = Linear(backbone.width, outputs, bias=config.bias is not False)
         self.dropout_p, self.site = config.dropout, head_site(backbone)
         draw(self, backbone)
 
@@ -115,7 +145,8 @@ class TokenHead(nn.Module):
         self, hidden: Tensor, *, starts: Tensor | None, lengths: Tensor | None, seed: Tensor | None = None
     ) -> Tensor:
         """Return (B, T, K) float32 for hidden states (B, T, C); what comes out at padding means nothing."""
-        return widened(self.dense(dropped(hidden, self.dropout_p, self.site, seed)))
+        x = hidden if self.layer is None else self.layer(hidden)
+        return widened(self.dense(dropped(x, self.dropout_p, self.site, seed)))
 
 
 class HiddenStates(nn.Module):
@@ -149,8 +180,13 @@ def dropped(x: Tensor, p: float, site: int, seed: Tensor | None) -> Tensor:
 
 
 def draw(head: nn.Module, backbone: ModelConfig) -> None:
-    """Fill the linear layers of a head from N(0, init_std), their biases with 0."""
+    """Fill the linear layers of a head from N(0, init_std), their biases with 0; gains of norms with 1."""
     for module in head.modules():
         if isinstance(module, Linear):
             nn.init.normal_(module.weight, std=backbone.init_std)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, Norm):
+            nn.init.ones_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

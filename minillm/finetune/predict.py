@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from minillm.checkpoint.hf.family import TASK_PURPOSES
+from minillm.checkpoint.hf.folder import ModelFolder, is_model_folder, open_folder
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder, read_json
 from minillm.config import build, read_toml, to_table
@@ -26,13 +28,14 @@ from minillm.finetune.config import FinetuneConfig, TableConfig, TaskConfig, Tas
 from minillm.finetune.encoding import TextEncoder
 from minillm.finetune.ensemble import ensemble
 from minillm.finetune.loader import SequenceLoader
-from minillm.finetune.source import build_task_model
+from minillm.finetune.source import bare_task_model, build_task_model, shape_of, task_tensors_of
 from minillm.finetune.table import Columns, Table, find_columns
 from minillm.finetune.task_model import TaskModel
 from minillm.finetune.tasks.protocol import Task
 from minillm.finetune.tasks.registry import TASKS
 from minillm.finetune.tasks.texts import TextTask
-from minillm.loading import checkpoint_name
+from minillm.loading import checkpoint_name, tokenizer_of
+from minillm.model.init import Undrawn
 from minillm.tokenizer.base import Tokenizer, load_tokenizer
 from minillm.training.precision import choose_compute_dtype
 
@@ -89,7 +92,8 @@ def load_finetuned(
     """Return the model of a fine-tuning run.
 
     Args:
-        folder: what `--out` named when it was started; of several seeds this takes all of them together.
+        folder: what `--out` named when it was started; of several seeds this takes all of them together. Or a Hugging
+            Face folder of a model with a task's head.
         which: "best", "latest" or a step that has a checkpoint.
         device: where the model goes.
         task: settings of the section [task] that are others than in the run, such as `no_answer_threshold`.
@@ -99,6 +103,8 @@ def load_finetuned(
 
     Cost: reads `model.safetensors` once; PyTorch's random state is left as it was.
     """
+    if is_model_folder(Path(folder)):
+        return _opened(open_folder(Path(folder)), task or {}, torch.device(device))
     run = RunFolder(folder)
     members = [RunFolder(path) for path in seed_folders(run.path)] or [run]
     loaded = [_member(member, which, task or {}, torch.device(device)) for member in members]
@@ -115,6 +121,43 @@ def load_finetuned(
         encoder=TextEncoder(tokenizer, first.config.backbone, first.config.text),
         calibration={name: kept[name] for name in ("temperature", "thresholds") if name in kept},
     )
+
+
+def _opened(folder: ModelFolder, changed: Mapping[str, Any], device: torch.device) -> Finetuned:
+    """Return the model of a Hugging Face folder; it computes in float32."""
+    tokenizer = tokenizer_of(folder)
+    if tokenizer is None:
+        raise InputError(f"{folder.path} has no tokenizer, and text needs one; bring its tokenizer.json")
+    model, task = opened_task_model(folder, changed)
+    return Finetuned(
+        models=[model.eval().to(device)],
+        task=task,
+        tokenizer=tokenizer,
+        encoder=TextEncoder(tokenizer, model.config.backbone, model.config.text),
+        calibration={},
+    )
+
+
+def opened_task_model(folder: ModelFolder, changed: Mapping[str, Any]) -> tuple[TaskModel, Task]:
+    """Return the model of a Hugging Face folder, and its task with some settings changed.
+
+    Raises:
+        InputError: it has no task's head, or its tensors do not fit.
+    """
+    if folder.purpose not in TASK_PURPOSES:
+        raise InputError(
+            f"{folder.path} is a {folder.family.class_for(folder.purpose)} and knows no labels; fine-tune it first: "
+            f"minillm finetune {folder.path}"
+        )
+    shape = shape_of(folder)
+    path = str(folder.path / "config.json")
+    settings: TaskConfig = build(TaskConfig, {"name": shape.task.name} | {**changed}, source=path)
+    task = TASKS[shape.task.name].from_facts(settings, shape.task)
+    tensors = task_tensors_of(folder)
+    with Undrawn():
+        model = bare_task_model(shape, task)
+    put_tensors(model, tensors, source=folder.path)
+    return model, task
 
 
 def seed_folders(folder: Path) -> list[Path]:
@@ -138,7 +181,7 @@ def _member(
     config: FinetuneConfig = build(FinetuneConfig, read_toml(run.config_path), source=str(run.config_path))
     settings: TaskConfig = build(TaskConfig, to_table(config.task) | {**changed}, source=str(run.config_path))
     task = TASKS[shape.task.name].from_facts(settings, shape.task)
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten: no one shall notice
+    with torch.random.fork_rng(devices=[]), Undrawn():  # an adapter may draw all the same: no one shall notice
         model = build_task_model(shape, task)
     put_tensors(model, checkpoint.model_tensors(), source=checkpoint.folder / "model.safetensors")
     model.compute_in(choose_compute_dtype(config.train.compute_dtype, device, width=shape.backbone.width).dtype)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minillm.checkpoint.beginning import beginning, take_place
+from minillm.checkpoint.beginning import take_place
 from minillm.checkpoint.files import explained, write_text
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder, read_json
@@ -36,7 +37,10 @@ from minillm.finetune.tasks.tagging import Tagging
 from minillm.finetune.tasks.texts import TextTask
 from minillm.pretrain_config import rehearsal
 from minillm.tokenizer.base import load_tokenizer
+from minillm.training.distributed import Processes
+from minillm.training.distributed_config import DistributedConfig, is_first
 from minillm.training.gradient import Objective
+from minillm.training.launch import began, goes_on, joined
 from minillm.training.plots import draw_plots
 from minillm.training.precision import choose_compute_dtype, choose_device
 from minillm.training.progress import Progress
@@ -48,6 +52,7 @@ CHANGEABLE += ("train.keep_best", "train.keep_every", "train.on_failed_write", "
 CHANGEABLE += ("train.on_non_finite", "train.max_skips", "train.max_skips_in_a_row")
 CHANGEABLE += ("train.eval_every", "train.checkpoint_every", "train.micro_batch_size")
 CHANGEABLE += ("train.device", "train.compute_dtype", "train.compile", "train.checkpoint_activations", "train.threads")
+CHANGEABLE += tuple(f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig))
 
 JUDGED = ("valid", "test")
 THIS, FROM_RANDOM = "this model", "from random weights"
@@ -102,15 +107,32 @@ def finetune(config: FinetuneConfig, out: Path, *, overwrite: bool = False, prog
     progress = progress or Progress(quiet=True)
     config.check()
     folder = RunFolder(out)
-    with beginning(folder, overwrite) as draft, progress.shown():
-        config, source, material, model = prepared_run(config, progress)
-        with explained(draft.tokenizer_path):
-            source.tokenizer.save(draft.tokenizer_path)
-        write_text(draft.config_path, toml_text(config))
-        write_text(draft.corpus_path, json.dumps(material.card(), indent=1) + "\n")
-        trainer = _trainer(config, folder, material, model, progress)
-        take_place(folder, draft)  # not before all of that is known to do: a run that stands here is removed
-        return _train(trainer, material, config, progress)
+    if goes_on(folder, overwrite):
+        return resume(out, {}, progress=progress)
+    with joined(config.distributed, choose_device(config.train.device)) as processes:
+        progress = progress if processes.is_first else Progress(quiet=True)
+        with began(folder, overwrite, processes) as draft, progress.shown():
+            config, _, material, model = processes.first_then_rest(
+                lambda: _begun(config, draft, progress), lambda: prepared_run(config, progress)
+            )
+            trainer = _trainer(config, folder, material, model, processes, progress)
+            # not before all of that is known to do: a run that stands here is removed
+            processes.first_then_rest(lambda: take_place(folder, draft), lambda: None)
+            return _train(trainer, material, config, progress)
+
+
+def _begun(
+    config: FinetuneConfig, draft: RunFolder, progress: Progress
+) -> tuple[FinetuneConfig, Source, Material, TaskModel]:
+    """Return what `prepared_run` does, and write what a run folder holds of it; the first process does."""
+    config, source, material, model = prepared_run(config, progress)
+    with explained(draft.tokenizer_path):
+        source.tokenizer.save(draft.tokenizer_path)
+    if source.origin is not None:
+        source.origin.write(draft.path)
+    write_text(draft.config_path, toml_text(config))
+    write_text(draft.corpus_path, json.dumps(material.card(), indent=1) + "\n")
+    return config, source, material, model
 
 
 def prepared_run(config: FinetuneConfig, progress: Progress) -> tuple[FinetuneConfig, Source, Material, TaskModel]:
@@ -140,18 +162,21 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
     progress = progress or Progress(quiet=True)
     folder = RunFolder(run)
     folder.check()
-    with folder.held(), progress.shown():
+    with folder.held() if is_first() else nullcontext(), progress.shown():
         checkpoint = folder.load()
         config = rehearsal(changed(folder, overrides), progress.note, done=checkpoint.step)
         check_unchanged(config.data, read_json(folder.corpus_path), folder)
         path = str(checkpoint.folder / "config.json")
         shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
-        material = gather(config, load_tokenizer(folder.tokenizer_path), shape.backbone, progress)
-        model = prepared(bare_task_model(shape, material.task), config.scope)
-        trainer = _trainer(config, folder, material, model, progress)
-        trainer.resume(checkpoint.step)
-        write_text(folder.config_path, toml_text(config), safe=folder.safe())
-        return _train(trainer, material, config, progress)
+        with joined(config.distributed, choose_device(config.train.device)) as processes:
+            progress = progress if processes.is_first else Progress(quiet=True)
+            material = gather(config, load_tokenizer(folder.tokenizer_path), shape.backbone, progress)
+            model = prepared(bare_task_model(shape, material.task), config.scope)
+            trainer = _trainer(config, folder, material, model, processes, progress)
+            trainer.resume(checkpoint.step)
+            if processes.is_first:
+                write_text(folder.config_path, toml_text(config), safe=folder.safe())
+            return _train(trainer, material, config, progress)
 
 
 def changed(folder: RunFolder, overrides: Mapping[str, Any]) -> FinetuneConfig:
@@ -176,15 +201,21 @@ def changed(folder: RunFolder, overrides: Mapping[str, Any]) -> FinetuneConfig:
 
 
 def _trainer(
-    config: FinetuneConfig, folder: RunFolder, material: Material, model: TaskModel, progress: Progress
+    config: FinetuneConfig,
+    folder: RunFolder,
+    material: Material,
+    model: TaskModel,
+    processes: Processes,
+    progress: Progress,
 ) -> Trainer:
     """Return the trainer of a run."""
-    device = choose_device(config.train.device)
+    device = processes.device
+    check_sharded(config, processes)
     choice = choose_compute_dtype(config.train.compute_dtype, device, width=model.config.backbone.width)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     progress.note(
-        f"{material.task.name}: {learning:,} parameters learn, {model.config.backbone.kind} and head, on {device} in "
-        f"{str(choice.dtype).removeprefix('torch.')} ({choice.reason}); {config.train.max_steps:,} steps of "
+        f"{material.task.name}: {learning:,} parameters learn, {model.config.backbone.kind} and head, on {processes} "
+        f"in {str(choice.dtype).removeprefix('torch.')} ({choice.reason}); {config.train.max_steps:,} steps of "
         f"{config.train.batch_size} sequences"
     )
     objective: Objective = regularised(material.task, config.regulariser)
@@ -204,6 +235,7 @@ def _trainer(
         progress=progress,
         resume_command=f"minillm finetune --resume {folder}",
         rate_scales=rate_scales(model, config.scope),
+        processes=processes,
     )
     unfreeze_gradually(model, config.scope, trainer)
     if isinstance(config.adapter, AdaLoRAConfig):
@@ -211,25 +243,41 @@ def _trainer(
     return trainer
 
 
+def check_sharded(config: FinetuneConfig, processes: Processes) -> None:
+    """Raise InputError where a setting needs whole weights and gradients, and each process has a share of them."""
+    if not processes.gathers or config.distributed.strategy == "ddp":
+        return
+    for asked, name in (
+        (config.scope.unfreeze_every, "scope.unfreeze_every"),
+        (isinstance(config.adapter, AdaLoRAConfig), "adapter.kind = adalora"),
+        (config.regulariser.adversarial, "regulariser.adversarial"),
+    ):
+        if asked:
+            raise InputError(f"{name} goes with distributed.strategy = ddp, not with {config.distributed.strategy}")
+
+
 def _train(trainer: Trainer, material: Material, config: FinetuneConfig, progress: Progress) -> Result:
     """Train, restore the best checkpoint, judge it, the test table now for once, and write the report."""
     summary = trainer.fit()
-    folder, model, task = trainer.folder, trainer.model, material.task
+    folder, model, task, processes = trainer.folder, trainer.model, material.task, trainer.processes
     rate = summary.steps_per_second * config.train.batch_size
-    draw_plots(folder)
+    if processes.is_first:
+        draw_plots(folder)
     if summary.stopped_early:
         return Result(run=folder.path, summary=summary, step=summary.steps, contenders=(), examples_per_second=rate)
-    best = folder.load("best", to_use=True)
+    best = processes.first_then_rest(*[lambda: folder.load("best", to_use=True)] * 2)
     put_tensors(model, best.model_tensors(), source=best.folder / "model.safetensors")
     predictions = {name: material.predict(model, name) for name in judged(material)}
     contenders = [Contender(name=THIS, note=_origin(config), splits=said(material, predictions))]
-    if isinstance(task, TextTask):
+    if isinstance(task, TextTask) and processes.is_first:
         contenders += baselines(material, task)
         write_calibration(folder, contenders[0].splits["valid"])
-    if isinstance(task, Tagging):
+    if isinstance(task, Tagging) and processes.is_first:
         contenders.append(most_frequent_tags(material, task))
     if config.against_random and not (config.random or config.preset):
         contenders.append(_from_random(config, folder, progress))
+    if not processes.is_first:
+        return Result(run=folder.path, summary=summary, step=best.step, contenders=contenders, examples_per_second=rate)
     report = Report(
         name=folder.path.resolve().name,
         task=task.name,

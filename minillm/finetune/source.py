@@ -1,5 +1,6 @@
 """Where a fine-tuning run begins: the model and tokenizer of a run folder, or only their shape.
 
+    Hugging Face's     as a run of either kind: its head says of which
     pretrained run     embeddings.*, blocks.*, ...   -> backbone.*;  pooler.* -> head.pooler.* where the head has one
     fine-tuned run     backbone.*                    -> backbone.*;  its head was another task's and stays behind, its
                                                         adapter is merged into the weights
@@ -15,20 +16,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from minillm.checkpoint.hf.family import BACKBONE, TASK_PURPOSES
+from minillm.checkpoint.hf.folder import ModelFolder, is_model_folder, open_folder
+from minillm.checkpoint.hf.origin import Origin
 from minillm.checkpoint.native import put_tensors, tensors_of
 from minillm.checkpoint.run_folder import Checkpoint, RunFolder
 from minillm.config import build
 from minillm.errors import InputError
 from minillm.finetune.adapters.attach import attach, detach, merge
-from minillm.finetune.config import FinetuneConfig, TaskModelConfig
+from minillm.finetune.config import FinetuneConfig, HeadConfig, TaskConfig, TaskFacts, TaskModelConfig, TextConfig
 from minillm.finetune.scope import prepare
 from minillm.finetune.scope_config import ScopeConfig
 from minillm.finetune.table import find_columns, read_table
 from minillm.finetune.task_model import ADAPTER, TaskModel
 from minillm.finetune.tasks.protocol import Task
 from minillm.finetune.tasks.registry import TASKS
+from minillm.loading import tokenizer_of
 from minillm.model.config import ModelConfig
 from minillm.model.transformer import build_model
 from minillm.pretrain_config import preset_table
@@ -45,14 +51,15 @@ HEAD, POOLER = "lm_head.", "pooler."
 class Source:
     """A model to begin with.
 
-    name: its run's folder, or the preset's name. tokenizer, model: its own. tensors: its weights by name; None: they
-        are drawn at random.
+    name: its folder, or the preset's name. tokenizer, model: its own. tensors: its weights by name; None: they are
+        drawn at random. origin: what a Hugging Face folder said of it, for the way back; None: it came from none.
     """
 
     name: str
     tokenizer: Tokenizer
     model: ModelConfig
     tensors: Mapping[str, Tensor] | None
+    origin: Origin | None = None
 
 
 def source_of(config: FinetuneConfig) -> Source:
@@ -77,21 +84,75 @@ def source_of(config: FinetuneConfig) -> Source:
 
 
 def open_source(folder: Path, *, random: bool) -> Source:
-    """Return the model of a run folder's best checkpoint, or its shape alone.
+    """Return the model of a run folder's best checkpoint or of a Hugging Face folder, or its shape alone.
 
     Raises:
-        InputError: not a run folder, a damaged one, or one without a tokenizer.
+        InputError: neither kind of folder, a damaged one, or one without a tokenizer.
     """
+    if is_model_folder(folder):
+        return _opened(open_folder(folder), random=random)
     run = RunFolder(folder)
     checkpoint = run.load("best", to_use=True)
     tokenizer, path = load_tokenizer(run.tokenizer_path), str(checkpoint.folder / "config.json")
     if "backbone" in checkpoint.model_config:
         shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
         tensors = None if random else _merged(shape, checkpoint)
-        return Source(name=str(run), tokenizer=tokenizer, model=shape.backbone, tensors=tensors)
+        origin = Origin.read(run.path)
+        return Source(name=str(run), tokenizer=tokenizer, model=shape.backbone, tensors=tensors, origin=origin)
     model: ModelConfig = build(ModelConfig, checkpoint.model_config, source=path, prefix="model.")
     tensors = None if random else checkpoint.model_tensors()
-    return Source(name=str(run), tokenizer=tokenizer, model=model, tensors=tensors)
+    return Source(name=str(run), tokenizer=tokenizer, model=model, tensors=tensors, origin=Origin.read(run.path))
+
+
+def _opened(folder: ModelFolder, *, random: bool) -> Source:
+    """Return the model of a Hugging Face folder, of a task's model its backbone."""
+    tokenizer = tokenizer_of(folder)
+    if tokenizer is None:
+        raise InputError(f"{folder.path} has no tokenizer, and text needs one; bring its tokenizer.json")
+    if folder.purpose in TASK_PURPOSES:
+        tensors = {n.removeprefix(BACKBONE): t for n, t in task_tensors_of(folder).items() if n.startswith(BACKBONE)}
+    else:
+        with torch.device("meta"):
+            shapes = build_model(folder.model).state_dict()
+        tensors = folder.own_tensors(shapes)
+    return Source(
+        name=str(folder.path),
+        tokenizer=tokenizer,
+        model=folder.model,
+        tensors=None if random else tensors,
+        origin=Origin.of(folder),
+    )
+
+
+def shape_of(folder: ModelFolder) -> TaskModelConfig:
+    """Return what a Hugging Face folder with a task's head says of the whole model.
+
+    Raises:
+        InputError: a head or labels that do not do.
+    """
+    path = str(folder.path / "config.json")
+    return TaskModelConfig(
+        task=build(TaskFacts, folder.task(), source=path),
+        text=TextConfig(),
+        backbone=folder.model,
+        head=build(HeadConfig, folder.head(), source=path),
+    )
+
+
+def task_tensors_of(folder: ModelFolder) -> dict[str, Tensor]:
+    """Return the tensors of a Hugging Face folder with a task's head, by our names, mapped.
+
+    Raises:
+        InputError: a tensor that is missing, misshapen or too many.
+    """
+    shape = shape_of(folder)
+    with torch.device("meta"):
+        return folder.own_tensors(bare_task_model(shape, task_of(shape)).state_dict())
+
+
+def task_of(shape: TaskModelConfig) -> Task:
+    """Return the task of a whole model, its settings those that are usual."""
+    return TASKS[shape.task.name].from_facts(TaskConfig(name=shape.task.name), shape.task)
 
 
 def _merged(shape: TaskModelConfig, checkpoint: Checkpoint) -> Mapping[str, Tensor]:

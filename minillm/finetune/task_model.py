@@ -40,6 +40,11 @@ class TaskModel(nn.Module):
         self.backbone.recompute_blocks()
 
     @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks of the backbone."""
+        return self.backbone.blocks
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device

@@ -17,7 +17,19 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from minillm_kernels import attention, embedding, geglu, gelu, layer_norm, relu, relu2, rms_norm, rotary, swiglu
+from minillm_kernels import (
+    attention,
+    attention_weights,
+    embedding,
+    geglu,
+    gelu,
+    layer_norm,
+    relu,
+    relu2,
+    rms_norm,
+    rotary,
+    swiglu,
+)
 from minillm_kernels.dispatch import decide
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -268,6 +280,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, now: Pass) -> Tensor:
         """Return (B, T, C) for x (B, T, C)."""
+        q, seen = self.queries_and_seen(x, now)
+        dropout_p, seed = now.dropout(self.dropout_p, attention_site(self.layer))
+        y = attention(
+            q, seen.k, seen.v, **seen.masks, softcap=self.softcap, dropout_p=dropout_p, seed=seed
+        )  # (B, T, H, D)
+        return self.output(rearrange(y, "B T H D -> B T (H D)"))
+
+    def queries_and_seen(self, x: Tensor, now: Pass) -> tuple[Tensor, Seen]:
+        """Return the queries (B, T, H, D) of x (B, T, C), and what they look at."""
         q = rearrange(self.q(x), "B T (H D) -> B T H D", D=self.head_width)
         k = rearrange(self.k(x), "B T (Hkv D) -> B T Hkv D", D=self.head_width)
         v = rearrange(self.v(x), "B T (Hkv D) -> B T Hkv D", D=self.head_width)
@@ -275,12 +296,12 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary is not None:
             q, k = self.rotary(q, k, now.positions)
-        seen = self.source(k, v, now)
-        dropout_p, seed = now.dropout(self.dropout_p, attention_site(self.layer))
-        y = attention(
-            q, seen.k, seen.v, **seen.masks, softcap=self.softcap, dropout_p=dropout_p, seed=seed
-        )  # (B, T, H, D)
-        return self.output(rearrange(y, "B T H D -> B T (H D)"))
+        return q, self.source(k, v, now)
+
+    def weights(self, x: Tensor, now: Pass) -> Tensor:
+        """Return the weights (B, H, T, S) that `forward` gives the values, before dropout, and need not hold itself."""
+        q, seen = self.queries_and_seen(x, now)
+        return attention_weights(q, seen.k, **seen.masks, softcap=self.softcap)
 
 
 def window_sides(config: ModelConfig, layer: int) -> tuple[int | None, int | None]:

@@ -57,11 +57,13 @@ ALL_SPECIALS = Specials(unk=0, bos=1, eos=2, pad=3, mask=4, cls=5, sep=6)
 class Tokenizer(ABC):
     """Text to token ids and back.
 
-    kind: bpe, unigram, byte or char. vocab_size: number of ids, V. specials: the control symbols.
+    kind: bpe, unigram, byte, char or json. vocab_size: number of ids, V. specials: the control symbols.
     notice: something that the user should know about how it was trained; empty: nothing.
+    carries_the_space: whether pieces begin with the space before them, as in "the| cat".
     """
 
     kind: ClassVar[str]
+    carries_the_space: bool = False
     vocab_size: int
     specials: Specials
     notice: str = ""
@@ -91,7 +93,7 @@ class Tokenizer(ABC):
         """Return the text of tokens; control symbols are left out, bytes that are no UTF-8 become U+FFFD.
 
         For every text without unknown characters decode(encode(text)) == text, but that the sentencepiece kinds give
-        back U+2581 as a space.
+        back U+2581 as a space, and that an imported one (`json`) may lower the case, drop spaces, and the like.
         """
 
     @abstractmethod
@@ -160,13 +162,17 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     from minillm.tokenizer.byte import ByteTokenizer
     from minillm.tokenizer.character import CharacterTokenizer
+    from minillm.tokenizer.json_file import JsonTokenizer
     from minillm.tokenizer.pieces import BPETokenizer, UnigramTokenizer
 
     path = folder / FILE
-    kinds: dict[str, type] = {c.kind: c for c in (BPETokenizer, UnigramTokenizer, ByteTokenizer, CharacterTokenizer)}
+    classes = (BPETokenizer, UnigramTokenizer, ByteTokenizer, CharacterTokenizer, JsonTokenizer)
+    kinds: dict[str, type] = {c.kind: c for c in classes}
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         return kinds[table["kind"]].from_files(table, folder)
+    except InputError:
+        raise
     except FileNotFoundError as error:
         missing = Path(error.filename).name if error.filename else FILE
         raise InputError(

@@ -36,6 +36,8 @@ TOO_SMALL = re.compile(r"Vocabulary size is smaller than required_chars\. \d+ vs
 class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model; BPE and unigram differ in training alone."""
 
+    carries_the_space = True
+
     def __init__(self, model: bytes) -> None:
         """Read a serialised model.
 
@@ -100,6 +102,11 @@ class SentencePieceTokenizer(Tokenizer):
         """Return the piece with its spaces as spaces."""
         return self._processor.IdToPiece(token).replace(SPACE, " ")
 
+    def vocabulary(self) -> list[tuple[str, float]]:
+        """Return every piece as sentencepiece writes it, with its score: the best is joined, or likely, first."""
+        processor = self._processor
+        return [(processor.IdToPiece(token), processor.GetScore(token)) for token in range(self.vocab_size)]
+
     def _surface(self, token: int) -> str:
         if not self._processor.IsByte(token):
             return self.piece(token)
@@ -155,6 +162,19 @@ class UnigramTokenizer(SentencePieceTokenizer):
     """Unigram model: pieces are dropped from a large set as long as the text stays likely. Kudo (2018)."""
 
     kind = "unigram"
+
+
+def sentencepiece_tokenizer(model: bytes) -> SentencePieceTokenizer:
+    """Return the tokenizer of a serialised model, of the kind that the model is.
+
+    Raises:
+        ValueError: it is not one of this file's, or its control symbols are not where they belong.
+    """
+    tokenizer = BPETokenizer(model)
+    # a unigram model scores its pieces by log-probabilities; BPE by their rank, 0, -1, -2, ...
+    scores = [score for _, score in tokenizer.vocabulary()[len(NAMES) + 256 :][:2]]  # after the bytes
+    is_bpe = scores == [0.0, -1.0][: len(scores)]
+    return tokenizer if is_bpe else UnigramTokenizer(model)
 
 
 def _train(lines: Sequence[str], kind: str, size: int, config: TokenizerConfig) -> bytes:

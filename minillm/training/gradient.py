@@ -21,8 +21,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from minillm.checkpoint.sharded import whole
 from minillm.data.batch import Batch, has_target
 from minillm.objectives.loss import Loss
+from minillm.training.distributed import Processes
 
 
 class Objective(Protocol):
@@ -57,17 +59,19 @@ def add_gradient(
     micro_batches: int,
     device: torch.device,
     scaler: torch.amp.GradScaler | None = None,
+    processes: Processes | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Add the gradient of a batch to the parameters' `.grad`, by the formula at the head of this file.
 
     Args:
         model: on `device`, in training mode.
         objective: its `step` gives the loss of a micro-batch.
-        batch: prepared, on the CPU.
+        batch: prepared, on the CPU; with several processes the same one for all of them.
         count: N, above 0; see `targets_in`.
-        micro_batches: k, a divisor of the number of rows.
+        micro_batches: k, a divisor of the number of rows and a multiple of the number of processes.
         device: where micro-batches are computed.
         scaler: of a float16 run; the gradients are then scaled by it. None: they are not.
+        processes: who takes a share of the micro-batches each; None: this one takes all.
     Returns:
         () on the device: sum_i total_i / N, the mean loss of the batch's targets without extras;
         () on the device: how much more the objective counted than `count`; but for the rounding of weights, anything
@@ -75,15 +79,22 @@ def add_gradient(
 
     Cost: memory of activations as for one micro-batch; nothing waits for the device.
     """
-    total, excess = torch.zeros((), device=device), torch.full((), -float(count), device=device)
-    for part in batch.to(device).split(micro_batches):
-        loss = objective.step(model, part)
+    processes = processes or Processes(device=device)
+    total, counted = torch.zeros((), device=device), torch.zeros((), device=device)
+    own = processes.own(batch.split(micro_batches))
+    for number, part in enumerate(own, start=1):
+        if number == len(own):
+            processes.layout.before_last()
+        loss = objective.step(model, part.to(device))
         share = loss.total / count
         if loss.extra is not None:
             share = share + loss.extra / micro_batches
         (share if scaler is None else scaler.scale(share)).backward()
-        total, excess = total + loss.total.detach(), excess + loss.count
-    return total / count, excess
+        total, counted = total + loss.total.detach(), counted + loss.count
+    processes.at("summing gradients")
+    processes.layout.finish()
+    total, counted = processes.summed(torch.stack([total, counted]))
+    return total / count, counted - count
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
@@ -99,6 +110,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(norm)
     if limit > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm

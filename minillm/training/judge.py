@@ -36,10 +36,12 @@ class Judge:
         Raises:
             InputError: the loss is not finite.
         """
+        trainer.processes.at("evaluating")
         trainer.model.eval()
         try:
             with trainer.averaged(), torch.no_grad(), random_kept(trainer.device):
                 valid = self.evaluate(trainer.model)
+                trainer.processes.layout.settle()
         finally:
             trainer.model.train()
         state, loss, figure = trainer.state, valid["loss"], valid[self.best_by]

@@ -12,6 +12,8 @@ s in (0.003, 1] to about 1 in five steps, between 0.68 and 1.21, which is near e
 because an error in O is an error of the step and not of the weights. The factor in (4) gives updates of all shapes the
 same size per row.
 
+(3) takes a whole matrix: where matrices are cut over processes (FSDP2), `muon_sharded.py` brings them together.
+
 Matrices of one shape are stacked and orthogonalised together: a small model has dozens of products that are too small
 to fill a device one by one.
 
@@ -30,6 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import AdamW
+
+from minillm.checkpoint.sharded import is_sharded
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a, b, c: the steepest slope at 0 that still ends near 1
 ITERATIONS = 5
@@ -81,11 +85,20 @@ class Muon(AdamW):
                 ahead = parameter.grad.lerp(momentum, group["momentum"])  # (2)
                 alike[parameter.shape].append((parameter, ahead))
         for (rows, columns), pairs in alike.items():
-            directions = orthogonalised([ahead for _, ahead in pairs], self.product_dtype)  # (n, rows, columns)
+            directions = self._directions([ahead for _, ahead in pairs])  # n of (rows, columns)
             step = group["lr"] * max(1.0, rows / columns) ** 0.5
             for (parameter, _), direction in zip(pairs, directions, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(direction.to(parameter.dtype), alpha=-step)  # (4)
+
+    def _directions(self, matrices: list[Tensor]) -> Iterable[Tensor]:
+        """Return equation (3) of matrices of one shape, which may be cut over processes."""
+        if not is_sharded(matrices[0]):
+            return orthogonalised(matrices, self.product_dtype)
+        from minillm.training.muon_sharded import orthogonalised_by_shares
+
+        shards: Any = matrices
+        return orthogonalised_by_shares(shards, self.product_dtype, orthogonalised)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         """Return M of a matrix, zeros at first."""

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from minillm.checkpoint.sharded import is_sharded, spread_like
 from minillm.errors import InputError
 from minillm.training.config import OptimConfig
 from minillm.training.muon import Muon
@@ -56,6 +57,7 @@ def make_optimiser(model: nn.Module, config: OptimConfig, rate_scales: Mapping[s
     ]
     fused = all(p.device.type in FUSED_DEVICES for p in trainable)
     if config.name == "sgd":
+        fused = fused and not is_sharded(trainable[0])  # PyTorch has no fused SGD of DTensors
         return SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=fused)
     options: dict[str, Any] = {"lr": rate, "betas": (config.beta1, config.beta2), "eps": config.eps, "fused": fused}
     if config.name == "adamw":
@@ -130,5 +132,7 @@ def put_optimiser_tensors(
         # fused kernels want the step count beside the parameter, the others want it on the CPU
         on_host = slot == "step" and not optimiser.defaults.get("fused")
         state.setdefault(parameter, {})[slot] = value.clone() if on_host else value.to(parameter.device, copy=True)
+        if slot != "step":
+            state[parameter][slot] = spread_like(state[parameter][slot], parameter)
     for parameter, slots in state.items():
         optimiser.state[parameter] = slots

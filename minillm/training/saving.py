@@ -17,15 +17,25 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from minillm.checkpoint.sharded import whole
 from minillm.errors import InputError
 
 
-def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies on the CPU, which later steps do not change.
+def copies(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
+    """Return copies on the CPU, whole, which later steps do not change.
 
-    Cost: the tensors' size in the host's memory, and one pass over them.
+    Args:
+        tensors: by name; of those that are spread over processes all of these must ask alike.
+        keep: False: take part in gathering them, and return nothing; only the process that writes needs them.
+
+    Cost: the tensors' size in the host's memory, and one pass over them; of one that is spread each process receives
+        all, for a moment.
     """
-    found = {name: tensor.detach().to("cpu", copy=True, non_blocking=True) for name, tensor in tensors.items()}
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        gathered = whole(tensor.detach())
+        if keep:
+            found[name] = gathered.to("cpu", copy=True, non_blocking=True)
     if any(tensor.device.type == "cuda" for tensor in tensors.values()):
         torch.cuda.synchronize()
     return found

@@ -62,19 +62,19 @@ class Snapshot:
 
 
 def take(trainer: Trainer) -> Snapshot:
-    """Return the moment at which a trainer stands.
+    """Return the moment at which a trainer stands; of several processes the first one has the tensors.
 
     Cost: memory of the host for all of it, and one pass over it.
     """
-    step, ema = trainer.state.step, trainer.ema
+    step, ema, keep = trainer.state.step, trainer.ema, trainer.processes.is_first
     scaler = None if trainer.scaler is None else trainer.scaler.state_dict()
     more = {"optimiser": trainer.optim.name, "scaler": scaler, "ema_decay": trainer.train.ema_decay}
     return Snapshot(
         step=step,
-        model=copies(tensors_of(trainer.model) | ({} if ema is None else ema.tensors())),
-        optimiser=copies(optimiser_tensors(trainer.optimiser, trainer.model)),
+        model=copies(tensors_of(trainer.model) | ({} if ema is None else ema.tensors()), keep=keep),
+        optimiser=copies(optimiser_tensors(trainer.optimiser, trainer.model), keep=keep),
         random=random_tensors(trainer.device),
-        unaveraged=None if ema is None else copies(ema.weights()),
+        unaveraged=None if ema is None else copies(ema.weights(), keep=keep),
         config=trainer.model.config,
         state=trainer.state.table() | more,
         score=trainer.judge.score if trainer.judge.step == step else None,

@@ -3,6 +3,8 @@
     hooks -> batch of this step -> objective.prepare -> gradient (k micro-batches) -> hooks -> clip -> optimiser
           -> hooks -> running mean of the weights -> now and then: evaluate, log, save
 
+Several processes run it side by side (`distributed.py`); the first one writes.
+
 All that is random comes from `Batch.seed` and the loader, which are pure functions of the step: two runs from one seed
 agree bit for bit on one machine, and so does one that was stopped and resumed. Evaluating, logging and saving change
 nothing of what is learnt.
@@ -24,6 +26,7 @@ from minillm.data.batch import Batch
 from minillm.errors import InputError
 from minillm.training.config import OptimConfig, TrainConfig
 from minillm.training.determinism import deterministic
+from minillm.training.distributed import Processes
 from minillm.training.ema import EMA
 from minillm.training.failures import memory_explained, not_finite, too_many_skipped
 from minillm.training.figures import StepFigures
@@ -34,7 +37,7 @@ from minillm.training.judge import Judge
 from minillm.training.optim import make_optimiser, set_learning_rate
 from minillm.training.precision import make_scaler
 from minillm.training.progress import Progress
-from minillm.training.records import Records
+from minillm.training.records import NoRecords, Records
 from minillm.training.saving import Saver
 from minillm.training.schedule import learning_rate_share
 from minillm.training.snapshot import put, take
@@ -77,6 +80,7 @@ class Trainer:
         progress: Progress | None = None,
         resume_command: str | None = None,
         rate_scales: Mapping[str, float] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         """Put the model on its device and make the optimiser. Nothing is read or written before `resume` or `fit`.
 
@@ -90,11 +94,15 @@ class Trainer:
             progress: None: say nothing.
             resume_command: what to tell who pressed Ctrl-C; None: `minillm pretrain --resume` with the folder.
             rate_scales: parameter name -> its share of the peak learning rate; see `optim.make_optimiser`.
+            processes: who trains this model together; None: this process alone.
         Raises:
-            InputError: `train.best_by` names no figure of the evaluation.
+            InputError: `train.best_by` names no figure of the evaluation, or the batch does not go with the processes.
         """
         if train.best_by not in ("loss", *figures):
             raise InputError(f"train.best_by is {train.best_by}; take one of {', '.join(('loss', *figures))}")
+        self.processes = processes or Processes(device=device)
+        self.processes.check(train, compute_dtype)
+        self.micro_batches = self.processes.micro_batches(train)
         if train.threads is not None:
             torch.set_num_threads(train.threads)
         if device.type == "cpu":
@@ -105,6 +113,7 @@ class Trainer:
             self.model.recompute_blocks()
         if train.compile:
             self.model.compile()  # in place: names of parameters stay
+        self.processes.lay_out(self.model)
         self.objective, self.loader, self.figures = objective, loader, tuple(figures)
         self.train, self.optim, self.folder = train, optim, folder
         self.device, self.compute_dtype = device, compute_dtype
@@ -131,11 +140,11 @@ class Trainer:
             InputError: another process trains in this folder, the loss is no longer finite, memory or disk is full; the
                 text says what of the run is safe.
         """
-        was_training, before = self.model.training, (self.state.tokens, self.state.step)
+        was_training, before, asked = self.model.training, (self.state.tokens, self.state.step), 0
         self.model.train()
         try:
             with (
-                self.folder.held(),
+                self.folder.held() if self.processes.is_first else nullcontext(),
                 deterministic(self.train.deterministic),
                 Interrupt() as interrupt,
                 self._records() as records,
@@ -143,7 +152,7 @@ class Trainer:
             ):
                 self._announce()
                 stopwatch = Stopwatch()
-                while not self._done() and interrupt.asked is None:
+                while not self._done() and not (asked := self._asked_to_stop(interrupt)):
                     self.saver.check()
                     with memory_explained(self.train, self.device):
                         figures = self.take_step()
@@ -151,7 +160,8 @@ class Trainer:
                         self._follow_up(figures, records, stopwatch)
                     self.progress.step(self.state.step)
                 stopped_early = not self._done()
-                if self.saver.wait() != self.state.step:  # not asked for, or not written: then once more
+                missing = self.processes.is_first and self.saver.wait() != self.state.step
+                if self.processes.largest(missing):  # not asked for, or not written: then once more
                     self.saver.forget()
                     self.save(records)
                 self.saver.finish()
@@ -171,9 +181,14 @@ class Trainer:
             train_loss=self.state.train_loss,
             valid_loss=self.state.valid_loss,
             stopped_early=stopped_early,
-            signal=interrupt.asked if stopped_early else None,
+            signal=asked if stopped_early else None,
             out_of_patience=self._out_of_patience(),
         )
+
+    def _asked_to_stop(self, interrupt: Interrupt) -> int:
+        """Return the number of the signal that asked this process, or another one, to stop before the next step."""
+        self.processes.at("beginning", self.state.step + 1)
+        return self.processes.largest(interrupt.asked or 0)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Return a block in which the model has the weights by which it is judged: their means, where there are any."""
@@ -189,7 +204,7 @@ class Trainer:
 
     def _announce(self) -> None:
         """Say what a reader of the log could stumble over, and begin the live line."""
-        if self.flops_per_token is not None:
+        if self.flops_per_token is not None and self.processes.is_first:
             self._yardstick = yardstick(self.device, self.compute_dtype)
             self.progress.note(f"MFU is the share of {self._yardstick.name}")
         if self.state.step >= self.train.max_steps:
@@ -207,6 +222,7 @@ class Trainer:
             (3,) float32 on the device: mean loss, gradient norm before clipping, excess of counted targets (see
             `add_gradient`). None where the batch has no target or was skipped: then nothing but the counts changes.
         """
+        self.processes.at("preparing the batch")
         for hook in self.before_step:
             hook(self)
         batch = self.objective.prepare(self.loader.batch(self.state.step))
@@ -215,9 +231,16 @@ class Trainer:
         if count == 0:
             self._skip_step()
             return None
-        parts = self.train.micro_batches
+        self.processes.at("computing")
         loss, excess = add_gradient(
-            self.model, self.objective, batch, count=count, micro_batches=parts, device=self.device, scaler=self.scaler
+            self.model,
+            self.objective,
+            batch,
+            count=count,
+            micro_batches=self.micro_batches,
+            device=self.device,
+            scaler=self.scaler,
+            processes=self.processes,
         )
         norm = self._update_weights(loss)
         if norm is None:
@@ -234,6 +257,7 @@ class Trainer:
 
     def _update_weights(self, loss: Tensor) -> Tensor | None:
         """Turn the gradient that is there into new weights; return its norm before clipping, None: it was skipped."""
+        self.processes.at("updating")
         if self.scaler is not None:
             self.scaler.unscale_(self.optimiser)
         for hook in self.after_backward:
@@ -280,7 +304,7 @@ class Trainer:
         where = getattr(self.loader, "where", None)
         return "" if where is None else where(step - 1)
 
-    def _follow_up(self, figures: Tensor | None, records: Records, stopwatch: Stopwatch) -> None:
+    def _follow_up(self, figures: Tensor | None, records: Records | NoRecords, stopwatch: Stopwatch) -> None:
         """Evaluate, log and save where the step just taken is one for it. None of it changes what is learnt."""
         train, step = self.train, self.state.step
         evaluating = step == train.max_steps or is_due(step, train.eval_every)
@@ -309,7 +333,7 @@ class Trainer:
         self,
         figures: Tensor | None,
         valid: Mapping[str, float | None],
-        records: Records,
+        records: Records | NoRecords,
         stopwatch: Stopwatch,
     ) -> None:
         """Write the rows of the step just taken and renew the live line."""
@@ -328,15 +352,18 @@ class Trainer:
         )
         rate, mfu = stopwatch.lap(), None
         if self._yardstick is not None and self.flops_per_token is not None:
-            mfu = rate * self.flops_per_token / self._yardstick.flops_per_second
+            mfu = rate * self.flops_per_token / (self._yardstick.flops_per_second * self.processes.size)
         records.timing(step=self.state.step, seconds=stopwatch.seconds, tokens_per_second=rate, mfu=mfu)
         self.progress.values(loss=loss, valid_loss=self.state.valid_loss, tokens_per_second=rate)
 
-    def save(self, records: Records) -> None:
+    def save(self, records: Records | NoRecords) -> None:
         """Begin to write a checkpoint of this moment, from which `resume` goes on as if nothing had happened."""
+        self.processes.at("saving")
         self._read()  # weights that are not numbers must never become the newest checkpoint
         self.saver.wait()
         snapshot = take(self)
+        if not self.processes.is_first:
+            return
 
         def write() -> None:
             records.sync()
@@ -344,8 +371,10 @@ class Trainer:
 
         self.saver.begin(snapshot.step, write)
 
-    def _records(self) -> Records:
-        """Return the CSV files of the run, cut back to where it stands."""
+    def _records(self) -> Records | NoRecords:
+        """Return the CSV files of the run, cut back to where it stands; the first process writes them."""
+        if not self.processes.is_first:
+            return NoRecords()
         return Records(
             self.folder,
             step=self.state.step,

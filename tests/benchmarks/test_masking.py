@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import masking
-from benchmarks.masking import Run, apart, complete, page, train, verdict
+from benchmarks.masking import Run, complete, page, told_apart, train, verdict
 from minillm.pretrain_config import preset_table
 
 LETTERS = Path(__file__).parents[2] / "data/samples/letters.txt"
@@ -52,7 +52,7 @@ def test_what_the_seeds_do_not_tell_apart_is_said():
         [run_of(name, rate, seed, loss=mean + (seed - 1) / 10) for seed in range(3)]
         for name, rate, mean in (("token", 0.15, 4.0), ("span", 0.3, 4.1), ("whole_word", 0.4, 4.2))
     )
-    assert not apart(low, near) and apart(low, far)
+    assert not told_apart(low, near) and told_apart(low, far)
     assert verdict([low, near, far]) == "Lowest loss: token at 0.15, not told apart by these seeds from span at 0.3."
     assert "one seed does not tell" in verdict([low[:1], near[:1]])
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import figures
 from benchmarks.context import Context
 from benchmarks.training import peers, registration, section, stepper
-from benchmarks.training.build import STEPS, make_loader, make_objective, make_trainer, task_of
+from benchmarks.training.build import STEPS, make_loader, make_model, make_objective, make_trainer, task_of
 from benchmarks.training.peers import PeerObjective, build_peer
 from benchmarks.training.recipes import LADDER, recipes
 from benchmarks.training.registration import Contender, Recipe
@@ -38,19 +38,16 @@ def small(name: str) -> Recipe:
     plain["model"] |= SMALL | {"dropout": 0.0, "attention_dropout": 0.0}
     if "num_kv_heads" in plain["model"]:
         plain["model"] |= {"num_kv_heads": 1, "mlp_width": 48}
-    plain["train"] = {"batch_size": 4, "micro_batch_size": 2}
-    return Recipe(
-        name=name, kind="cpu", peer=ALL[name].peer, plain=plain, filed=plain, contenders=(OURS, PEER), ladder=()
-    )
+    plain["train"] = {"batch_size": 4} if ALL[name].labels else {"batch_size": 4, "micro_batch_size": 2}
+    return dataclasses.replace(ALL[name], kind="cpu", plain=plain, filed=plain, contenders=(OURS, PEER), ladder=())
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_contender_has_the_parameters_of_the_peer(name):
     """At the recipe's own sizes, on no memory; the recipe as its file has it is another model."""
     recipe = ALL[name]
-    config = recipe.config(PEER).model
     with torch.device("meta"):
-        ours, peer = build_model(config), build_peer(recipe.peer, config)
+        ours, peer = make_model(recipe, OURS), make_model(recipe, PEER)
     assert count_parameters(ours) == count_parameters(peer) == task_of(recipe, PEER)["parameters_of_ours"]
 
 
@@ -59,7 +56,9 @@ def test_presets_have_their_published_sizes():
     assert counts == {"gpt2-124m": 124_439_808, "bert-base": 109_514_298}  # transformers' models without a pooler
 
 
-@pytest.mark.parametrize("name", ["gpt2-124m", "bert-base", "llama-125m", "shakespeare-char", "mlm-small"])
+@pytest.mark.parametrize(
+    "name", ["gpt2-124m", "bert-base", "llama-125m", "shakespeare-char", "mlm-small", "classifier"]
+)
 def test_flops_of_a_step_are_those_that_torch_counts(name):
     """MFU's formula, (6 N + 12 L C T) a token with the tied head once, on a step of the maths by hand.
 
@@ -88,6 +87,18 @@ def test_flops_are_those_of_the_peer_too():
     with torch.device("meta"):
         model = build_model(config)
     assert counter.get_total_flops() == flops_per_token(model, config.context) * tokens.numel()
+
+
+def test_a_classifier_and_its_peer_take_the_loss_of_the_same_labels():
+    """A new head is small, so both begin near log 2; the peer's is what its own logits say."""
+    ours, peer = (make_trainer(small("classifier"), c, CPU) for c in (OURS, PEER))
+    batches = [t.objective.prepare(t.loader.batch(3)) for t in (ours, peer)]
+    assert torch.equal(batches[0].tokens, batches[1].tokens) and torch.equal(batches[0].targets, batches[1].targets)
+    truth = torch.nn.functional.cross_entropy(peer.model.inner(input_ids=batches[1].tokens).logits, batches[1].targets)
+    loss = peer.objective.step(peer.model, batches[1])
+    torch.testing.assert_close(loss.total / loss.count, truth)
+    losses = [float(t.take_step()[0]) for t in (ours, peer)]
+    assert losses == pytest.approx([math.log(2)] * 2, rel=task_of(small("classifier"), OURS)["loss_margin"])
 
 
 @pytest.mark.parametrize("name", ["gpt2-124m", "bert-base", "llama-125m"])
@@ -204,13 +215,16 @@ def test_what_is_timed_is_the_trainers_own_step(monkeypatch):
     assert not all(torch.equal(a, b) for a, b in zip(weights, timed.trainer.parameters, strict=True))
 
 
-def test_planted_sleep_is_in_the_time_of_a_step():
+def test_planted_sleep_is_in_the_time_of_a_step(monkeypatch):
+    """By a clock that only the planted sleep moves: a step lasts as long as that, not a third of it, not thrice."""
+    now = [0.0]
     timed = made()
     timed.warm_up()
-    quick = timed.turn(0.01)["seconds"]
-    timed.trainer.after_step.append(lambda trainer: time.sleep(0.03))
-    slow = timed.turn(0.01)["seconds"]
-    assert slow >= 0.03 and slow > quick
+    monkeypatch.setattr(stepper, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    timed.trainer.after_step.append(lambda trainer: now.__setitem__(0, now[0] + 0.03))
+    timed.seconds = 0.03  # of the step before: three of them fill the turn
+    turn = timed.turn(0.09)
+    assert turn["steps"] == 3 and turn["seconds"] == pytest.approx(0.03)
 
 
 def test_a_loss_that_counts_other_targets_is_a_failure():
@@ -232,7 +246,7 @@ class Scripted:
 
     def __init__(self, built=None, warm=None, turns=(), dies=""):
         about = {"tokens": 96, "flops": 1e6, "parameters": 10, "parameters_of_ours": 10, "dtype": "fp32"}
-        about |= {"loss_expected": 3.6, "sizes": {"B": 4}, "micro_batches": 2}
+        about |= {"loss_expected": 3.6, "loss_margin": 0.05, "sizes": {"B": 4}, "micro_batches": 2}
         self.lines = [
             {"built": about | (built or {})},
             {"warm": {"loss": 3.6, "norm": 1.0, "to_first_step": 0.1} | (warm or {})},

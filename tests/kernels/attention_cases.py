@@ -112,6 +112,7 @@ OPTIONS = {
     "bias-and-alibi": (SMALL, {"bias": (1, 2), "alibi_slopes": torch.tensor([0.5, 0.25])}),
     "softcap": (WIDE, {"softcap": 0.7, "causal": True}),
     "softcap-and-bias": (SMALL, {"softcap": 0.7, "bias": (1, 2), "key_start": numbers(0, 5)}),
+    "softcap-and-bias-of-each": (SMALL, {"softcap": 0.7, "bias": (2, 2)}),
     "dropout": (WIDE, {"dropout_p": 0.4, "seed": 3, "causal": True}),
     "everything": (
         (2, 5, 5, 4, 2, 3),

@@ -79,7 +79,8 @@ def sample(number: int) -> Sample:
     if "causal" in on:
         o["causal"] = True
     if "left" in on or "right" in on:
-        o["window"] = tuple(rng.choice((0, 1, 3, 20)) if side in on else None for side in ("left", "right"))
+        left, right = (rng.choice((0, 1, 3, 20)) if side in on else None for side in ("left", "right"))
+        o["window"] = (left, 0 if right and "causal" in on else right)  # causal with keys on the right is an error
     if "key_start" in on:
         o["key_start"] = integers(-1, S, B)
     if "key_stop" in on:

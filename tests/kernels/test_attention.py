@@ -16,6 +16,7 @@ from attention_cases import (
 from minillm_kernels.attention import composed
 from minillm_kernels.attention.masks import Masks
 from minillm_kernels.dispatch import Backend
+from torch.utils.flop_counter import FlopCounterMode
 
 BACKENDS: tuple[Backend, ...] = ("reference", "torch")
 
@@ -210,6 +211,25 @@ def test_decoding_builds_no_mask():
     assert tuple(prefilled.shape) == (1, 1, 3, 8)
 
 
+PRODUCTS = {"q": 2, "k": 2, "v": 1, "bias": 1, "q-k": 3, "k-v": 3, "q-bias": 2, "q-k-v-bias": 4}
+
+
+@pytest.mark.parametrize("learn", PRODUCTS)
+def test_composed_takes_only_the_products_of_wanted_gradients(learn):
+    """dv takes one product, dP one for all others, dq and dk one more each; the bits are those of all together."""
+    tensors, dy, o = prepared("softcap-and-bias-of-each", torch.float32)
+    expected = dict(zip(("q", "k", "v", "bias"), run(mk.attention, tensors, dy, o)[1:], strict=True))
+    given = {name: x.detach() for name, x in zip(expected, tensors, strict=True)}
+    wanted = [given[name].requires_grad_() for name in learn.split("-")]
+    y = mk.attention(given["q"], given["k"], given["v"], bias=given["bias"], **o)
+    with FlopCounterMode(display=False) as counter:
+        gradients = torch.autograd.grad(y, wanted, dy)
+    B, T, H, D = dy.shape
+    assert counter.get_total_flops() == PRODUCTS[learn] * 2 * B * H * T * T * D
+    for name, found in zip(learn.split("-"), gradients, strict=True):
+        assert torch.equal(found, expected[name]), name
+
+
 # PyTorch's own tracer makes an instance of the autograd function, and is warned by PyTorch for it
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("name", BACKENDS)
@@ -243,6 +263,9 @@ WRONG = {
     "heads": wrong(r"the heads of k \(3\) must divide the heads of q \(4\)", k=(2, 3, 3, 8)),
     "key-stop": wrong(r"key_stop must be \(2,\)", key_stop=torch.ones(3).long()),
     "window": wrong(r"got \(-1, 0\)", window=(-1, 0)),
+    "causal-and-keys-on-the-right": wrong(
+        r"causal=True hides .* window=\(2, 1\) .* pass window=\(2, 0\), or causal=False", causal=True, window=(2, 1)
+    ),
     "segments": wrong(r"segments must be \(2, 3\)", segments=torch.ones(2, 4).long()),
     "segments-cross": wrong("as many keys as queries, got T=3, S=5", k=(2, 5, 2, 8), segments=torch.ones(2, 3).long()),
     "packed-batch": wrong("got B=2", cu_seqlens_q=torch.tensor([0, 3])),

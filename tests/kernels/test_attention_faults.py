@@ -82,8 +82,8 @@ def decoded():
 FAULTS = {
     "wrong-sign": (backward, "p * (dp - delta[None, :])", "p * (dp + delta[None, :])", without_options),
     "missing-edge-mask": (scores, "    seen = j < stop\n", "    seen = j < stop + 16\n", without_options),
-    "unscaled-dq": (backward, "    dq *= terms.scale  # (7)\n", "", without_options),
-    "unscaled-dk": (backward, "    dk *= terms.scale  # (7)\n", "", without_options),
+    "unscaled-dq": (backward, "    dq *= terms.scale  # (13)\n", "", without_options),
+    "unscaled-dk": (backward, "    dk *= terms.scale  # (13)\n", "", without_options),
     "stale-maximum": (forward, "w = w * rescale +", "w = w +", without_options),
     "unwritten-tail": (
         scores,
@@ -144,7 +144,7 @@ def put_in_place(module, monkeypatch, tmp_path, source):
             text = text[: text.index("def decodes(")]
         fresh = loaded(each, monkeypatch, tmp_path, text)
         for name in dir(fresh):
-            if name.startswith("attention_") and name.endswith("_kernel"):
+            if name.startswith("_attention_") and name.endswith("_kernel"):
                 for launcher in (fused, decode):
                     if hasattr(launcher, name):
                         monkeypatch.setattr(launcher, name, getattr(fresh, name))

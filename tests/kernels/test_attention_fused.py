@@ -310,7 +310,8 @@ def test_ops_pass_opcheck(option):
     torch.library.opcheck(fused.attention_forward, arguments)
     y, lse = fused.attention_forward(*arguments)
     plain = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
-    torch.library.opcheck(fused.attention_backward, (dy, y.detach(), lse.detach(), *plain, arguments[3] is not None))
+    for wanted in ([True, True, True, arguments[3] is not None], [False, True, False, False], [False] * 4):
+        torch.library.opcheck(fused.attention_backward, (dy, y.detach(), lse.detach(), *plain, wanted))
 
 
 def test_decode_op_passes_opcheck():
@@ -386,6 +387,51 @@ def test_operations_are_counted():
     with mk.backend("fused"), FlopCounterMode(display=False) as counter:
         mk.attention(*(moved(x).requires_grad_() for x in (q, k, v))).backward(moved(dy))
     assert counter.get_total_flops() == 3.5 * 4 * 2 * 4 * 5 * 7 * 8
+
+
+@pytest.mark.parametrize("wanted", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)], ids=["q", "k", "v", "k-v"])
+def test_operations_of_gradients_that_nobody_wants_are_not_counted(wanted):
+    """Scores and dP are made for any of them, two products, and one more for each."""
+    (q, k, v), dy = inputs((2, 5, 7, 4, 2, 8), torch.float32)
+    there = [moved(x).requires_grad_(bool(one)) for x, one in zip((q, k, v), wanted, strict=True)]
+    with mk.backend("fused"), FlopCounterMode(display=False) as counter:
+        mk.attention(*there).backward(moved(dy))
+    assert counter.get_total_flops() == (2 + 2 + sum(wanted)) * 2 * 2 * 4 * 5 * 7 * 8
+
+
+KERNELS_FOR = {  # which of q, k, v, bias learn -> the kernels that a backward pass launches, beside that of delta
+    "q": {"dq"},
+    "k": {"dk_dv"},
+    "v": {"dk_dv"},
+    "bias": {"dbias"},
+    "q-bias": {"dq", "dbias"},
+    "k-v": {"dk_dv"},
+    "q-v": {"dq", "dk_dv"},
+    "q-k-v-bias": {"dq", "dk_dv", "dbias"},
+}
+
+
+@pytest.mark.parametrize("learn", KERNELS_FOR)
+def test_only_the_kernels_of_wanted_gradients_run_and_give_the_same_bits(learn, monkeypatch):
+    tensors, dy, o = prepared("softcap-and-bias", torch.float16)
+    expected = dict(zip(("q", "k", "v", "bias"), run_fused(tensors, dy, o)[1:], strict=True))
+    ran, launch = [], configs.run
+    monkeypatch.setattr(configs, "run", lambda kernel, *rest: ran.append(kernel) or launch(kernel, *rest))
+    names = learn.split("-")
+    there = {name: moved(x) for name, x in zip(expected, tensors, strict=True)}
+    wanted = [there[name].requires_grad_() for name in names]
+    with mk.backend("fused"):
+        y = mk.attention(
+            there["q"],
+            there["k"],
+            there["v"],
+            bias=there["bias"],
+            **{key: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for key, x in o.items()},
+        )
+        gradients = torch.autograd.grad(y, wanted, moved(dy))
+    assert sorted(ran) == sorted({"forward"} | KERNELS_FOR[learn])
+    for name, found in zip(names, gradients, strict=True):
+        assert torch.equal(found.cpu(), expected[name]), name
 
 
 def test_second_derivative_is_an_error():

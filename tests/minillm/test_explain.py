@@ -125,7 +125,7 @@ def test_on_a_bent_model_the_scores_are_the_slopes_mean_times_the_way():
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_scores_of_a_transformer_sum_to_what_the_text_adds(kind, task):
     loaded = finetuned(task, kind=kind)
-    found = explain(loaded, "ab cab hfg").attribution
+    found = explain(loaded, "fed bag hfg").attribution
     assert found.complete() and found.gap is not None and found.baseline_value is not None
     assert abs(found.value - found.baseline_value) > LEAST  # there is something to be explained
     assert found.scores.sum() == pytest.approx(found.value - found.baseline_value, rel=0.011)

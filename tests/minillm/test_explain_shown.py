@@ -7,15 +7,14 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-from minillm.explain import Attribution, Explanation, Reading
+from minillm.explain import Attribution, Explanation
 from minillm.explain_shown import (
-    attention_figure,
-    attention_lines,
     attribution_figure,
     attribution_lines,
     laid_out,
     visible,
 )
+from minillm.reading import Reading
 from minillm.training.plots import TRAIN, VALID
 
 PIECES = ("[CLS]", " fine", " film", "\n", "[SEP]")
@@ -72,23 +71,6 @@ def test_scores_that_are_all_zero_have_no_bars():
     assert attribution_lines(explanation((0.0, 0.0)))[-1].split() == ["+0.0000", "fine"]
 
 
-def test_attention_lines_name_what_is_looked_at_most():
-    weights = np.array(
-        [[[0.7, 0.3, 0.0], [0.1, 0.2, 0.7], [0.0, 0.0, 1.0]], [[0.5, 0.5, 0.0], [0.1, 0.2, 0.7], [0, 0, 1]]]
-    )
-    assert attention_lines([" a", " b", " c"], {3: weights}, count=2) == [
-        "layer 3, mean of 2 heads",
-        f"  {'a':<24} a 0.60, b 0.40",
-        f"  {'b':<24} c 0.70, b 0.20",
-        f"  {'c':<24} c 1.00",
-    ]
-
-
-def test_a_learned_prefix_stands_before_the_pieces():
-    (_, line) = attention_lines(["a"], {0: np.array([[[0.6, 0.3, 0.1]]])})
-    assert line.split(maxsplit=1)[1] == "prefix 0 0.60, prefix 1 0.30, a 0.10"
-
-
 def test_the_strip_has_each_piece_on_the_colour_of_its_score():
     figure = attribution_figure("t", explanation())
     axes = figure.axes[0]
@@ -129,22 +111,3 @@ def test_no_two_words_of_a_row_overlap():
         assert column == ends.get(row, 0)
         ends[row] = column + width
         assert column == 0 or ends[row] <= 84
-
-
-@pytest.mark.parametrize(
-    "H, T, S", [(1, 3, 3), (5, 4, 6), (2, 60, 60)], ids=["one-head", "with-prefix", "too-long-for-names"]
-)
-def test_each_head_has_a_panel_with_its_weights(H, T, S):
-    weights = np.random.default_rng(0).dirichlet(np.ones(S), size=(H, T))
-    pieces = [f" p{n}" for n in range(T)]
-    figure = attention_figure("t", pieces, weights)
-    panels = [axes for axes in figure.axes if axes.get_title().startswith("head")]
-    assert [axes.get_title() for axes in panels] == [f"head {head}" for head in range(H)]
-    for axes, expected in zip(panels, weights, strict=True):
-        (image,) = axes.get_images()
-        assert np.array_equal(np.asarray(image.get_array()), expected)
-    if S < 48:
-        named = [text.get_text() for text in panels[0].get_yticklabels()]
-        assert named == [visible(piece) for piece in pieces]
-        assert [text.get_text() for text in panels[-1].get_xticklabels()][S - T :] == named
-    figure.canvas.draw()

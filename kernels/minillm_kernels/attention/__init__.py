@@ -53,7 +53,8 @@ def attention(
         q: queries (B, T, H, D), any floating dtype.
         k, v: keys and values (B, S, Hkv, D) in the dtype of `q`; Hkv divides H, and head h reads h // (H / Hkv).
         causal: hide keys after the query.
-        window: (left, right): show keys with -left <= distance <= right; None: no bound on that side.
+        window: (left, right): show keys with -left <= distance <= right; None: no bound on that side. With causal right
+            is None or 0.
         key_start, key_stop: (B,) integers: show keys key_start <= j < key_stop, for padding on either side.
         segments: (B, T) integers, T = S: show keys of the query's own document.
         cu_seqlens_q, cu_seqlens_k: (N + 1,) integers 0, ..., T and 0, ..., S: B = 1 and N sequences stand end to end,
@@ -69,7 +70,7 @@ def attention(
     Returns:
         (B, T, H, D) in the dtype of `q`. A query that sees no key gets zeros, and gives no gradient.
     Raises:
-        ValueError: a shape, device, probability or missing seed; the text shows what came.
+        ValueError: a shape, device, probability, missing seed, or masks at odds; the text shows what came.
         TypeError: a dtype that is not floating, or keys and values in another one than the queries.
 
     Cost: 4 * B * H * T * S * D operations forward, 2.5 times that backward; causal needs half of it.
@@ -221,6 +222,12 @@ def _check_masks(masks: Masks, B: int, T: int, S: int) -> None:
             raise TypeError(f"window must be (left, right) in whole tokens, got {masks.window}; pass integers or None")
         if side is not None and side < 0:
             raise ValueError(f"window must be (left, right), each 0 or more or None, got {masks.window}")
+    left, right = masks.window
+    if masks.causal and right is not None and right > 0:
+        raise ValueError(
+            f"causal=True hides the keys that window={masks.window} would show on the right of a query; "
+            f"pass window={(left, 0)}, or causal=False"
+        )
     if masks.segments is not None:
         checks.shape("segments", masks.segments, (B, T), "the batch and length of q")
         if T != S:

@@ -1,31 +1,27 @@
 r"""attention, backward: two kernels for dk with dv, and dq; one more where a bias wants its gradient.
 
-From `reference.py`, with the weights recomputed as P_ij = exp(a_ij - lse_i) and keep, p of the dropout:
+They compute (7) to (14) of `reference.py`, in which the numbers begin. The weights were not kept: they are P_ij =
+exp(a_ij - lse_i) once more, by (19) of `forward.py`. Only (10) needs another form,
 
-    Z_ij = keep_ij * P_ij / (1 - p),   dv_jd = sum_i Z_ij * dy_id                            (1)
-    dP_ij = keep_ij / (1 - p) * sum_d dy_id * v_jd                                           (2)
-    da_ij = P_ij * (dP_ij - delta_i),   delta_i = sum_k P_ik * dP_ik                         (3)
+    da_ij = P_ij * (dP_ij - delta_i),   delta_i = sum_k P_ik * dP_ik
 
-delta asks for a pass over the keys before any da is known. But P_ik * keep_ik / (1 - p) = Z_ik, so by (2)
+since delta as it stands there asks for a pass over the keys before any da is known. But by (8) and (5)
+P_ik * dP_ik = P_ik * keep_ik / (1 - p) * dZ_ik = Z_ik * dZ_ik, so with dZ of (7), sums exchanged, and (6)
 
-    delta_i = sum_k P_ik * dP_ik = sum_k Z_ik * sum_d dy_id * v_kd
-            = sum_d dy_id * sum_k Z_ik * v_kd = sum_d dy_id * y_id                           (4)
+    delta_i = sum_k Z_ik * dZ_ik = sum_k Z_ik * sum_d dy_id * v_kd
+            = sum_d dy_id * sum_k Z_ik * v_kd = sum_d dy_id * y_id                           (20)
 
 which needs no keys at all: a small kernel computes it first. It holds with dropout, since y has the same weights Z.
 
-    dbias_ij = sum of da_ij over the rows and heads that share the element                   (5)
-    draw_ij = da_ij * (1 - t_ij^2) under a softcap, else da_ij                               (6)
-    dq_id = scale * sum_j draw_ij * k_jd,   dk_jd = scale * sum_i draw_ij * q_id             (7)
-    dk, dv of a key head: summed over the H / Hkv query heads that read it                   (8)
-
-dk and dv are sums over queries, dq over keys: whoever computes them in one kernel has to add one of them up across
-programs, with atomics whose order, and so whose rounding, changes from run to run. Here a program that owns keys walks
-queries, (8) included, another that owns queries walks keys, and each number is written once: the same bits every time,
-for seven products in place of five. (5) is a third kernel, whose programs own a tile of pairs and walk what shares it.
+dk and dv are sums over queries, (7) and (13), dq is one over keys: whoever computes them in one kernel has to add one
+of them up across programs, with atomics whose order, and so whose rounding, changes from run to run. Here a program
+that owns keys walks queries, (14) included, another that owns queries walks keys, and each number is written once: the
+same bits every time, for seven products in place of five. (11) is a third kernel, whose programs own a tile of pairs
+and walk what shares it. A kernel whose results nobody asked for is not launched.
 
 Under causality the first keys have the most queries: in the order of the keys the longest programs start first.
 
-Source: Dao et al. (2022), arXiv:2205.14135, appendix B.2 for (4).
+Source: Dao et al. (2022), arXiv:2205.14135, appendix B.2 for (20).
 
 Read next: `configs.py`, then `fused.py`.
 """
@@ -48,7 +44,7 @@ from minillm_kernels.attention.scores import (
 
 
 @triton.jit
-def attention_delta_kernel(
+def _attention_delta_kernel(
     y_ptr,                     # in   (B, T, H, D)
     dy_ptr,                    # in   (B, T, H, D)
     delta_ptr,                 # out  (B, H, T) float32
@@ -67,7 +63,7 @@ def attention_delta_kernel(
     dy_rows = row_pointers(dy_ptr, dy_strides, batch, head, BLOCK_M, BLOCK_D)
     y = load_rows(y_rows, y_strides, start, sizes.num_queries, HEAD_DIM, BLOCK_M, BLOCK_D, True)
     dy = load_rows(dy_rows, dy_strides, start, sizes.num_queries, HEAD_DIM, BLOCK_M, BLOCK_D, True)
-    delta = tl.sum(y.to(tl.float32) * dy.to(tl.float32), 1)  # (4)
+    delta = tl.sum(y.to(tl.float32) * dy.to(tl.float32), 1)  # (20)
     queries = start + tl.arange(0, BLOCK_M)
     delta_row = delta_ptr + row.to(tl.int64) * sizes.num_queries
     tl.store(delta_row + queries, delta, mask=queries < sizes.num_queries)
@@ -75,14 +71,11 @@ def attention_delta_kernel(
 
 @triton.jit
 def _add_queries(
-    dk,                        # (BLOCK_N, BLOCK_D) so far
-    dv,
-    k,                         # (BLOCK_N, BLOCK_D)
-    v,
+    sums,                      # dk and dv (BLOCK_N, BLOCK_D) so far
+    own,                       # k and v (BLOCK_N, BLOCK_D)
     q_rows,                    # pointers (BLOCK_M, BLOCK_D) to query 0
     dy_rows,
-    lse_row,                   # pointers to query 0
-    delta_row,
+    statistics,                # pointers to lse and delta of query 0
     q_strides,                 # in elements
     dy_strides,
     j,                         # (BLOCK_N, 1) which keys
@@ -104,6 +97,9 @@ def _add_queries(
     Tiles of pairs are (keys, queries) here. A query past the last one has lse = inf, so that P = 0. A key past the last
     one has a row of its own, that nobody stores.
     """
+    dk, dv = sums
+    k, v = own
+    lse_row, delta_row = statistics
     for start in range(begin, end, BLOCK_M):
         q = load_rows(q_rows, q_strides, start, sizes.num_queries, HEAD_DIM, BLOCK_M, BLOCK_D, MASKED)
         raw = tl.dot(k, tl.trans(q), input_precision="ieee")  # (BLOCK_N, BLOCK_M)
@@ -123,17 +119,17 @@ def _add_queries(
         if drop.seed is not None:
             kept = kept_pairs(i, j, batch, head, drop, sizes)
             z = tl.where(kept, p, 0.0)  # the factor 1 / (1 - p) comes at the end
-            dp = tl.where(kept, dp * drop.factor, 0.0)  # (2)
-        dv = tl.dot(z.to(dy.dtype), dy, dv, input_precision="ieee")  # (1)
-        draw = p * (dp - delta[None, :])  # (3)
+            dp = tl.where(kept, dp * drop.factor, 0.0)  # (8)
+        dv = tl.dot(z.to(dy.dtype), dy, dv, input_precision="ieee")  # (7)
+        draw = p * (dp - delta[None, :])  # (10)
         if terms.softcap is not None:
-            draw *= 1.0 - t * t  # (6)
-        dk = tl.dot(draw.to(q.dtype), q, dk, input_precision="ieee")  # (7)
+            draw *= 1.0 - t * t  # (12)
+        dk = tl.dot(draw.to(q.dtype), q, dk, input_precision="ieee")  # (13)
     return dk, dv
 
 
 @triton.jit
-def attention_dk_dv_kernel(
+def _attention_dk_dv_kernel(
     q_ptr,                     # in   (B, T, H, D)
     k_ptr,                     # in   (B, S, Hkv, D)
     v_ptr,                     # in   (B, S, Hkv, D)
@@ -171,29 +167,29 @@ def attention_dk_dv_kernel(
 
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    for member in range(sizes.group):  # (8)
+    for member in range(sizes.group):  # (14)
         head = key_head * sizes.group + member
         q_rows = row_pointers(q_ptr, q_strides, batch, head, BLOCK_M, BLOCK_D)
         dy_rows = row_pointers(dy_ptr, dy_strides, batch, head, BLOCK_M, BLOCK_D)
-        statistics = (batch.to(tl.int64) * sizes.num_heads + head) * sizes.num_queries
-        lse_row, delta_row = lse_ptr + statistics, delta_ptr + statistics
+        query = (batch.to(tl.int64) * sizes.num_heads + head) * sizes.num_queries
+        statistics = (lse_ptr + query, delta_ptr + query)
         if see.right is not None or see.key_spans is not None:  # else begin = full_begin
             dk, dv = _add_queries(
-                dk, dv, k, v, q_rows, dy_rows, lse_row, delta_row, q_strides, dy_strides, j, batch, head,
+                (dk, dv), (k, v), q_rows, dy_rows, statistics, q_strides, dy_strides, j, batch, head,
                 see, terms, drop, sizes, begin, tl.minimum(full_begin, end), HEAD_DIM, BLOCK_D, BLOCK_M, MASKED=True,
             )  # fmt: skip
         dk, dv = _add_queries(
-            dk, dv, k, v, q_rows, dy_rows, lse_row, delta_row, q_strides, dy_strides, j, batch, head,
+            (dk, dv), (k, v), q_rows, dy_rows, statistics, q_strides, dy_strides, j, batch, head,
             see, terms, drop, sizes, full_begin, full_end, HEAD_DIM, BLOCK_D, BLOCK_M, MASKED=False,
         )  # fmt: skip
         dk, dv = _add_queries(
-            dk, dv, k, v, q_rows, dy_rows, lse_row, delta_row, q_strides, dy_strides, j, batch, head,
+            (dk, dv), (k, v), q_rows, dy_rows, statistics, q_strides, dy_strides, j, batch, head,
             see, terms, drop, sizes, full_end, end, HEAD_DIM, BLOCK_D, BLOCK_M, MASKED=True,
         )  # fmt: skip
 
-    dk *= terms.scale  # (7)
+    dk *= terms.scale  # (13)
     if drop.seed is not None:
-        dv *= drop.factor  # (1)
+        dv *= drop.factor  # (5)
     dk_rows = row_pointers(dk_ptr, dkv_strides, batch, key_head, BLOCK_N, BLOCK_D)
     dv_rows = row_pointers(dv_ptr, dkv_strides, batch, key_head, BLOCK_N, BLOCK_D)
     store_rows(dk_rows, dkv_strides, first_key, sizes.num_keys, dk, HEAD_DIM, BLOCK_N, BLOCK_D)
@@ -202,12 +198,9 @@ def attention_dk_dv_kernel(
 
 @triton.jit
 def _score_gradient(
-    q,                         # (BLOCK_M, BLOCK_D)
-    dy,
+    of_queries,                # q and dy (BLOCK_M, BLOCK_D), lse and delta (BLOCK_M,)
     k,                         # (BLOCK_N, BLOCK_D)
     v,
-    lse,                       # (BLOCK_M,)
-    delta,
     i,                         # (BLOCK_M, 1)
     j,                         # (1, BLOCK_N)
     batch,
@@ -219,24 +212,22 @@ def _score_gradient(
     sizes,                     # Sizes
     MASKED: tl.constexpr,      # whether pairs of this tile may be hidden, or keys missing
 ):  # fmt: skip
-    """Return da of (3), and t, for a tile (BLOCK_M, BLOCK_N)."""
+    """Return da of (10), and t, for a tile (BLOCK_M, BLOCK_N)."""
+    q, dy, lse, delta = of_queries
     raw = tl.dot(q, tl.trans(k), input_precision="ieee")
     a, unit, t = score_tile(raw, i, j, batch, head, spans, see, terms, sizes, MASKED)  # pyright: ignore[reportGeneralTypeIssues]
     p = tl.exp2(a * unit - lse[:, None])
     dp = tl.dot(dy, tl.trans(v), input_precision="ieee")
     if drop.seed is not None:
         kept = kept_pairs(i, j, batch, head, drop, sizes)
-        dp = tl.where(kept, dp * drop.factor, 0.0)  # (2)
-    return p * (dp - delta[:, None]), t  # (3)
+        dp = tl.where(kept, dp * drop.factor, 0.0)  # (8)
+    return p * (dp - delta[:, None]), t  # (10)
 
 
 @triton.jit
 def _add_keys(
     dq,                        # (BLOCK_M, BLOCK_D) so far
-    q,
-    dy,
-    lse,                       # (BLOCK_M,)
-    delta,
+    own,                       # q and dy (BLOCK_M, BLOCK_D), lse and delta (BLOCK_M,)
     k_rows,                    # pointers (BLOCK_N, BLOCK_D) to key 0
     v_rows,
     k_strides,                 # in elements
@@ -262,16 +253,16 @@ def _add_keys(
         v = load_rows(v_rows, v_strides, start, sizes.num_keys, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
         j = start + tl.arange(0, BLOCK_N)[None, :]
         draw, t = _score_gradient(
-            q, dy, k, v, lse, delta, i, j, batch, head, spans, see, terms, drop, sizes, MASKED
+            own, k, v, i, j, batch, head, spans, see, terms, drop, sizes, MASKED
         )  # fmt: skip
         if terms.softcap is not None:
-            draw *= 1.0 - t * t  # (6)
-        dq = tl.dot(draw.to(k.dtype), k, dq, input_precision="ieee")  # (7)
+            draw *= 1.0 - t * t  # (12)
+        dq = tl.dot(draw.to(k.dtype), k, dq, input_precision="ieee")  # (13)
     return dq
 
 
 @triton.jit
-def attention_dq_kernel(
+def _attention_dq_kernel(
     q_ptr,                     # in   (B, T, H, D)
     k_ptr,                     # in   (B, S, Hkv, D)
     v_ptr,                     # in   (B, S, Hkv, D)
@@ -315,28 +306,29 @@ def attention_dq_kernel(
     spans = spans_of(i, batch, see, sizes)
     begin, full_begin, full_end, end = key_tiles(first_query, batch, see, sizes, BLOCK_M, BLOCK_N)
 
+    own = (q, dy, lse, delta)
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     if see.left is not None or see.key_start is not None or see.spans is not None:  # else begin = full_begin
         dq = _add_keys(
-            dq, q, dy, lse, delta, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans,
+            dq, own, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans,
             see, terms, drop, sizes, begin, tl.minimum(full_begin, end), HEAD_DIM, BLOCK_D, BLOCK_N, MASKED=True,
         )  # fmt: skip
     dq = _add_keys(
-        dq, q, dy, lse, delta, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans,
+        dq, own, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans,
         see, terms, drop, sizes, full_begin, full_end, HEAD_DIM, BLOCK_D, BLOCK_N, MASKED=False,
     )  # fmt: skip
     dq = _add_keys(
-        dq, q, dy, lse, delta, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans,
+        dq, own, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans,
         see, terms, drop, sizes, full_end, end, HEAD_DIM, BLOCK_D, BLOCK_N, MASKED=True,
     )  # fmt: skip
 
-    dq *= terms.scale  # (7)
+    dq *= terms.scale  # (13)
     dq_rows = row_pointers(dq_ptr, dq_strides, batch, head, BLOCK_M, BLOCK_D)
     store_rows(dq_rows, dq_strides, first_query, sizes.num_queries, dq, HEAD_DIM, BLOCK_M, BLOCK_D)
 
 
 @triton.jit
-def attention_dbias_kernel(
+def _attention_dbias_kernel(
     q_ptr,                     # in   (B, T, H, D)
     k_ptr,                     # in   (B, S, Hkv, D)
     v_ptr,                     # in   (B, S, Hkv, D)
@@ -386,9 +378,9 @@ def attention_dbias_kernel(
         delta = tl.load(delta_ptr + statistics, mask=queries < sizes.num_queries, other=0.0)
         spans = spans_of(i, batch, see, sizes)
         da, _ = _score_gradient(
-            q, dy, k, v, lse, delta, i, j, batch, head, spans, see, terms, drop, sizes, MASKED=True
+            (q, dy, lse, delta), k, v, i, j, batch, head, spans, see, terms, drop, sizes, MASKED=True
         )  # fmt: skip
-        dbias += da  # (5)
+        dbias += da  # (11)
     row = dbias_ptr + plane.to(tl.int64) * sizes.num_queries * sizes.num_keys
     here = row + i.to(tl.int64) * sizes.num_keys + j
     tl.store(here, dbias.to(dbias_ptr.dtype.element_ty), mask=(i < sizes.num_queries) & (j < sizes.num_keys))

@@ -121,6 +121,8 @@ def added_to_scores(
 class BatchedProducts(torch.autograd.Function):
     """attention as two batched matrix products forward and four backward, with few passes over the (T, S) weights.
 
+    Backward takes those products alone that the gradients that are wanted need: one for v, two for q or k.
+
     The G = H / Hkv heads that read one key head are stacked: their queries become G * T rows of one product, so keys
     and values are never repeated. Equation numbers are those of `reference.py`.
     """
@@ -174,19 +176,27 @@ class BatchedProducts(torch.autograd.Function):
             dy = dy.masked_fill(empty.transpose(1, 2), 0.0)
         dy = stacked(dy, Hkv, narrow)  # (B * Hkv, G * T, D)
         wide = working_dtype(narrow)
-        dv = torch.bmm(dropped(P, kept, ctx.dropout_p).mT, dy)  # (7)
+        q_wanted, k_wanted, v_wanted, bias_wanted, *_ = ctx.needs_input_grad
+        dq = dk = dv = dbias = None
+        if v_wanted:
+            dv = torch.bmm(dropped(P, kept, ctx.dropout_p).mT, dy)  # (7)
+            dv = unstacked(dv, S, Hkv).to(dtype)
+        if not (q_wanted or k_wanted or bias_wanted):
+            return None, None, dv, None, None, None, None, None, None
         dP = dropped(torch.bmm(dy, values.mT), kept, ctx.dropout_p).to(wide)  # (7), (8)
-        # sum_k P_ik dP_ik of (10) is sum_d dy_id y_id: by (5) to (8) both are sum_k Z_ik dZ_ik
+        # the sum of (10) is taken over d in place of the keys, by (20) of `backward.py`
         da = dP.sub_((dy.to(wide) * y).sum(-1, keepdim=True)).mul_(P)  # (10)
-        dbias = None
-        if ctx.bias is not None:
+        if bias_wanted:
             shape, bias_dtype = ctx.bias
             dbias = da.view(B, H, T, S).sum_to_size(shape).to(bias_dtype)  # (11)
-        draw = (da if tanh is None else da.mul_(1 - tanh.square())).to(narrow)  # (12)
-        dq = torch.bmm(draw, keys).mul_(ctx.scale)  # (13)
-        dk = torch.bmm(draw.mT, queries)  # (13), (14); the queries hold the scale
-        dq, dk, dv = unstacked(dq, T, H), unstacked(dk, S, Hkv), unstacked(dv, S, Hkv)
-        return dq.to(dtype), dk.to(dtype), dv.to(dtype), dbias, None, None, None, None, None
+        draw = (da if tanh is None else (1 - tanh.square()).mul_(da)).to(narrow)  # (12); da may be dbias: it stays
+        if q_wanted:
+            dq = torch.bmm(draw, keys).mul_(ctx.scale)  # (13)
+            dq = unstacked(dq, T, H).to(dtype)
+        if k_wanted:
+            dk = torch.bmm(draw.mT, queries)  # (13), (14); the queries hold the scale
+            dk = unstacked(dk, S, Hkv).to(dtype)
+        return dq, dk, dv, dbias, None, None, None, None, None
 
 
 def dropped(weights: Tensor, kept: Tensor | None, dropout_p: float) -> Tensor:

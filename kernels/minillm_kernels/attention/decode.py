@@ -4,9 +4,10 @@ A program of `forward.py` owns queries and walks all their keys: with one query 
 which in decoding has nothing to do but read keys and values as fast as it can. Here the keys are cut into splits, each
 with a program of its own. The sums m, w, o of `forward.py` over a split are moved to the common maximum at the end:
 
-    m = max_s m_s,   w = sum_s w_s * exp(m_s - m),   y = sum_s o_s * exp(m_s - m) / w        (1)
+    m = max_s m_s,   w = sum_s w_s * exp(m_s - m),   y = sum_s o_s * exp(m_s - m) / w        (21)
 
-which is (3) and (4) there. The splits are added in their order: the same bits every time.
+which is (17) and (18) there, for splits in place of tiles. The splits are added in their order: the same bits every
+time. The numbers begin in `reference.py`.
 
 The H / Hkv query heads that read one key head become rows of one tile, with their T queries: keys and values are read
 once for all of them. Row r is query r // group of head r % group.
@@ -40,7 +41,7 @@ _MAX_SPLITS = 64
 
 
 @triton.jit
-def attention_decode_kernel(
+def _attention_decode_kernel(
     q_ptr,                     # in   (B, T, H, D)
     k_ptr,                     # in   (B, S, Hkv, D)
     v_ptr,                     # in   (B, S, Hkv, D)
@@ -93,7 +94,7 @@ def attention_decode_kernel(
     w = tl.zeros((BLOCK_M,), tl.float32)
     o = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     m, w, o = online_softmax(
-        m, w, o, q, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans, see, terms, drop, sizes,
+        (m, w, o), q, k_rows, v_rows, k_strides, v_strides, i, batch, head, spans, see, terms, drop, sizes,
         begin, end, HEAD_DIM, BLOCK_D, BLOCK_N, MASKED=True,
     )  # fmt: skip
 
@@ -104,7 +105,7 @@ def attention_decode_kernel(
 
 
 @triton.jit
-def attention_combine_kernel(
+def _attention_combine_kernel(
     part_o_ptr,                # in   (splits, B * Hkv, T * group, D) float32
     part_m_ptr,                # in   (splits, B * Hkv, T * group) float32, in units of log2(e)
     part_w_ptr,                # in   (splits, B * Hkv, T * group) float32
@@ -131,7 +132,7 @@ def attention_combine_kernel(
         factor = tl.exp2(tl.load(part_m_ptr + part) - m)
         w += tl.load(part_w_ptr + part) * factor
         o += tl.load(part_o_ptr + part * HEAD_DIM + columns, mask=inside, other=0.0) * factor
-    y = o / tl.where(w == 0.0, 1.0, w)  # (1)
+    y = o / tl.where(w == 0.0, 1.0, w)  # (21)
     if drop.seed is not None:
         y *= drop.factor
     key_row, r = row // num_rows, row % num_rows
@@ -201,12 +202,12 @@ def decode(  # noqa: PLR0913
         part_o = torch.empty((splits, B * Hkv, rows, D), dtype=torch.float32, device=q.device)
         part_m, part_w = torch.empty((2, splits, B * Hkv, rows), dtype=torch.float32, device=q.device)
         width = configs.padded_width(D)
-        launched(attention_decode_kernel, B * Hkv, splits)(
+        launched(_attention_decode_kernel, B * Hkv, splits)(
             q, k, v, part_o, part_m, part_w, q.stride(), k.stride(), v.stride(), *call, keys,
             HEAD_DIM=D, BLOCK_D=width, BLOCK_M=configs.padded_width(rows), BLOCK_N=launch.block_n,
             num_warps=launch.num_warps, num_stages=launch.num_stages,
         )  # fmt: skip
-        launched(attention_combine_kernel, B * Hkv * rows)(
+        launched(_attention_combine_kernel, B * Hkv * rows)(
             part_o, part_m, part_w, y, call.drop, call.sizes, splits, HEAD_DIM=D, BLOCK_D=width, num_warps=2
         )  # fmt: skip
 

@@ -22,13 +22,13 @@ from minillm_kernels import dispatch
 from minillm_kernels.attention import configs, reference
 from minillm_kernels.attention.arguments import call_arguments, launched, tiles
 from minillm_kernels.attention.backward import (
-    attention_dbias_kernel,
-    attention_delta_kernel,
-    attention_dk_dv_kernel,
-    attention_dq_kernel,
+    _attention_dbias_kernel,
+    _attention_delta_kernel,
+    _attention_dk_dv_kernel,
+    _attention_dq_kernel,
 )
 from minillm_kernels.attention.decode import decode, decodes
-from minillm_kernels.attention.forward import attention_forward_kernel
+from minillm_kernels.attention.forward import _attention_forward_kernel
 from minillm_kernels.attention.masks import Masks
 from minillm_kernels.attention.scores import LOG2E
 from minillm_kernels.attention.variants import variants
@@ -52,7 +52,7 @@ def attention(
     """Return y; arguments as in the public function."""
     left, right = masks.window
     if masks.causal:
-        right = 0 if right is None else min(right, 0)
+        right = 0
     random = None if dropout_p == 0.0 or seed is None else seed_on(seed, q.device)
     tensors = (q, k, v) if bias is None else (q, k, v, bias)
     needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
@@ -103,7 +103,7 @@ def attention_forward(  # noqa: PLR0913
     call = call_arguments(q, k, masks, alibi_slopes, bias, softcap, dropout_p, seed, scale)
 
     def run(launch: configs.Launch) -> None:
-        launched(attention_forward_kernel, cdiv(T, launch.block_m) * B * H)(
+        launched(_attention_forward_kernel, cdiv(T, launch.block_m) * B * H)(
             q, k, v, y, lse, q.stride(), k.stride(), v.stride(), y.stride(), *call, **tiles(launch, D)
         )  # fmt: skip
 
@@ -134,16 +134,17 @@ def attention_backward(  # noqa: PLR0913
     softcap: float | None,
     dropout_p: float,
     scale: float,
-    bias_gradient: bool,
+    wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return dq, dk, dv and dbias, which without `bias_gradient` is empty."""
+    """Return dq, dk, dv and dbias; those of q, k, v and bias that are not `wanted` are empty.
+
+    A kernel whose results are not wanted is not launched. dk and dv come from one, so each costs what both do.
+    """
     (B, T, H, D), (S, Hkv) = q.shape, k.shape[1:3]
     masks = _masks(left, right, key_start, key_stop, segments, cu_seqlens_q, cu_seqlens_k, prefix)
     if not dispatch.launches(q):
-        return _backward_by_reference(
-            dy, q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, scale, bias_gradient
-        )
-    dq, dk, dv, dbias = _empty_gradients(q, k, v, bias, bias_gradient)
+        return _backward_by_reference(dy, q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, scale, wanted)
+    dq, dk, dv, dbias = _empty_gradients(q, k, v, bias, wanted)
     if not (q.numel() and k.numel()):
         return dq.zero_(), dk.zero_(), dv.zero_(), dbias.zero_()
     delta = torch.empty((B, H, T), dtype=torch.float32, device=q.device)
@@ -153,30 +154,33 @@ def attention_backward(  # noqa: PLR0913
     key = (T, S, right is None)
 
     def run_dk_dv(launch: configs.Launch) -> None:
-        launched(attention_dk_dv_kernel, cdiv(S, launch.block_n) * B * Hkv)(
-            *inputs, dk, dv, *strides, dk.stride(), *call, **tiles(launch, D)
+        both = [x if one else k.new_empty(k.shape) for x, one in ((dk, wanted[1]), (dv, wanted[2]))]
+        launched(_attention_dk_dv_kernel, cdiv(S, launch.block_n) * B * Hkv)(
+            *inputs, *both, *strides, both[0].stride(), *call, **tiles(launch, D)
         )  # fmt: skip
 
     def run_dq(launch: configs.Launch) -> None:
-        launched(attention_dq_kernel, cdiv(T, launch.block_m) * B * H)(
+        launched(_attention_dq_kernel, cdiv(T, launch.block_m) * B * H)(
             *inputs, dq, *strides, dq.stride(), *call, **tiles(launch, D)
         )  # fmt: skip
 
     def run_dbias(launch: configs.Launch) -> None:
         planes_b, planes_h = dbias.shape[:2]
         num_tiles = cdiv(T, launch.block_m) * cdiv(S, launch.block_n)
-        launched(attention_dbias_kernel, num_tiles * planes_b * planes_h)(
+        launched(_attention_dbias_kernel, num_tiles * planes_b * planes_h)(
             *inputs, dbias, *strides, (B // planes_b, H // planes_h), *call, **tiles(launch, D)
         )  # fmt: skip
 
     with torch.cuda.device_of(q):
-        launched(attention_delta_kernel, cdiv(T, configs.DELTA_ROWS) * B * H)(
+        launched(_attention_delta_kernel, cdiv(T, configs.DELTA_ROWS) * B * H)(
             y, dy, delta, y.stride(), dy.stride(), call.sizes,
             HEAD_DIM=D, BLOCK_D=configs.padded_width(D), BLOCK_M=configs.DELTA_ROWS, num_warps=4,
         )  # fmt: skip
-        configs.run("dk_dv", q, call.heavy, run_dk_dv, key)
-        configs.run("dq", q, call.heavy, run_dq, key)
-        if bias_gradient:
+        if wanted[1] or wanted[2]:
+            configs.run("dk_dv", q, call.heavy, run_dk_dv, key)
+        if wanted[0]:
+            configs.run("dq", q, call.heavy, run_dq, key)
+        if wanted[3]:
             configs.run("dbias", q, call.heavy, run_dbias, key)
     return dq, dk, dv, dbias
 
@@ -199,9 +203,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, dy: Tensor, _dlse: Tensor | None) -> tuple[Tensor | None, ...]:
     y, lse, *tensors = ctx.saved_tensors
-    dq, dk, dv, dbias = attention_backward(dy, y, lse, *tensors, *ctx.numbers, ctx.needs_input_grad[3])
+    wanted = list(ctx.needs_input_grad[:4])
+    gradients = attention_backward(dy, y, lse, *tensors, *ctx.numbers, wanted)
     constants = _NUM_TENSORS - 4 + len(ctx.numbers)
-    return dq, dk, dv, dbias if ctx.needs_input_grad[3] else None, *[None] * constants
+    return *(x if one else None for x, one in zip(gradients, wanted, strict=True)), *[None] * constants
 
 
 _NUM_TENSORS = 12  # of the arguments of attention_forward, q to seed
@@ -216,9 +221,14 @@ def forward_flops(q_shape: Any, k_shape: Any, *_: Any, **__: Any) -> int:
 
 
 @register_flop_formula(torch.ops.minillm_kernels.attention_backward)
-def backward_flops(dy_shape: Any, y_shape: Any, lse_shape: Any, q_shape: Any, k_shape: Any, *_: Any, **__: Any) -> int:
-    """Return 5 products' operations: the kernels do 7, and the other 2 are their way, not the task."""
-    return forward_flops(q_shape, k_shape) * 5 // 2
+def backward_flops(
+    dy_shape: Any, y_shape: Any, lse_shape: Any, q_shape: Any, k_shape: Any, *rest: Any, **__: Any
+) -> int:
+    """Return the operations of scores, dP and one product for each of dq, dk, dv that is wanted: 5 for all.
+
+    The kernels do 7 for all: the other 2 are their way, not the task.
+    """
+    return forward_flops(q_shape, k_shape) * (2 + sum(rest[-1][:3])) // 2
 
 
 def _masks(
@@ -244,10 +254,14 @@ def _masks(
 
 
 def _empty_gradients(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, bias_gradient: bool
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dbias = q.new_empty(0) if bias is None or not bias_gradient else bias.new_empty(bias.shape)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
+    """Return room for the gradients, without gaps; for those that are not wanted none."""
+
+    def room(x: Tensor | None, one: bool) -> Tensor:
+        return q.new_empty(0) if x is None or not one else x.new_empty(x.shape)
+
+    return room(q, wanted[0]), room(k, wanted[1]), room(v, wanted[2]), room(bias, wanted[3])
 
 
 def _forward_by_reference(
@@ -283,14 +297,15 @@ def _backward_by_reference(
     dropout_p: float,
     seed: Tensor | None,
     scale: float,
-    bias_gradient: bool,
+    wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     ctx = _Context()
     reference.Attention.forward(ctx, q, k, v, bias, masks, alibi_slopes, softcap, dropout_p, seed, scale)
-    dq, dk, dv, dbias, *_ = reference.Attention.backward(ctx, dy)
-    assert dq is not None and dk is not None and dv is not None
-    added = dbias if bias_gradient and dbias is not None else q.new_empty(0)
-    return dq.contiguous(), dk.contiguous(), dv.contiguous(), added.contiguous()
+    gradients = reference.Attention.backward(ctx, dy)[:4]
+    dq, dk, dv, dbias = (
+        x.contiguous() if one and x is not None else q.new_empty(0) for x, one in zip(gradients, wanted, strict=True)
+    )
+    return dq, dk, dv, dbias
 
 
 class _Context:

@@ -74,7 +74,7 @@ class Masks:
     def _by_distance(self, T: int, S: int, device: torch.device) -> Tensor | None:
         left, right = self.window
         if self.causal:
-            right = 0 if right is None else min(right, 0)
+            right = 0
         if T == 1 and self.cu_seqlens_q is None:
             right = None  # the query is level with the last key: there is none to its right
         if left is None and right is None:

@@ -21,6 +21,10 @@ Backward, from dy:
     dq_id = scale * sum_j draw_ij * k_jd,   dk_jd = scale * sum_i draw_ij * q_id    (13) (1) is bilinear
     dk and dv of a key head are the sums over the H / Hkv query heads that read it  (14)
 
+One numbering serves all files of this op. What the kernels do in another way, and why that is the same, goes on from
+here: `forward.py` has (15) to (19), from what leaves a softmax as it is to the softmax of keys that come in tiles,
+`backward.py` (20), the sum of (10) without a pass over the keys, and `decode.py` (21), keys in splits.
+
 Read next: `composed.py`, then `../cross_entropy/reference.py`.
 """
 

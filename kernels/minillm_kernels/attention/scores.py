@@ -2,7 +2,7 @@ r"""What the attention kernels share: who sees whom, and the score of a pair, fo
 
 A tile has queries along one axis and keys along the other, in either order: `i` is (M, 1) and `j` (1, N), or `i` is
 (1, M) and `j` (N, 1). Everything here broadcasts, so that the forward pass, both backward passes and decoding use the
-same code. Equation numbers are those of `reference.py`; scores are in units of log2(e), because exp2 is what a GPU has.
+same code. Equation numbers begin in `reference.py`; scores are in units of log2(e), because exp2 is what a GPU has.
 
 Every mask but `segments` shows a query an interval of keys (and a prefix), so that a query has a *span*:
 

@@ -16,13 +16,13 @@ import torch
 
 from minillm_kernels.attention import configs
 from minillm_kernels.attention.backward import (
-    attention_dbias_kernel,
-    attention_delta_kernel,
-    attention_dk_dv_kernel,
-    attention_dq_kernel,
+    _attention_dbias_kernel,
+    _attention_delta_kernel,
+    _attention_dk_dv_kernel,
+    _attention_dq_kernel,
 )
-from minillm_kernels.attention.decode import attention_combine_kernel, attention_decode_kernel
-from minillm_kernels.attention.forward import attention_forward_kernel
+from minillm_kernels.attention.decode import _attention_combine_kernel, _attention_decode_kernel
+from minillm_kernels.attention.forward import _attention_forward_kernel
 from minillm_kernels.attention.scores import Dropout, Sizes, Terms, Visibility
 from minillm_kernels.variant import Variant
 
@@ -56,13 +56,13 @@ SWITCHES: dict[str, tuple[Visibility, Terms, bool]] = {
 }
 GROUPED = ("grouped", "everything")  # several query heads read one key head
 KERNELS: dict[str, Any] = {
-    "forward": attention_forward_kernel,
-    "dk_dv": attention_dk_dv_kernel,
-    "dq": attention_dq_kernel,
-    "dbias": attention_dbias_kernel,
-    "decode": attention_decode_kernel,
-    "delta": attention_delta_kernel,
-    "combine": attention_combine_kernel,
+    "forward": _attention_forward_kernel,
+    "dk_dv": _attention_dk_dv_kernel,
+    "dq": _attention_dq_kernel,
+    "dbias": _attention_dbias_kernel,
+    "decode": _attention_decode_kernel,
+    "delta": _attention_delta_kernel,
+    "combine": _attention_combine_kernel,
 }
 
 

@@ -47,7 +47,7 @@ SUM_TILE = 4096  # elements of the sum's tile: 4 rows of 1024
 
 
 @triton.jit(debug=True)  # device_assert is compiled for it; all else is in int64, so that no other check comes with it
-def _gather_kernel(
+def _embedding_gather_kernel(
     tokens_ptr,  # in   (N,) int64 or int32
     weight_ptr,  # in   (V, C)
     y_ptr,  # out  (N, C), contiguous
@@ -94,7 +94,7 @@ def _sum_of_rows(
 
 
 @triton.jit
-def _piece_kernel(
+def _embedding_piece_kernel(
     dy_ptr,  # in   (N, C)
     order_ptr,  # in   (N,) int64: places of dy, sorted by token
     starts_ptr,  # in   (V + 1,) int64: where the segment of each v starts in the order
@@ -122,7 +122,7 @@ def _piece_kernel(
 
 
 @triton.jit
-def _row_kernel(
+def _embedding_row_kernel(
     dy_ptr,  # in   (N, C)
     order_ptr,  # in   (N,) int64
     starts_ptr,  # in   (V + 1,) int64
@@ -169,7 +169,7 @@ def forward(tokens: Tensor, weight: Tensor) -> Tensor:
     rows, block_c = rows_of(weight), _width(C)
     block_n = _height(TILE, block_c)
     launch(
-        _gather_kernel,
+        _embedding_gather_kernel,
         (cdiv(N, block_n), cdiv(C, block_c)),
         tokens.contiguous(),
         rows,
@@ -203,7 +203,7 @@ def backward(tokens: Tensor, dy: Tensor, num_rows: int) -> Tensor:
     if num_pieces:
         owner = torch.searchsorted(pieces_stop, torch.arange(num_pieces, device=dy.device), right=True)
         launch(
-            _piece_kernel,
+            _embedding_piece_kernel,
             (num_pieces, cdiv(C, block_c)),
             dy_rows,
             order,
@@ -217,7 +217,7 @@ def backward(tokens: Tensor, dy: Tensor, num_rows: int) -> Tensor:
             **sizes,
         )
     launch(
-        _row_kernel,
+        _embedding_row_kernel,
         (V, cdiv(C, block_c)),
         dy_rows,
         order,
@@ -285,9 +285,9 @@ def variants() -> Iterator[Variant]:
                 gather = {"BLOCK_N": _height(TILE, width), "BLOCK_C": width}
                 sums = {"PIECE": PIECE, "BLOCK_N": _height(SUM_TILE, width), "BLOCK_C": width}
                 for name, kernel, blocks in (
-                    ("forward", _gather_kernel, gather),
-                    ("backward, pieces", _piece_kernel, sums),
-                    ("backward, rows", _row_kernel, sums),
+                    ("forward", _embedding_gather_kernel, gather),
+                    ("backward, pieces", _embedding_piece_kernel, sums),
+                    ("backward, rows", _embedding_row_kernel, sums),
                 ):
                     full = f"{name} {dtype} C={width}"
                     yield make_variant("embedding", full, kernel, types, blocks, threads=THREADS, warp=warp)

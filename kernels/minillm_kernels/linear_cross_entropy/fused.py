@@ -30,7 +30,7 @@ from minillm_kernels.variant import Variant
 
 
 @triton.jit
-def _losses_and_dlogits_kernel(
+def _linear_cross_entropy_kernel(
     x_ptr,  # in, out  (R, V) logits, then their gradient
     targets_ptr,  # in   (R,) int64, none ignored
     g_ptr,  # in   (R,) float32, upstream gradients of the losses
@@ -97,7 +97,7 @@ def losses_and_dlogits(
     g = torch.ones_like(losses) if g is None else g.contiguous()
     BLOCK_R, BLOCK_V, num_warps = cross_entropy.launch_for(logits, softcap)
     with torch.cuda.device_of(logits):
-        launch: Any = _losses_and_dlogits_kernel[(triton.cdiv(R, BLOCK_R),)]
+        launch: Any = _linear_cross_entropy_kernel[(triton.cdiv(R, BLOCK_R),)]
         launch(
             logits,
             targets.contiguous(),
@@ -123,7 +123,7 @@ def variants() -> Iterator[Variant]:
     scalars = dict.fromkeys(("x_row_stride", "num_rows", "num_cols"), "i32")
     scalars |= dict.fromkeys(("smoothing", "z_loss", "softcap"), "fp32")
     pointers = {"targets_ptr": "*i64", "g_ptr": "*fp32", "losses_ptr": "*fp32"}
-    kernel: Any = _losses_and_dlogits_kernel
+    kernel: Any = _linear_cross_entropy_kernel
     for (short, dtype, softcap, launch), smoothing in product(cross_entropy.specialisations(), (False, True)):
         BLOCK_R, BLOCK_V, num_warps = launch
         types = scalars | pointers | {"x_ptr": dtype}

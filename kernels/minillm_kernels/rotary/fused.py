@@ -78,7 +78,7 @@ def _rotary_kernel(
     k_ptr,  # in   (B, T, Hkv, D)
     cos_ptr,  # in   (P, D/2), contiguous
     sin_ptr,  # in   (P, D/2), contiguous
-    positions_ptr,  # in   (B, T) int64, contiguous, with HAS_POSITIONS; else a token's position is its place in the row
+    positions_ptr,  # in   (B, T) int64, contiguous; None: a token's position is its place in the row
     q_out_ptr,  # out  (B, T, H, D), contiguous
     k_out_ptr,  # out  (B, T, Hkv, D), contiguous
     q_strides,  # of batch, token and head, in elements
@@ -90,7 +90,6 @@ def _rotary_kernel(
     k_heads,  # Hkv
     HALF: tl.constexpr,  # D/2, known to the compiler so that it sees which masks start at multiples of 16 bytes
     INTERLEAVED: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr,
     INVERSE: tl.constexpr,  # turn back: the backward pass
     BLOCK_N: tl.constexpr,
     BLOCK_HQ: tl.constexpr,
@@ -101,7 +100,7 @@ def _rotary_kernel(
     mask_n = offs_n < num_tokens
     row, place = offs_n // length, offs_n % length
     position = place
-    if HAS_POSITIONS:
+    if positions_ptr is not None:
         position = tl.load(positions_ptr + offs_n, mask=mask_n, other=0)
     offs_d = tl.arange(0, BLOCK_D)
     inside = (position >= 0) & (position < num_positions)
@@ -168,7 +167,6 @@ def _op(
         Hkv,
         HALF=D // 2,
         INTERLEAVED=interleaved,
-        HAS_POSITIONS=positions is not None,
         INVERSE=inverse,
         **blocks,
         threads=THREADS,
@@ -217,8 +215,9 @@ def variants() -> Iterator[Variant]:
 def _variant(
     dtype: torch.dtype, width: int, k_heads: int, interleaved: bool, has_positions: bool, inverse: bool, warp: int
 ) -> Variant:
-    switches = {"INTERLEAVED": interleaved, "HAS_POSITIONS": has_positions, "INVERSE": inverse}
-    names = [name for name, on in switches.items() if on]
+    switches = {"INTERLEAVED": interleaved, "INVERSE": inverse}
+    given = {"INTERLEAVED": interleaved, "HAS_POSITIONS": has_positions, "INVERSE": inverse}
+    names = [name for name, on in given.items() if on]
     strides = ("i32", "i32", "i32")
     types: dict[str, Any] = {p: TRITON_TYPE[dtype] for p in ("q_ptr", "k_ptr", "q_out_ptr", "k_out_ptr")}
     types |= {"cos_ptr": "*fp32", "sin_ptr": "*fp32", "positions_ptr": "*i64"}

@@ -47,7 +47,7 @@ from minillm.data.batch import Batch
 from minillm.finetune.adapters.config import AdaLoRAConfig
 from minillm.finetune.adapters.dropout import AdapterDropout
 from minillm.finetune.adapters.lora import make_dropout
-from minillm.finetune.adapters.places import Part, places, target_places
+from minillm.finetune.adapters.places import Mergeable, Part, places, target_places
 from minillm.model.layers import Linear
 from minillm.model.transformer import Transformer
 from minillm.objectives.loss import Loss
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 INIT_STD = 0.02  # of A and B
 
 
-class AdaLoRA(Part):
+class AdaLoRA(Mergeable):
     """The update of one linear layer, with the running means of its sensitivity."""
 
     config: AdaLoRAConfig

@@ -38,7 +38,7 @@ from minillm.finetune.adapters.config import (
     PrefixConfig,
 )
 from minillm.finetune.adapters.dropout import forget_pass_seed
-from minillm.finetune.adapters.places import Part, backbone_of, places, put_parts, take_parts
+from minillm.finetune.adapters.places import Mergeable, Part, backbone_of, places, put_parts, take_parts
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -253,7 +253,7 @@ def _check_not_merged(model: nn.Module, what: str) -> None:
 
 def _check_merges(model: nn.Module, name: str, path: str, part: Part) -> None:
     config = backbone_of(model).config
-    if not part.merges:
+    if not isinstance(part, Mergeable):
         raise InputError(
             f"adapter {name!r} ({part.config.kind}) cannot be merged: no weight at {path} does what it does; "
             f"keep it attached"

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from minillm.errors import InputError
 from minillm.finetune.adapters.bottleneck import stream_norms
 from minillm.finetune.adapters.config import BitFitConfig
-from minillm.finetune.adapters.places import Part, target_places
+from minillm.finetune.adapters.places import Mergeable, Part, target_places
 from minillm.model.transformer import Transformer
 
 
-class BiasShift(Part):
+class BiasShift(Mergeable):
     """What is added to one bias."""
 
     def __init__(self, width: int, config: BitFitConfig) -> None:

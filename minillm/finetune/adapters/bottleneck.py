@@ -40,8 +40,6 @@ INIT_STD = 1e-3
 class Bottleneck(Part):
     """The network after one sub-layer."""
 
-    merges = False
-
     def __init__(self, width: int, config: HoulsbyConfig | PfeifferConfig) -> None:
         super().__init__(config)
         self.activation = "gelu" if isinstance(config, HoulsbyConfig) else "relu"

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from minillm.errors import InputError
 from minillm.finetune.adapters.config import IA3Config
-from minillm.finetune.adapters.places import Part, target_places
+from minillm.finetune.adapters.places import Mergeable, Part, target_places
 from minillm.model.transformer import Transformer
 
 
-class OutputGain(Part):
+class OutputGain(Mergeable):
     """A gain on each output of a linear layer."""
 
     def __init__(self, width: int, config: IA3Config) -> None:
@@ -43,7 +43,7 @@ class OutputGain(Part):
         return gain[:, None] * weight, None if bias is None else gain * bias
 
 
-class InputGain(Part):
+class InputGain(Mergeable):
     """A gain on each input of a linear layer."""
 
     def __init__(self, width: int, config: IA3Config) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from minillm.finetune.adapters.config import LoRAConfig
 from minillm.finetune.adapters.dropout import AdapterDropout, pass_seed
-from minillm.finetune.adapters.places import Part, target_places
+from minillm.finetune.adapters.places import Mergeable, Part, target_places
 from minillm.model.layers import Embedding, Linear
 from minillm.model.transformer import Transformer
 
@@ -37,7 +37,7 @@ def scale_of(config: LoRAConfig) -> float:
     return config.alpha / (math.sqrt(config.rank) if config.rank_stabilised else config.rank)
 
 
-class LoRA(Part):
+class LoRA(Mergeable):
     """The update of one linear layer."""
 
     def __init__(self, base: Linear, config: LoRAConfig, dropout: AdapterDropout | None) -> None:
@@ -67,7 +67,7 @@ class LoRA(Part):
         return self.scale * (self.B.weight.to(weight.dtype) @ self.A.weight.to(weight.dtype))
 
 
-class LoRATable(Part):
+class LoRATable(Mergeable):
     """The update of a table of vectors: row n of the table gains s B A[n]."""
 
     def __init__(self, base: Embedding, config: LoRAConfig) -> None:

@@ -14,6 +14,7 @@ Read next: `lora.py`, the shortest part, then `attach.py`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -35,24 +36,26 @@ class Part(nn.Module):
     forward(inner, *inputs): what the place gives for its inputs; `inner` is the place without this part.
     config: of the adapter that it is part of.
     alone: whether nothing else may be active at its place.
-    merges: whether the place's weight and bias can take in what it does.
     """
 
     forward: Callable[..., Any]
     alone: ClassVar[bool] = False
-    merges: ClassVar[bool] = True
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
         self.config = config
 
+
+class Mergeable(Part, ABC):
+    """A part whose work the place's weight and bias can take in."""
+
+    @abstractmethod
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias of a plain module that does what one of `weight` and `bias` does inside this part.
 
         Args:
             weight, bias: of the place, in the dtype to compute in; bias None: it has none.
         """
-        raise NotImplementedError
 
 
 class Adapted(nn.Module):

@@ -69,7 +69,6 @@ class Prefix(Part):
     table: (P, 2 Hkv D), keys then values; None where the network makes them.
     """
 
-    merges = False
     config: PrefixConfig
 
     def __init__(

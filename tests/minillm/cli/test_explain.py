@@ -98,3 +98,46 @@ def test_what_cannot_be_explained_is_one_line_and_status_2(minillm, run, tmp_pat
     words = [tmp_path / word if word == "FILE" else word for word in words]
     status, out, err = minillm("explain", run, *words)
     assert (status, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+def test_attention_of_a_finetuned_run_is_printed_and_drawn(minillm, run, tmp_path):
+    words = ("explain", run, "--text", "ab c", "--attention", "--out", tmp_path / "new")
+    status, out, err = minillm(*words)
+    lines = out.splitlines()
+    assert (status, err) == (0, "")
+    assert [line.split()[:2] for line in lines[1:4]] == [["0", "[CLS]"], ["1", "a"], ["2", "b"]]
+    assert [line for line in lines if line.startswith("layer")][1].startswith("layer 1, mean of 2 heads")
+    for layer in (0, 1):
+        path = tmp_path / "new" / f"attention-layer-0{layer}.png"
+        assert f"wrote {path}" in lines and path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_attention_of_a_pretrained_run_is_json(minillm, tiny_runs, kind):
+    status, out, _ = minillm("explain", tiny_runs[kind], "--text", "I am", "--attention", "--heads", "1", "--json")
+    found = json.loads(out)
+    assert status == 0 and [(m["layer"], m["head"]) for m in found["attention"]] == [(0, 1)]
+    first, last = ("<s>", "</s>") if kind == "decoder" else ("[CLS]", "[SEP]")
+    assert (found["pieces"][0], found["pieces"][-1]) == (first, last)
+    for query, row in enumerate(found["attention"][0]["weights"]):
+        assert len(row) == len(found["pieces"]) and sum(row) == pytest.approx(1.0, abs=1e-5)
+        assert kind == "encoder" or row[query + 1 :] == [0.0] * (len(row) - query - 1)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--text", "I", "--attention", "--layers", "0,1"], "layers are counted from 0 to 0 in this model, got 1"),
+        (["--text", "I", "--attention", "--heads", "x"], "--heads takes numbers from 0 such as 0,3, got 'x'"),
+        (["--text", "I", "--attention", "--label", "x"], "--label is of the scores, not of --attention"),
+        (["--text", "I", "--attention", "--pair", "x"], "the run reads single texts: leave out --pair"),
+        (["--text", "I", "--layers", "0"], "--layers goes with --attention"),
+        (["--text", "", "--attention"], "text is empty"),
+        (["--text", "I am " * 99, "--attention"], "tokens, the model's context is 16; shorten it"),
+        (["--text", "I"], "is a pretraining run and knows no labels"),
+    ],
+    ids=["layer", "heads", "label", "pair", "alone", "empty", "long", "scores"],
+)
+def test_what_has_no_attention_to_show_is_one_line_and_status_2(minillm, tiny_runs, words, message):
+    status, out, err = minillm("explain", tiny_runs["encoder"], *words)
+    assert (status, out) == (2, "") and message in err and err.count("\n") == 1

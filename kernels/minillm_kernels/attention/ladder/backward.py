@@ -3,8 +3,8 @@ r"""Rung 5: the backward pass. The weights were not kept: they are exp(a - lse) 
     da_ij = P_ij * (<dy_i, v_j> - delta_i),   delta_i = <dy_i, y_i>
     dv_j = sum_i P_ij * dy_i,   dk_j = scale * sum_i da_ij * q_i,   dq_i = scale * sum_j da_ij * k_j
 
-`../backward.py` derives it. dk and dv are sums over queries, dq over keys: a kernel whose programs own keys, another
-whose programs own queries, and every number is written once, by one program, in one order.
+`../backward.py` derives it, delta in (20). dk and dv are sums over queries, dq over keys: a kernel whose programs own
+keys, another whose programs own queries, and every number is written once, by one program, in one order.
 
 Read next: `../forward.py`.
 """

@@ -21,7 +21,7 @@ from minillm_kernels.attention.ladder.rows import LOG2E, launch, row_pointers
 
 
 @triton.jit
-def _scores_kernel(
+def _naive_scores_kernel(
     q_ptr,                     # in   (B, T, H, D)
     k_ptr,                     # in   (B, T, H, D)
     scores_ptr,                # out  (B, H, T, T) float32
@@ -45,7 +45,7 @@ def _scores_kernel(
 
 
 @triton.jit
-def _values_kernel(
+def _naive_values_kernel(
     scores_ptr,                # in   (B, H, T, T) float32
     v_ptr,                     # in   (B, T, H, D)
     y_ptr,                     # out  (B, T, H, D)
@@ -75,6 +75,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = torch.empty((B, H, T, T), dtype=torch.float32, device=q.device)
     y = torch.empty_like(q)
     sizes = {"HEAD_DIM": D, "BLOCK_D": padded_width(D), "BLOCK_T": padded_width(T)}
-    launch(_scores_kernel, (T, B * H), q, k, scores, T, H, D**-0.5, **sizes)
-    launch(_values_kernel, (T, B * H), scores, v, y, T, H, **sizes)
+    launch(_naive_scores_kernel, (T, B * H), q, k, scores, T, H, D**-0.5, **sizes)
+    launch(_naive_values_kernel, (T, B * H), scores, v, y, T, H, **sizes)
     return y

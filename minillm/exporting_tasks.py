@@ -1,0 +1,173 @@
+r"""A fine-tuned model as transformers' class for its task: BertForSequenceClassification and its like, labels by name.
+
+transformers knows neither our temperature nor our unit of a regression: both go into the last linear layer, so that a
+pipeline there says what `minillm predict` says.
+
+    classes      z / temperature        = (W h + b) / temperature
+    regression   z * scale + center     = (W h + b) * scale + center
+
+An adapter is merged into the weights.
+
+Read next: `checkpoint/hf/labels.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm.checkpoint.hf.entries import write_entries
+from minillm.checkpoint.hf.family import Family, Purpose
+from minillm.checkpoint.hf.folder import SHARD_BYTES, write_folder
+from minillm.checkpoint.hf.labels import PURPOSES, write_task
+from minillm.checkpoint.hf.origin import Origin
+from minillm.checkpoint.hf.tokenizer_files import tokenizer_files
+from minillm.checkpoint.native import tensors_of
+from minillm.config import to_table
+from minillm.errors import InputError
+from minillm.exporting import Exported, check_free, chosen_family, export_model, settings_for, unread_of
+from minillm.finetune.adapters.attach import detach, merge
+from minillm.finetune.heads import TextHead, TokenHead
+from minillm.finetune.predict import Finetuned, load_finetuned
+from minillm.finetune.task_model import TaskModel
+
+
+def export_finetuned(
+    run: Path,
+    out: Path,
+    *,
+    which: str | int = "best",
+    family: str | None = None,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> Exported:
+    """Write the model of a fine-tuning run as a Hugging Face folder; arguments as in `exporting.export_run`.
+
+    Raises:
+        InputError: no family has such a model or such a head (what differs is named), an adapter that no weights can
+            take in, several seeds, or a folder that cannot be written.
+    """
+    check_free(out, overwrite)
+    opened, model = one_model(run, which)
+    if model.config.adapter is not None:
+        merge(model)
+        detach(model)
+    origin = Origin.read(run)
+    return write_finetuned(
+        opened, model, out, origin=origin, family=family, overwrite=overwrite, shard_bytes=shard_bytes
+    )
+
+
+def one_model(run: Path, which: str | int) -> tuple[Finetuned, TaskModel]:
+    """Return a fine-tuning run that is opened, and its model.
+
+    Raises:
+        InputError: no such run, or several seeds of one.
+    """
+    opened = load_finetuned(run, which)
+    if len(opened.models) > 1:
+        raise InputError(f"{run} holds {len(opened.models)} seeds; export one of the runs in it")
+    (model,) = opened.models
+    return opened, model
+
+
+def write_finetuned(
+    opened: Finetuned,
+    model: TaskModel,
+    out: Path,
+    *,
+    origin: Origin | None,
+    family: str | None = None,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> Exported:
+    """Write a fine-tuned model, which has no adapter, as a Hugging Face folder; arguments as in `export_model`."""
+    if model.config.task.name == "prompt_answer":
+        return export_model(
+            model.backbone,
+            out,
+            tokenizer=opened.tokenizer,
+            origin=origin,
+            family=family,
+            overwrite=overwrite,
+            shard_bytes=shard_bytes,
+        )
+    purpose = PURPOSES[model.config.task.name]
+    kind = chosen_family(model.config.backbone, family, origin)
+    check_head(kind, model, purpose)
+    own, notes = final_tensors(opened, model)
+    prefix = kind.prefix_for(purpose)
+    tensors = write_entries(
+        kind.entries(model.config.backbone, purpose, prefix=prefix), own, unread_of(kind, purpose, origin)
+    )
+    settings = settings_for(kind, model.config.backbone, purpose, tokenizer=opened.tokenizer, origin=origin)
+    settings |= head_settings(kind, model, purpose)
+    others = tokenizer_files(opened.tokenizer, model.config.backbone)
+    write_folder(out, settings, tensors, others, shard_bytes=shard_bytes)
+    return Exported(
+        folder=out,
+        model_type=kind.model_type,
+        architecture=settings["architectures"][0],
+        tensors=len(tensors),
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        notes=tuple(notes),
+    )
+
+
+def check_head(family: Family, model: TaskModel, purpose: Purpose) -> None:
+    """Raise InputError where a model's head is not the one that the family has for the purpose."""
+    wanted, head = family.task_heads[purpose], model.head
+    assert isinstance(head, TextHead | TokenHead)
+    found = []
+    if isinstance(head, TextHead) and head.pooling not in wanted.pooling:
+        found.append(f"head.pooling is {head.pooling}, not {' or '.join(wanted.pooling)}")
+    if model.config.head.layer != wanted.layer:
+        found.append(f"head.layer is {model.config.head.layer}, not {wanted.layer}")
+    has_bias = head.dense.bias is not None
+    if has_bias != wanted.bias:
+        found.append(f"head.bias is {str(has_bias).lower()}, not {str(wanted.bias).lower()}")
+    if found:
+        raise InputError(
+            f"this head cannot be written as that of {family.class_for(purpose)}: {'; '.join(found)}; "
+            "fine-tune with its settings"
+        )
+
+
+def head_settings(family: Family, model: TaskModel, purpose: Purpose) -> dict[str, Any]:
+    """Return what config.json says of the head and the labels."""
+    settings = write_task(to_table(model.config.task) | {"labels": list(model.config.task.labels)})
+    settings[family.dropout_key] = model.config.head.dropout
+    if len(family.task_heads[purpose].pooling) > 1 and isinstance(model.head, TextHead):
+        settings["classifier_pooling"] = model.head.pooling
+    return settings
+
+
+def final_tensors(opened: Finetuned, model: TaskModel) -> tuple[Mapping[str, Tensor], list[str]]:
+    """Return the model's tensors, the last layer in the unit of the answers, and notes about what was done.
+
+    Raises:
+        InputError: a regression whose mean needs a bias, and a head without.
+    """
+    own, notes = tensors_of(model), []
+    factor, shift = 1.0 / opened.calibration.get("temperature", 1.0), 0.0
+    if factor != 1.0:
+        notes.append(
+            f"the temperature of {1.0 / factor:.4f} went into the classifier: its probabilities are calibrated"
+        )
+    task = model.config.task
+    if task.name == "regression":
+        factor, shift = task.scale, task.center
+    if "thresholds" in opened.calibration:
+        notes.append("the labels' thresholds are left out: transformers takes 0.5 for each")
+    if (factor, shift) == (1.0, 0.0):
+        return own, notes
+    if shift and "head.dense.bias" not in own:
+        raise InputError("this regression has no bias to take in the mean of its targets; fine-tune an encoder for it")
+    changed = {"head.dense.weight": own["head.dense.weight"].double() * factor}
+    if "head.dense.bias" in own:
+        changed["head.dense.bias"] = own["head.dense.bias"].double() * factor + shift
+    return {**own, **{name: tensor.to(torch.float32) for name, tensor in changed.items()}}, notes

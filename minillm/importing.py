@@ -1,0 +1,138 @@
+"""From a Hugging Face folder to a run folder, which every command takes: `minillm import DIR --out RUN`.
+
+Read next: `exporting.py`, the way back.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from minillm.checkpoint.files import write_text
+from minillm.checkpoint.hf.family import TASK_PURPOSES
+from minillm.checkpoint.hf.folder import CONFIG, ModelFolder, open_folder
+from minillm.checkpoint.hf.origin import Origin
+from minillm.checkpoint.native import tensors_of
+from minillm.checkpoint.run_folder import RunFolder
+from minillm.config import build, to_table, toml_text
+from minillm.errors import InputError
+from minillm.loading import Loaded, loaded_from
+from minillm.tokenizer.base import Tokenizer
+
+if TYPE_CHECKING:
+    from minillm.finetune.task_model import TaskModel
+
+ADAPTER_CONFIG = "adapter_config.json"  # what a folder of PEFT's has
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What was made.
+
+    run: its folder. model_type, architecture: as the folder's config.json says. parameters: of our model.
+    tokenizer: its kind; None: the folder has none. notes: what the user should know, a line each.
+    """
+
+    run: Path
+    model_type: str
+    architecture: str
+    parameters: int
+    tokenizer: str | None
+    notes: tuple[str, ...] = ()
+
+
+def import_folder(folder: Path, out: Path) -> Imported:
+    """Make a run folder of a Hugging Face folder.
+
+    Args:
+        folder: config.json and safetensors of one of the families in `checkpoint/hf`.
+        out: the run folder, which must not be there.
+    Raises:
+        InputError: as in `checkpoint.hf.folder.open_folder`, or a folder that cannot be written; nothing half-written
+            stays behind.
+    """
+    run = RunFolder(out)
+    run.check_free()
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} is an adapter of PEFT's; say with --base which model it is for")
+    source = open_folder(folder)
+    if source.purpose in TASK_PURPOSES:
+        model, tokenizer = _save_task_run(source, out)
+    else:
+        loaded = loaded_from(source)
+        model, tokenizer = loaded.model, loaded.tokenizer
+        save_run(loaded, out)
+    return Imported(
+        run=out,
+        model_type=source.family.model_type,
+        architecture=source.settings["architectures"][0],
+        parameters=sum(p.numel() for p in model.parameters()),
+        tokenizer=None if tokenizer is None else tokenizer.kind,
+        notes=source.notes,
+    )
+
+
+def _save_task_run(source: ModelFolder, out: Path) -> tuple[nn.Module, Tokenizer]:
+    """Write a model with a task's head as a run that `minillm predict` takes; return it and its tokenizer."""
+    from minillm.finetune.predict import load_finetuned
+
+    opened = load_finetuned(source.path)
+    (model,) = opened.models
+    save_task_run(source, model, opened.tokenizer, out)
+    return model, opened.tokenizer
+
+
+def save_task_run(source: ModelFolder, model: TaskModel, tokenizer: Tokenizer, out: Path) -> None:
+    """Write a model with a task's head, and perhaps an adapter, as a run that `minillm predict` takes."""
+    from minillm.finetune.config import FinetuneConfig
+
+    table = {"init": str(source.path), "task": {"name": model.config.task.name}, "head": to_table(model.config.head)}
+    if model.config.adapter is not None:
+        table["adapter"] = to_table(model.config.adapter)
+    config: FinetuneConfig = build(FinetuneConfig, table | {"train": {"compute_dtype": "float32"}})
+    run = RunFolder(out)
+    with _gone_if_unfinished(out):
+        run.create()
+        tokenizer.save(run.tokenizer_path)
+        Origin.of(source).write(run.path)
+        write_text(run.config_path, toml_text(config))
+        run.save(0, tensors_of(model), model.config, {}, {}, best=True)
+
+
+@contextmanager
+def _gone_if_unfinished(out: Path) -> Iterator[None]:
+    """Remove a folder that the block makes and does not finish."""
+    new = not out.exists()
+    try:
+        yield
+    except BaseException:
+        if new:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def save_run(loaded: Loaded, out: Path) -> None:
+    """Write a model with its tokenizer as a run folder, which `minillm.load` reads again.
+
+    It has one checkpoint and no config.toml: it was trained elsewhere, and cannot be resumed, but begun from.
+
+    Raises:
+        InputError: the folder holds something, or cannot be written.
+    """
+    run = RunFolder(out)
+    run.check_free()
+    if run.is_run():
+        raise InputError(f"{out} already holds a run; choose another --out")
+    with _gone_if_unfinished(out):
+        run.create()
+        if loaded.tokenizer is not None:
+            loaded.tokenizer.save(run.tokenizer_path)
+        if loaded.origin is not None:
+            loaded.origin.write(run.path)
+        run.save(loaded.step, tensors_of(loaded.model), loaded.model.config, {}, {}, best=True)

@@ -1,0 +1,211 @@
+"""`torchrun ... -m minillm`: one run folder, written by the first process, that every other command reads; restarts."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_runs import ROOT, in_a_process, options
+
+from minillm.training.records import read_columns
+
+CASES = ROOT / "tests/minillm/training/distributed_cases.py"
+ENVIRONMENT = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+BUSY = {"model__dropout": 0.1, "train__micro_batch_size": 1, "train__ema_decay": 0.9, "train__compute_dtype": "float32"}
+
+
+def torchrun(*words, size=2, more=()):
+    """Run a module or a script in so many processes, and return what came of it."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", size, *more]
+    return in_a_process(*start, *words)
+
+
+def pretraining(out, text, **settings):
+    """Return the words of a small run of an encoder with all that could depend on the processes."""
+    small = {"data__input": text, "optim__schedule": "constant"} | BUSY
+    return ("-m", "minillm", "pretrain", "--preset", "tiny-encoder", "--out", out, *options(**(small | settings)))
+
+
+def figures(run):
+    """Return the columns of metrics.csv without their empty cells."""
+    return {name: [v for v in values if v is not None] for name, values in read_columns(run / "metrics.csv").items()}
+
+
+def assert_same(ours, truth):
+    for name, values in figures(truth).items():
+        assert figures(ours)[name] == pytest.approx(values, rel=1e-3), name  # Muon's products are in bfloat16
+
+
+@pytest.fixture
+def alone(minillm, text, tmp_path):
+    """The run folder of one process that took six steps."""
+    status, _, err = minillm(*pretraining(tmp_path / "alone", text)[2:], "--quiet")
+    assert status == 0, err
+    return tmp_path / "alone"
+
+
+def test_a_run_of_two_processes_is_a_run_like_any_other(minillm, text, alone, tmp_path):
+    out = tmp_path / "run"
+    done = torchrun(*pretraining(out, text, distributed__strategy="fsdp", train__max_steps=3), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 3, "one object, of the first process"
+    assert done.stderr.count("2 processes (fsdp) on cpu") == 1
+    status, _, err = minillm("pretrain", "--resume", out, "--train.max_steps", 6, "--quiet")
+    assert status == 0, err
+    assert_same(out, alone)
+    status, filled, err = minillm("fill", out, "--text", "A [MASK] came in.", "--json")
+    assert status == 0 and json.loads(filled), err
+
+
+@pytest.mark.slow
+def test_fine_tuning_runs_the_same_way(minillm, runs, tmp_path):
+    for name, count in (("train", 32), ("valid", 12), ("test", 8)):
+        rows = [
+            f"the {('cat', 'rain')[n % 2]} {'and so on ' * (n % 5)},{('good', 'bad')[n % 2]}\n" for n in range(count)
+        ]
+        (tmp_path / f"{name}.csv").write_text("".join(["text,label\n", *rows]))
+    words = [
+        "finetune",
+        runs / "encoder",
+        "--train.batch_size",
+        8,
+        "--train.micro_batch_size",
+        2,
+        "--train.max_steps",
+        6,
+    ]
+    words += ["--train.eval_every", 3, "--train.log_every", 1, "--adapter.kind", "lora", "--against_random", "true"]
+    words += [word for name in ("train", "valid", "test") for word in (f"--{name}", tmp_path / f"{name}.csv")]
+    assert minillm(*words, "--out", tmp_path / "alone", "--quiet")[0] == 0
+    for strategy in ("ddp", "fsdp"):
+        out = tmp_path / strategy
+        done = torchrun("-m", "minillm", *words, "--out", out, "--distributed.strategy", strategy, "--json")
+        assert done.returncode == 0, done.stderr
+        assert_same(out, tmp_path / "alone")
+        assert_same(out / "random", tmp_path / "alone" / "random")
+        assert json.loads(done.stdout)["baselines"].keys() == {"majority", "tfidf", "from random weights"}
+        assert (out / "report" / "report.md").is_file()
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_once(tmp_path):
+    done = torchrun(*pretraining(tmp_path / "run", "nowhere.txt"))
+    assert done.returncode != 0
+    assert done.stderr.count("minillm: ") == 1 and "nowhere.txt" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_one_process_stops_all_of_them_after_the_same_step(text, tmp_path):
+    out = tmp_path / "run"
+    with started(*pretraining(out, text, train__max_steps=100_000, train__checkpoint_every=5)) as run:
+        wait_for(out / "checkpoints" / "step-000005")
+        os.kill(workers(run.pid)[1], signal.SIGINT)
+        _, err = run.communicate(timeout=60)
+    assert run.returncode != 0, "the processes end with the status of their signal"
+    assert err.count("stopped after step") == 1 and f"go on with: minillm pretrain --resume {out}" in err
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_that_lost_a_process_and_it_goes_on_by_itself(text, minillm, tmp_path):
+    settings = {"train__max_steps": 40, "train__checkpoint_every": 5, "train__eval_every": 20}
+    assert minillm(*pretraining(tmp_path / "alone", text, **settings)[2:], "--quiet")[0] == 0
+    out = tmp_path / "run"
+    with started(*pretraining(out, text, **settings), more=["--max-restarts", "1"]) as run:
+        wait_for(out / "checkpoints" / "step-000005")
+        os.kill(workers(run.pid)[1], signal.SIGKILL)
+        _, err = run.communicate(timeout=100)
+    assert run.returncode == 0, err
+    assert err.count("2 processes (ddp) on cpu") == 2, "the run was to begin twice"
+    steps = figures(out)["step"]
+    assert steps == figures(tmp_path / "alone")["step"], "a row is missing or there twice"
+    assert figures(out)["loss"] == pytest.approx(figures(tmp_path / "alone")["loss"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_overwriting_a_run_that_may_be_restarted_is_refused(text, tmp_path):
+    done = torchrun(*pretraining(tmp_path / "run", text), "--overwrite", more=["--max-restarts", "1"])
+    assert done.returncode != 0 and "--overwrite does not go with torchrun --max-restarts" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case, words",
+    [
+        pytest.param("sleep", "holds up the others, preparing the batch in step 3", id="stalled"),
+        pytest.param("fail", "RuntimeError: a defect", id="defect"),
+        pytest.param("mistake", "rank 1 says: a mistake", id="mistake"),
+    ],
+)
+def test_the_process_that_ends_a_run_is_named(tmp_path, case, words):
+    done = torchrun(CASES, tmp_path, case)
+    assert done.returncode != 0
+    assert done.stderr.count(words) == 1, done.stderr
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_is_named_on_another_one(tmp_path):
+    """Two torchruns are two machines here; each knows of the other what the processes say."""
+    machine = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    runs = [
+        subprocess.Popen(command(*machine, f"--node-rank={rank}", CASES, tmp_path, "die"), **pipes()) for rank in (0, 1)
+    ]
+    said = [run.communicate(timeout=100)[1] for run in runs]
+    assert all(run.returncode != 0 for run in runs)
+    assert "rank 1 (process" in said[0] and "gives no sign of life" in said[0], said
+
+
+def command(*words):
+    return [sys.executable, "-m", "torch.distributed.run", *map(str, words)]
+
+
+def pipes():
+    return {
+        "cwd": ROOT,
+        "env": os.environ | ENVIRONMENT,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+
+
+@contextlib.contextmanager
+def started(*words, more=()):
+    """Let torchrun run two processes while the block lasts."""
+    run = subprocess.Popen(command("--standalone", "--nproc-per-node=2", *more, *words), **pipes())
+    try:
+        yield run
+    finally:
+        if run.poll() is None:
+            run.terminate()
+            run.wait(timeout=60)
+
+
+def workers(agent):
+    """Return the process ids of a torchrun's workers, by rank."""
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    ranks = {}
+    for child in children:
+        words = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        ranks |= {int(word[5:]): int(child) for word in words if word.startswith(b"RANK=")}
+    return ranks
+
+
+def wait_for(path):
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not come in a minute")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,102 @@
+"""transformers' pipelines on exported folders say what our own commands say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import minillm
+from minillm.cli import main
+from minillm.exporting import export_run
+from minillm.fill import fill
+from minillm.finetune.predict import load_finetuned
+from minillm.finetune.table import text_table
+from minillm.pretrain import pretrain
+
+CLOSE = 1e-5
+BERT = {"norm": "layer_norm", "norm_position": "post", "norm_eps": 1e-12, "position": "learned", "activation": "gelu"}
+BERT |= {"bias": True, "qk_norm": False, "embedding_norm": True, "token_types": 2, "context": 32, "init_std": 0.2}
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_config, tmp_path_factory) -> Path:
+    """The run of a small BERT of ours."""
+    run = tmp_path_factory.mktemp("bert") / "run"
+    pretrain(tiny_config("encoder", model=BERT, train={"max_steps": 2, "compute_dtype": "float32"}), run)
+    return run
+
+
+def pipeline(task: str, folder: Path):
+    """Return a pipeline on the CPU."""
+    import transformers
+
+    return transformers.pipeline(task, model=str(folder), device="cpu")
+
+
+def test_fill_mask(encoder, tmp_path) -> None:
+    """The likeliest pieces of a hole and their probabilities, control symbols apart."""
+    export_run(encoder, tmp_path / "out")
+    loaded = minillm.load(encoder, "best")
+    tokenizer = loaded.require_tokenizer()
+    text = "Dear Ellen, the [MASK] is warm."
+    (ours,) = fill(loaded.model, tokenizer, text, top_k=3).holes
+    said = pipeline("fill-mask", tmp_path / "out")(text, top_k=20)  # control symbols are among these
+    theirs = {tokenizer.piece(answer["token"]): answer["score"] for answer in said}
+    for candidate in ours:
+        assert theirs[candidate.piece] == pytest.approx(candidate.probability, abs=CLOSE)
+
+
+def test_text_generation(tiny_runs, tmp_path, capsys) -> None:
+    """Greedy, token for token."""
+    export_run(tiny_runs["decoder"], tmp_path / "out", which="latest")
+    words = ["generate", str(tiny_runs["decoder"]), "--prompt", "Dear Ellen", "--checkpoint", "latest", "--json"]
+    assert main([*words, "--temperature", "0", "--max-tokens", "5"]) == 0
+    (ours,) = json.loads(capsys.readouterr().out)["results"]
+    (theirs,) = pipeline("text-generation", tmp_path / "out")("Dear Ellen", max_new_tokens=5, do_sample=False)
+    assert theirs["generated_text"] == "Dear Ellen" + ours["text"]
+
+
+def tuned(encoder: Path, folder: Path, lines: list[str], suffix: str, *options: str) -> Path:
+    """Fine-tune for a few steps; return the run."""
+    for name in ("train", "valid"):
+        (folder / f"{name}{suffix}").write_text("".join(lines))
+    words = ["finetune", str(encoder), "--train", str(folder / f"train{suffix}"), "--out", str(folder / "run")]
+    words += ["--valid", str(folder / f"valid{suffix}"), "--train.max_steps", "8", "--optim.learning_rate", "1e-2"]
+    words += ["--train.device", "cpu", "--train.compute_dtype", "float32", "--quiet", *options]
+    assert main(words) == 0
+    return folder / "run"
+
+
+def test_text_classification(encoder, tmp_path) -> None:
+    """The label and its probability."""
+    rows = [("I like the warm garden", "glad"), ("The rain is cold", "sad"), ("A kind letter came", "glad")] * 6
+    lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in [*rows, ("No letter came", "sad")]]
+    run = tuned(encoder, tmp_path, lines, ".jsonl", "--head.pooling", "pooler")
+    export_run(run, tmp_path / "out")
+    texts = ["A warm letter", "cold  rain </s> [MASK]", "Grüße"]
+    ours = list(load_finetuned(run).predict(text_table(texts)))
+    for answer, said in zip(ours, pipeline("text-classification", tmp_path / "out")(texts), strict=True):
+        assert said["label"] == answer["label"]
+        assert said["score"] == pytest.approx(answer["probabilities"][answer["label"]], abs=CLOSE)
+
+
+def test_token_classification(encoder, tmp_path) -> None:
+    """The tag of every piece, and its probability."""
+    rows = ["Dear O\nEllen B-PER\nthe O\nrain O\ncame O\n\n", "Tom B-PER\nis O\nwarm O\n\n"] * 6
+    run = tuned(encoder, tmp_path, rows, ".conll", "--task.name", "tagging")
+    export_run(run, tmp_path / "out")
+    loaded = load_finetuned(run)
+    (model,) = loaded.models
+    text = "Dear Tom, the rain came"
+    sequence = loaded.encoder.sequences([text]).tokens
+    with torch.no_grad():
+        shares = model(torch.from_numpy(sequence)[None].long())[0].softmax(-1)[1:-1]  # (pieces, tags)
+    tagger = pipeline("token-classification", tmp_path / "out")
+    said = tagger(text, ignore_labels=[])
+    names = loaded.task.facts.labels
+    assert [answer["entity"] for answer in said] == [names[int(row.argmax())] for row in shares]
+    assert [answer["score"] for answer in said] == pytest.approx([float(row.max()) for row in shares], abs=CLOSE)
+    assert {answer["entity"] for answer in said} <= set(names) and len(names) == 3

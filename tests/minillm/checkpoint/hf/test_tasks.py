@@ -1,0 +1,125 @@
+"""Models with a task's head: what they compute, their labels, and the way in and out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from minillm.checkpoint.hf.folder import open_folder
+from minillm.errors import InputError
+from minillm.exporting import export_run
+from minillm.finetune.predict import load_finetuned, opened_task_model
+from minillm.finetune.table import text_table
+from minillm.importing import import_folder
+
+CLOSE = 1e-5
+ENDINGS = ["SequenceClassification", "TokenClassification", "QuestionAnswering"]
+LABELS = {0: "zeta", 1: "O", 2: "B-x"}  # not in the order that we would give them
+
+
+@pytest.fixture(params=ENDINGS)
+def ending(request) -> str:
+    """Each kind of head in turn."""
+    return request.param
+
+
+@pytest.fixture
+def settings(family, ending) -> dict[str, Any]:
+    """Labels and, where a family offers it, the pooling that is not the usual one."""
+    found: dict[str, Any] = {}
+    if ending != "QuestionAnswering":
+        found = {"id2label": LABELS, "label2id": {name: number for number, name in LABELS.items()}}
+    if family == "modernbert" and ending == "SequenceClassification":
+        found["classifier_pooling"] = "mean"
+    return found
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits of any of transformers' outputs; of question answering (B, T, 2)."""
+    return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], dim=-1)
+
+
+@torch.no_grad()
+def test_logits_are_those_of_transformers(peer, family, ending, settings, padded) -> None:
+    """On a padded batch; of token heads at real tokens."""
+    there = peer(family, ending, **settings)
+    model, task = opened_task_model(open_folder(there.folder), {})
+    table, lengths = padded
+    mask = torch.arange(table.shape[1]) < lengths[:, None]
+    wanted = logits_of(there.model(table, attention_mask=mask.long()))
+    came = model.eval()(table, lengths=lengths)
+    assert came.shape == wanted.shape
+    if came.ndim == 3:
+        came, wanted = came[mask], wanted[mask]
+    assert (came - wanted).abs().max() < CLOSE * wanted.abs().max()
+    if ending != "QuestionAnswering":
+        assert task.facts.labels == tuple(LABELS.values())
+
+
+def test_the_way_in_and_out(peer, family, ending, settings, with_tokenizer, tmp_path) -> None:
+    """By way of a run: the same bytes, and nothing missing or too many in transformers' class of the same name."""
+    there = peer(family, ending, **settings)
+    import_folder(with_tokenizer(there.folder, family), tmp_path / "run")
+    made = export_run(tmp_path / "run", tmp_path / "out")
+    assert made.architecture == type(there.model).__name__
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (there.folder / "model.safetensors").read_bytes()
+    again, information = type(there.model).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(information.values()), information
+    assert again.config.id2label == there.model.config.id2label
+    assert again.config.label2id == there.model.config.label2id
+
+
+@torch.no_grad()
+def test_an_imported_classifier_predicts(peer, with_tokenizer, family, tmp_path) -> None:
+    """`minillm predict` takes the run and the folder itself; probabilities are the softmax of transformers' logits."""
+    there = peer(family, "SequenceClassification", num_labels=3)
+    folder = with_tokenizer(there.folder, family)
+    import_folder(folder, tmp_path / "run")
+    for place in (folder, tmp_path / "run"):
+        loaded = load_finetuned(place)
+        (answer,) = loaded.predict(text_table(["a good day, no?"]))
+        tokens = loaded.encoder.sequences(["a good day, no?"]).tokens
+        wanted = there.model(torch.from_numpy(tokens)[None].long()).logits[0].softmax(-1)
+        came = torch.tensor([answer["probabilities"][f"LABEL_{n}"] for n in range(3)])
+        assert (came - wanted).abs().max() < CLOSE
+
+
+@pytest.mark.parametrize(
+    "problem, number, name",
+    [("multi_label_classification", 2, "multi_label"), ("regression", 1, "regression"), (None, 1, "regression")],
+)
+def test_other_problems_than_one_label(peer, with_tokenizer, problem, number, name, tmp_path) -> None:
+    """They are read as our tasks and written as what they were."""
+    there = peer("bert", "SequenceClassification", num_labels=number, problem_type=problem)
+    folder = with_tokenizer(there.folder, "bert")
+    import_folder(folder, tmp_path / "run")
+    assert load_finetuned(tmp_path / "run").task.name == name
+    export_run(tmp_path / "run", tmp_path / "out")
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert written["problem_type"] == (problem or "regression") and len(written["id2label"]) == number
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+BAD = [
+    pytest.param({"id2label": {"0": "a", "2": "b", "1": "a"}}, "id2label takes names", id="one name twice"),
+    pytest.param({"id2label": {"0": "a", "2": "b"}}, "id2label takes names", id="a number is missing"),
+    pytest.param({"problem_type": "ranking"}, "problem_type = 'ranking' is not supported", id="unknown problem"),
+    pytest.param({"problem_type": "regression"}, "regression of one number is", id="regression of several"),
+    pytest.param({"architectures": ["BertForMultipleChoice"]}, "it names one of BertModel, ", id="unknown head"),
+    pytest.param({"architectures": ["BertForMaskedLM"]}, "has no tensor cls.predictions", id="another head"),
+]
+
+
+@pytest.mark.parametrize("changed, hint", BAD)
+def test_a_head_that_does_not_do_is_refused(peer, with_tokenizer, changed, hint, tmp_path) -> None:
+    """One line names the key or the tensor."""
+    folder = with_tokenizer(peer("bert", "SequenceClassification", num_labels=3).folder, "bert")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(InputError, match=hint):
+        import_folder(folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

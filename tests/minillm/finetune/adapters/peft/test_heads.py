@@ -1,0 +1,114 @@
+"""A head for a task goes with its adapter, BERT's pooler in it: PEFT's `modules_to_save`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from minillm.errors import InputError
+from minillm.finetune.adapters.attach import attach, detach
+from minillm.finetune.adapters.config import LoRAConfig
+from minillm.finetune.adapters.peft import load_peft, save_peft
+from minillm.finetune.config import HeadConfig
+from minillm.finetune.heads import TextHead
+from minillm.model.transformer import build_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.* is deprecated:FutureWarning")
+TOKENS = torch.arange(2, 22).reshape(2, 10)
+
+
+class Classifier(nn.Module):
+    """A backbone and a head for three labels that reads BERT's pooler."""
+
+    def __init__(self, pair: Any) -> None:
+        super().__init__()
+        config = dataclasses.replace(pair.config, head="none", head_bias=False)
+        self.backbone = build_model(config)
+        self.head = TextHead(HeadConfig(pooling="pooler"), config, outputs=3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.backbone(tokens), starts=None, lengths=None)
+
+
+@pytest.fixture(params=["bert", "roberta"])
+def both(request: pytest.FixtureRequest, pairs: Any) -> tuple[Any, Classifier, Any]:
+    """A family, our classifier, and theirs with its weights."""
+    pair = pairs(request.param)
+    torch.manual_seed(3)
+    ours = Classifier(pair).eval()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.2)
+    return pair, ours, pair.build("classification", ours, ours.backbone.config, num_labels=3)
+
+
+def stir(model: nn.Module) -> None:
+    """Move what learns, the head too."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape))
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> torch.Tensor:
+    return model(TOKENS) if isinstance(model, Classifier) else model(input_ids=TOKENS).logits
+
+
+def test_ours_in_peft(both: Any, same: Any, tmp_path: Path) -> None:
+    """The trained head and pooler are in the folder, and nothing else of the model."""
+    pair, ours, theirs = both
+    attach(ours, LoRAConfig(rank=2))
+    stir(ours)
+    save_peft(ours, tmp_path, family=pair.family, purpose="classification")
+    wanted = logits(ours)
+    same(logits(PeftModel.from_pretrained(theirs, tmp_path)), wanted)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert settings["task_type"] == "SEQ_CLS"
+    assert settings["modules_to_save"] == (["classifier", "pooler"] if pair.family.title == "BERT" else ["classifier"])
+    stir(ours.head)
+    detach(ours)
+    load_peft(ours, tmp_path, family=pair.family, purpose="classification")
+    same(logits(ours), wanted)
+
+
+def test_theirs_here(both: Any, same: Any, tmp_path: Path) -> None:
+    """What PEFT saves of a classifier is loaded, the pooler where it was saved."""
+    pair, ours, theirs = both
+    saved = ["classifier", "pooler"] if pair.family.title == "BERT" else ["classifier"]
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], modules_to_save=saved)
+    trained = get_peft_model(theirs, config).eval()
+    stir(trained)
+    trained.save_pretrained(str(tmp_path))
+    load_peft(ours, tmp_path, family=pair.family, purpose="classification")
+    same(logits(ours), logits(trained))
+
+
+def test_another_head(both: Any) -> None:
+    """A head that their class has not is named."""
+    pair, ours, _ = both
+    ours.head = TextHead(HeadConfig(pooling="mean"), ours.backbone.config, outputs=3)
+    attach(ours, LoRAConfig(rank=2))
+    with pytest.raises(InputError, match="this model lacks head.pooler.dense"):
+        save_peft(ours, Path("nowhere"), family=pair.family, purpose="classification")
+
+
+def test_a_pooler_that_was_not_saved(both: Any, tmp_path: Path) -> None:
+    """PEFT leaves BERT's pooler out unless told, so the head would be another one: it is missed by name."""
+    pair, ours, theirs = both
+    if pair.family.title != "BERT":
+        theirs.classifier = nn.Module()  # RoBERTa's head is one module, saved whole or not at all
+        config = peft.LoraConfig(target_modules=["query"])
+    else:
+        config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"])
+    get_peft_model(theirs, config).save_pretrained(str(tmp_path))
+    with pytest.raises(InputError, match="has no tensor (bert.pooler|classifier).dense.weight"):
+        load_peft(ours, tmp_path, family=pair.family, purpose="classification")

@@ -1,0 +1,230 @@
+"""In by a folder of transformers', trained or tuned here, and out again: commands and Python."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import random
+
+import pytest
+import torch
+
+import minillm
+from minillm.cli import main
+from minillm.errors import InputError
+from minillm.exporting import export_run
+from minillm.importing import import_folder
+
+CLOSE = 1e-5
+LETTERS = [chr(ord("a") + n) for n in range(26)]
+CONTROL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+PIECES = [*CONTROL, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+
+
+@pytest.fixture
+def theirs(tmp_path, request):
+    """A small folder of transformers', with a WordPiece vocabulary; BERT unless the test says otherwise."""
+    import transformers
+
+    name = getattr(request, "param", "bert")
+    sizes = {"vocab_size": len(PIECES), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 48, "max_position_embeddings": 32, "pad_token_id": 0}
+    torch.manual_seed(0)
+    if name == "bert":
+        config = transformers.BertConfig(**sizes)
+        model = transformers.BertForMaskedLM(config)
+    else:
+        config = transformers.LlamaConfig(**sizes, bos_token_id=1, eos_token_id=2)
+        model = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs/vocab.txt").write_text("\n".join(PIECES) + "\n")
+    return tmp_path / "theirs"
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Words about a or about z, 60 rows to learn from and 20 to judge by; one in eight has the wrong label."""
+    draw = random.Random(0)
+    for name, rows in (("train", 60), ("valid", 20)):
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            for _ in range(rows):
+                label = draw.choice(["first", "last"])
+                letters = "abcd" if (label == "first") ^ (draw.random() < 1 / 8) else "wxyz"
+                words = " ".join("".join(draw.choices(letters, k=3)) for _ in range(draw.randint(1, 5)))
+                writer.writerow([words, label])
+    return {name: str(tmp_path / f"{name}.csv") for name in ("train", "valid")}
+
+
+def tuned(start, tables, out, *options) -> None:
+    """Fine-tune for two passes on the command line."""
+    words = ["finetune", str(start), "--train", tables["train"], "--valid", tables["valid"], "--out", str(out)]
+    words += ["--train.epochs", "2", "--optim.learning_rate", "1e-2", "--train.device", "cpu", "--quiet"]
+    words += ["--train.compute_dtype", "float32"]
+    assert main([*words, *options]) == 0
+
+
+@pytest.mark.parametrize(
+    "theirs, options, architecture",
+    [
+        pytest.param("bert", ["--head.pooling", "pooler"], "BertForSequenceClassification", id="bert"),
+        pytest.param("bert", ["--head.pooling", "pooler", "--adapter.kind", "lora"], "BertFor.*", id="bert-lora"),
+        pytest.param("llama", [], "LlamaForSequenceClassification", id="llama"),
+    ],
+    indirect=["theirs"],
+)
+def test_what_was_fine_tuned_here_says_the_same_there(theirs, tables, options, architecture, tmp_path, capsys) -> None:
+    """The pipeline of transformers gives the labels and the calibrated probabilities of `minillm predict`."""
+    import transformers
+
+    tuned(theirs, tables, tmp_path / "run", *options)
+    path = tmp_path / "run/calibration.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 1.7}))
+    made = export_run(tmp_path / "run", tmp_path / "out")
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "out").architectures == [made.architecture]
+    texts = ["aa bcd", "zz zyx wx", "hello you"]
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), *(word for text in texts for word in ("--text", text))]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    tokenizer = minillm.load(theirs).require_tokenizer()
+    for text, answer in zip(texts, answers, strict=True):
+        ids = torch.tensor([framed(tokenizer, text, causal="Llama" in made.architecture)])
+        with torch.no_grad():
+            shares = model(ids).logits[0].softmax(-1)
+        assert model.config.id2label == {0: "first", 1: "last"}
+        for number, name in model.config.id2label.items():
+            assert answer["probabilities"][name] == pytest.approx(float(shares[number]), abs=CLOSE)
+
+
+def framed(tokenizer, text, *, causal) -> list[int]:
+    """Return a text's tokens between the control symbols that frame it."""
+    first, last = tokenizer.specials.bos, tokenizer.specials.eos
+    if not causal:
+        first, last = tokenizer.specials.cls, tokenizer.specials.sep
+    return [*([] if first is None else [first]), *tokenizer.encode(text), *([] if last is None else [last])]
+
+
+def test_a_head_that_the_family_has_not_is_refused(theirs, tables, tmp_path, capsys) -> None:
+    """The mean of all tokens is no BertForSequenceClassification; the line says which setting would be."""
+    tuned(theirs, tables, tmp_path / "run", "--train.max_steps", "1")
+    capsys.readouterr()
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "BertForSequenceClassification: head.pooling is mean, not pooler" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_pretraining_goes_on_from_a_folder(theirs, tmp_path) -> None:
+    """`pretrain --init DIR` takes its architecture, weights and tokenizer."""
+    (tmp_path / "text.txt").write_text("abc def ghi\n\n" * 400)
+    words = ["pretrain", "--preset", "tiny-encoder", "--init", str(theirs), "--data.input", str(tmp_path / "text.txt")]
+    words += ["--out", str(tmp_path / "run"), "--train.max_steps", "1", "--optim.learning_rate", "1e-30"]
+    words += ["--optim.adamw_learning_rate", "1e-30", "--optim.weight_decay", "0", "--train.device", "cpu", "--quiet"]
+    assert main(words) == 0
+    old, new = minillm.load(theirs).model, minillm.load(tmp_path / "run").model
+    moved = [(tensor - new.state_dict()[name]).abs().max() for name, tensor in old.state_dict().items()]
+    assert max(moved) < 1e-20  # the rate of learning, where a bias was 0
+
+
+def test_init_without_settings_says_what_to_add(theirs, capsys) -> None:
+    """A folder of transformers' does not say how to train."""
+    assert main(["pretrain", "--init", str(theirs)]) == 2
+    assert "does not say how to train; give CONFIG.toml or --preset NAME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format", ["run", "hf"])
+def test_a_model_that_was_changed_is_saved_as_it_is(theirs, format, tmp_path) -> None:
+    """By both formats, the tokenizer with it."""
+    loaded = minillm.load(theirs)
+    with torch.no_grad():
+        loaded.model.embeddings.tokens.weight.add_(1.0)
+    loaded.save(tmp_path / "mine", format=format)
+    again = minillm.load(tmp_path / "mine")
+    assert all(torch.equal(t, again.model.state_dict()[name]) for name, t in loaded.model.state_dict().items())
+    assert again.require_tokenizer().encode("abc") == loaded.require_tokenizer().encode("abc")
+    with pytest.raises(InputError, match="already holds a"):
+        loaded.save(tmp_path / "mine", format=format)
+
+
+def test_a_run_of_ours_is_saved_and_loaded(tiny_runs, tmp_path) -> None:
+    """And it goes to transformers, where its family has one."""
+    loaded = minillm.load(tiny_runs["decoder"])
+    loaded.save(tmp_path / "run")
+    loaded.save(tmp_path / "theirs", format="hf")
+    tokens = torch.arange(10, 20)[None]
+    for place in ("run", "theirs"):
+        again = minillm.load(tmp_path / place)
+        assert torch.equal(again.model.logits(tokens), loaded.model.logits(tokens))
+        assert again.require_tokenizer().encode("Dear Ellen") == loaded.require_tokenizer().encode("Dear Ellen")
+
+
+@pytest.mark.parametrize("theirs", ["bert", "llama"], indirect=True)
+def test_an_imported_model_is_judged_on_a_text(theirs, tmp_path, capsys) -> None:
+    """It has no text of its own, so that one must be named; the folder itself stays as it was."""
+    before = sorted(path.name for path in theirs.iterdir())
+    assert main(["evaluate", str(theirs)]) == 2
+    assert "name a text with --data.input" in capsys.readouterr().err
+    (tmp_path / "text.txt").write_text("abc def ghi\n\n" * 400)
+    assert main(["evaluate", str(theirs), "--data.input", str(tmp_path / "text.txt"), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert abs(figures["loss"] - math.log(len(PIECES))) < 0.5  # it knows nothing
+    assert figures["anchors"]
+    assert sorted(path.name for path in theirs.iterdir()) == before
+
+
+def test_a_regression_has_its_unit_there(theirs, tmp_path, capsys) -> None:
+    """The mean and deviation of the targets are in the exported layer."""
+    import transformers
+
+    rows = [("ab c", 1010.0), ("xyz", 990.0), ("k", 1003.0), ("lm no", 999.0)]
+    table = tmp_path / "numbers.csv"
+    table.write_text("text,label\n" + "".join(f"{text},{number}\n" for text, number in rows))
+    tables = {"train": str(table), "valid": str(table)}
+    tuned(theirs, tables, tmp_path / "run", "--task.name", "regression", "--head.pooling", "pooler")
+    export_run(tmp_path / "run", tmp_path / "out")
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), "--text", "ab c"]) == 0
+    ours = json.loads(capsys.readouterr().out)["value"]
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    ids = torch.tensor([framed(minillm.load(theirs).require_tokenizer(), "ab c", causal=False)])
+    with torch.no_grad():
+        assert float(model(ids).logits) == pytest.approx(ours, abs=1e-2) and 980 < ours < 1020
+    assert model.config.problem_type == "regression"
+
+
+def test_several_seeds_are_exported_one_by_one(theirs, tables, tmp_path, capsys) -> None:
+    """The line names the first of them."""
+    tuned(theirs, tables, tmp_path / "run", "--seeds", "2", "--train.max_steps", "1", "--head.pooling", "pooler")
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 2
+    assert "holds 2 seeds of one run; export one of them, such as" in capsys.readouterr().err
+    first = min(tmp_path.glob("run/seed-*"))
+    assert main(["export", str(first), "--out", str(tmp_path / "out")]) == 0
+
+
+def test_an_import_does_not_replace_a_run(theirs, tiny_runs, tmp_path) -> None:
+    """Nor anything else."""
+    with pytest.raises(InputError, match="already holds a run"):
+        import_folder(theirs, tiny_runs["decoder"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="is not empty and not a run: it has thesis.txt"):
+        import_folder(theirs, tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    "words, answer",
+    [
+        (["fill", "{}", "--text", "ab [MASK] cd", "--json"], "masks"),
+        (["predict", "{}", "--text", "ab"], "is a BertForMaskedLM and knows no labels; fine-tune it first"),
+        (["generate", "{}", "--prompt", "ab"], "this model is an encoder"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_commands_take_the_folder_itself(theirs, words, answer, capsys) -> None:
+    """They do their work, or say what is wrong, as with a run."""
+    assert main([word.format(theirs) for word in words]) in (0, 2)
+    said = capsys.readouterr()
+    assert answer in said.out + said.err

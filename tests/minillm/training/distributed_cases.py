@@ -1,0 +1,157 @@
+"""Runs that one process and several take alike; torchrun executes this file, and the tests import it for the truth.
+
+python -m torch.distributed.run --nproc-per-node 2 distributed_cases.py OUT NAME ... writes OUT/NAME.N/ as a run folder.
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minillm.checkpoint.run_folder import RunFolder
+from minillm.data.batch import Batch
+from minillm.errors import InputError, SaidElsewhere
+from minillm.model.config import ModelConfig
+from minillm.model.transformer import build_model
+from minillm.objectives.causal_lm import CausalLM
+from minillm.objectives.config import ObjectiveConfig
+from minillm.objectives.masked_lm import MaskedLM
+from minillm.training.config import OptimConfig, TrainConfig
+from minillm.training.distributed import Processes
+from minillm.training.distributed_config import DistributedConfig
+from minillm.training.launch import joined
+from minillm.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+ROWS, TOKENS, WORDS = 8, 12, 29
+ADAMW = OptimConfig(learning_rate=0.01, warmup_steps=2)
+MUON = OptimConfig(name="muon", learning_rate=0.02, adamw_learning_rate=0.01, warmup_steps=2)
+
+STEADY = dataclasses.replace(MUON, schedule="constant")  # does not look at max_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A run: kind of model, optimiser, how it is spread, settings of [train] and of the model."""
+
+    kind: str = "decoder"
+    optim: OptimConfig = ADAMW
+    distributed: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float64
+    hold: str | None = None  # what rank 1 does at step 3: "sleep" or "stop" for good, "die", "fail" or "mistake"
+
+
+FSDP, HYBRID = {"strategy": "fsdp"}, {"strategy": "hybrid", "shard_size": 2}
+BUSY = {"micro_batch_size": 1, "ema_decay": 0.9}
+HALVES = BUSY | {"eval_every": 3}
+DROPS = {"dropout": 0.2, "attention_dropout": 0.1}
+CASES = {
+    "ddp": Case(),
+    "ddp-masked-muon": Case(kind="encoder", optim=MUON, train=BUSY, model=DROPS),
+    "fsdp": Case(distributed=FSDP),
+    "fsdp-masked-muon": Case(kind="encoder", optim=MUON, distributed=FSDP, train=BUSY, model=DROPS),
+    "fsdp-recomputed": Case(distributed=FSDP, train={"checkpoint_activations": True, "micro_batch_size": 2}),
+    "fsdp-sgd": Case(distributed=FSDP, optim=OptimConfig(name="sgd", learning_rate=0.1, warmup_steps=2)),
+    "float32-ddp": Case(kind="encoder", optim=MUON, train=BUSY, dtype=torch.float32),
+    "float32-fsdp": Case(kind="encoder", optim=MUON, train=BUSY, distributed=FSDP, dtype=torch.float32),
+    "hybrid-masked-muon": Case(kind="encoder", optim=MUON, distributed=HYBRID, train=BUSY, model=DROPS),
+    **{hold: Case(hold=hold, distributed={"timeout": 2.0}) for hold in ("sleep", "stop", "die", "fail", "mistake")},
+    "half": Case(kind="encoder", optim=STEADY, distributed=FSDP, train=HALVES | {"max_steps": 3}, model=DROPS),
+    "rest": Case(kind="encoder", optim=STEADY, distributed=FSDP, train=HALVES, model=DROPS),
+}
+
+
+class Loader:
+    """Rows of falling length: the first process gets many targets, the last one few."""
+
+    def __init__(self, hold: str | None = None) -> None:
+        self.hold = hold
+
+    def batch(self, step: int) -> Batch:
+        match self.hold if step == 2 else None:
+            case "sleep":
+                time.sleep(1000)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "fail":
+                raise RuntimeError("a defect")
+            case "mistake":
+                raise InputError("a mistake")
+        generator = torch.Generator().manual_seed(step)
+        tokens = torch.randint(4, WORDS, (ROWS, TOKENS), generator=generator)
+        lengths = torch.tensor([12, 12, 11, 9, 5, 3, 2, 1])
+        targets = torch.randint(WORDS, (ROWS, TOKENS), generator=generator)
+        batch = Batch(tokens=tokens, lengths=lengths, targets=targets, seed=1000 * step)
+        return dataclasses.replace(batch, targets=targets.masked_fill(~batch.real(), -100))
+
+
+def trainer_of(case: Case, folder: RunFolder, processes: Processes) -> Trainer:
+    """Return the trainer of a case; weights and data do not depend on the processes."""
+    shape = {"vocab_size": WORDS, "context": TOKENS, "num_layers": 2, "width": 10, "num_heads": 2, "norm": "rms_norm"}
+    torch.manual_seed(3 + processes.rank)  # another one on each process: the first one's weights must be taken
+    model = build_model(ModelConfig(kind=case.kind, **(shape | case.model))).to(case.dtype)
+    config = ObjectiveConfig(name="masked_lm" if case.kind == "encoder" else "causal_lm", rate=0.4)
+    masked = MaskedLM(config, vocab_size=WORDS, mask_token=3, control_tokens=[0, 1, 2, 3])
+    objective = masked if case.kind == "encoder" else CausalLM(config)
+
+    def evaluate(model: Any) -> dict[str, float]:
+        loss = objective.step(model, objective.prepare(Loader().batch(999)))
+        return {"loss": float(loss.total / loss.count)}
+
+    settings = {"batch_size": ROWS, "max_steps": 6, "eval_every": 2, "checkpoint_every": 3, "log_every": 1}
+    trainer = Trainer(
+        model,
+        objective,
+        Loader(case.hold if processes.rank == 1 else None),
+        train=TrainConfig(**(settings | case.train)),
+        optim=case.optim,
+        folder=folder,
+        evaluate=evaluate,
+        device=CPU,
+        compute_dtype=case.dtype,
+        processes=processes,
+    )
+    if hasattr(trainer.optimiser, "product_dtype"):
+        trainer.optimiser.product_dtype = case.dtype  # bfloat16 products make rounding visible
+    return trainer
+
+
+def run(case: Case, path: Path, processes: Processes) -> None:
+    """Take a case's steps, from the beginning or, where the folder has a checkpoint, from there."""
+    folder = RunFolder(path)
+    begun = bool(folder.steps())
+    if processes.is_first and not begun:
+        folder.create()
+    trainer = trainer_of(case, folder, processes)
+    if begun:
+        trainer.resume()
+    trainer.fit()
+
+
+def main(out: Path, names: list[str]) -> None:
+    """Take the steps of some cases as one of the processes that torchrun started."""
+    torch.set_num_threads(1)
+    for name in names:
+        case = CASES[name]
+        try:
+            with joined(DistributedConfig(**case.distributed), CPU) as processes:
+                run(case, out / f"{name}.{processes.size}", processes)
+        except SaidElsewhere:
+            sys.exit(2)
+        except InputError as error:
+            print(f"rank {processes.rank} says: {error}", file=sys.stderr, flush=True)
+            sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

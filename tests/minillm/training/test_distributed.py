@@ -1,0 +1,157 @@
+"""Several processes take the steps of one: same losses, same weights, whatever share of the targets each of them has.
+
+In float64 the order of sums is all that differs, and it shows in the fifteenth digit; float32 is held to its rounding.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import distributed_cases
+import pytest
+import torch
+from distributed_cases import CASES, CPU
+
+from minillm.checkpoint.run_folder import RunFolder
+from minillm.errors import InputError
+from minillm.training.config import TrainConfig
+from minillm.training.distributed import Processes
+from minillm.training.distributed_config import DistributedConfig
+from minillm.training.records import read_columns
+
+ROOT = Path(__file__).parents[3]
+TRUTH = 1e-12  # float64: the largest difference allowed between two orders of summation
+EVERY_SIZE = [pytest.param(2, id="2"), pytest.param(4, id="4", marks=pytest.mark.slow)]
+SPREAD = ["ddp", "ddp-masked-muon", "fsdp", "fsdp-masked-muon", "fsdp-recomputed", "fsdp-sgd", "float32-ddp"]
+SPREAD += ["float32-fsdp", "half", "rest"]
+Launch = Callable[[int], Path]
+
+
+def alone(name: str, path: Path) -> RunFolder:
+    """Return the run of a case that one process takes, in this one."""
+    if not RunFolder(path).steps() or RunFolder(path).steps()[-1] < CASES[name].train.get("max_steps", 6):
+        distributed_cases.run(CASES[name], path, Processes(device=CPU))
+    return RunFolder(path)
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory) -> Launch:
+    """A function that lets so many processes take all cases, once, and returns where their folders lie."""
+    done: dict[int, Path] = {}
+
+    def launched(size: int) -> Path:
+        if size not in done:
+            out = tmp_path_factory.mktemp(f"processes-{size}")
+            alone("half", out / "half.1")
+            shutil.copytree(out / "half.1", out / f"rest.{size}")
+            names = [*SPREAD, "hybrid-masked-muon"] if size == 4 else SPREAD
+            torchrun(size, str(ROOT / "tests/minillm/training/distributed_cases.py"), str(out), *names)
+            done[size] = out
+        return done[size]
+
+    return launched
+
+
+def torchrun(size: int, *words: str) -> None:
+    """Run a script in so many processes with one thread each."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), *words]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def assert_same(ours: RunFolder, truth: RunFolder, bound: float) -> None:
+    """Compare figures of all steps, and every tensor of the last checkpoint: weights, their means, optimiser."""
+    came = read_columns(ours.metrics_path)
+    for column, values in read_columns(truth.metrics_path).items():
+        assert [v is None for v in came[column]] == [v is None for v in values], column
+        assert [v for v in came[column] if v is not None] == pytest.approx([v for v in values if v is not None], 2e-6)
+    one, other = ours.load(), truth.load()
+    assert {k: v for k, v in one.state.items() if type(v) is int} == {
+        k: v for k, v in other.state.items() if type(v) is int
+    }
+    for read in ("model_tensors", "optimiser_tensors"):
+        mine, theirs = getattr(one, read)(), getattr(other, read)()
+        assert mine.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            torch.testing.assert_close(mine[name], tensor, rtol=0, atol=bound, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("size", EVERY_SIZE)
+@pytest.mark.parametrize("name", ["ddp", "ddp-masked-muon", "fsdp", "fsdp-masked-muon", "fsdp-recomputed", "fsdp-sgd"])
+def test_processes_take_the_steps_of_one(launch, tmp_path, name, size):
+    assert_same(RunFolder(launch(size) / f"{name}.{size}"), alone(name, tmp_path / "truth"), TRUTH)
+
+
+@pytest.mark.slow
+def test_groups_of_shards_take_the_steps_of_one(launch, tmp_path):
+    name = "hybrid-masked-muon"
+    assert_same(RunFolder(launch(4) / f"{name}.4"), alone(name, tmp_path / "truth"), TRUTH)
+
+
+@pytest.mark.parametrize("size", EVERY_SIZE)
+@pytest.mark.parametrize("name", ["float32-ddp", "float32-fsdp"])
+def test_in_float32_they_differ_by_its_rounding(launch, tmp_path, name, size):
+    assert_same(RunFolder(launch(size) / f"{name}.{size}"), alone(name, tmp_path / "truth"), 2e-5)
+
+
+@pytest.mark.parametrize("size", EVERY_SIZE)
+def test_what_one_process_saved_several_go_on_with(launch, tmp_path, size):
+    assert_same(RunFolder(launch(size) / f"rest.{size}"), alone("rest", tmp_path / "truth"), TRUTH)
+
+
+@pytest.mark.parametrize("size", EVERY_SIZE)
+def test_what_several_processes_saved_one_goes_on_with(launch, tmp_path, size):
+    place = tmp_path / "again"
+    shutil.copytree(launch(size) / f"half.{size}", place)
+    assert_same(alone("rest", place), alone("rest", tmp_path / "truth"), TRUTH)
+
+
+@pytest.mark.slow
+def test_what_four_processes_saved_two_go_on_with(launch, tmp_path):
+    shutil.copytree(launch(4) / "half.4", tmp_path / "rest.2")
+    torchrun(2, str(ROOT / "tests/minillm/training/distributed_cases.py"), str(tmp_path), "rest")
+    assert_same(RunFolder(tmp_path / "rest.2"), alone("rest", tmp_path / "truth"), TRUTH)
+
+
+def processes_of(size: int, **settings: object) -> Processes:
+    return Processes(device=CPU, size=size, config=DistributedConfig(**settings))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    "size, batch_size, micro_batch_size, parts",
+    [
+        pytest.param(1, 6, None, 1, id="one"),
+        pytest.param(3, 6, None, 3, id="all-rows-of-each"),
+        pytest.param(2, 8, 2, 4, id="two-each"),
+        pytest.param(4, 8, 8, 4, id="more-than-a-share"),
+    ],
+)
+def test_the_batch_is_cut_into_as_many_parts_for_each_process(size, batch_size, micro_batch_size, parts):
+    train = TrainConfig(batch_size=batch_size, micro_batch_size=micro_batch_size)
+    assert processes_of(size).micro_batches(train) == parts
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(InputError, match="multiple of the number of processes \\(3\\); try 9"):
+        processes_of(3).micro_batches(TrainConfig(batch_size=8))
+    with pytest.raises(InputError, match="must divide the 6 sequences of each of 2 processes; try 3"):
+        processes_of(2).micro_batches(TrainConfig(batch_size=12, micro_batch_size=4))
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        pytest.param({"shard_size": 2}, "goes with hybrid", id="shard-size-of-ddp"),
+        pytest.param({"strategy": "hybrid", "shard_size": 0}, "at least 1", id="no-shard"),
+        pytest.param({"param_dtype": "bfloat16"}, "goes with fsdp and hybrid", id="param-dtype-of-ddp"),
+        pytest.param({"checkpoint": "sharded"}, "goes with fsdp and hybrid", id="shards-of-ddp"),
+        pytest.param({"timeout": 0.0}, "1 second or more", id="timeout"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        DistributedConfig(**settings)
