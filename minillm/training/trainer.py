@@ -361,6 +361,7 @@ class Trainer:
         self.processes.at("saving")
         self._read()  # weights that are not numbers must never become the newest checkpoint
         self.saver.wait()
+        records.flush()
         snapshot = take(self)
         if not self.processes.is_first:
             return
