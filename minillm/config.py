@@ -143,7 +143,7 @@ def convert(name: str, kind: Any, value: Any) -> Any:
             except (ValueError, OverflowError):
                 number = None
             if number is not None and kind is int and abs(number) >= 2**63:
-                raise InputError(f"{name} takes a whole number below 2**63 in size, got {str(value)[:24]}...")
+                raise InputError(f"{name} must be below 2**63 in size, got {str(value)[:24]}")
             if number is not None and (kind is float or isinstance(value, str) or number == value):
                 return number
     elif kind is str and isinstance(value, str):

@@ -163,7 +163,7 @@ def test_numbers_of_thousands_of_digits(minillm, runs, words):
 @pytest.mark.parametrize("name", ["train.seed", "train.max_steps", "model.width", "optim.warmup_steps"])
 def test_whole_numbers_beyond_64_bits(minillm, text, tmp_path, name):
     words = ("pretrain", "--preset", "tiny-decoder", "--data.input", text, "--out", tmp_path / "run")
-    assert f"--{name} takes a whole number below 2**63" in one_line(minillm(*words, f"--{name}", 10**30))
+    assert f"--{name} must be below 2**63" in one_line(minillm(*words, f"--{name}", 10**30))
 
 
 def test_prompt_longer_than_the_context(minillm, runs):
