@@ -206,6 +206,6 @@ def checkpoint_name(which: str | int) -> Literal["latest", "best"] | int:
     """Return a word of the command line as `RunFolder.load` takes it."""
     if isinstance(which, int) or which == "latest" or which == "best":
         return which
-    if which.isdecimal():
+    if which.isdecimal() and len(which) <= 18:
         return int(which)
-    raise InputError(f"a checkpoint is latest, best or a step such as 500, got {which!r}")
+    raise InputError(f"a checkpoint is latest, best or a step such as 500, got {which[:40]!r}")

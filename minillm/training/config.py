@@ -5,6 +5,7 @@ Read next: `schedule.py`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,20 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 LOWER_IS_BETTER = ("loss", "perplexity", "mse", "mae")  # all other figures are better higher
 Schedule = Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"]
+
+MOST_ROWS = 2**31  # sequences in a batch; no machine takes so many
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """Return the largest divisor of `number` that is at most `limit`, 1 at least.
+
+    Cost: a division for each whole number up to the root of `number`.
+
+    >>> largest_divisor(12, 5), largest_divisor(12, 100), largest_divisor(7, 6), largest_divisor(7, 0)
+    (4, 12, 1, 1)
+    """
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return max((d for d in (*small, *(number // d for d in small)) if d <= limit), default=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +88,8 @@ class TrainConfig:
         for name in ("eval_every", "checkpoint_every", "keep_every", "max_skips", "max_skips_in_a_row", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)}")
+        if self.batch_size >= MOST_ROWS:
+            raise ValueError(f"train.batch_size must be below 2**31, got {self.batch_size}")
         if self.seed >= 2**63:
             raise ValueError(f"train.seed must be below 2**63 = {2**63}, got {self.seed}")
         if self.patience is not None and self.patience < 1:
@@ -86,7 +103,7 @@ class TrainConfig:
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise ValueError(f"train.ema_decay must be between 0 and 1, got {self.ema_decay}; leave it out for no mean")
         if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
-            near = max(d for d in range(1, max(self.micro_batch_size, 1) + 1) if self.batch_size % d == 0)
+            near = largest_divisor(self.batch_size, self.micro_batch_size)
             raise ValueError(
                 f"train.micro_batch_size ({self.micro_batch_size}) must divide train.batch_size ({self.batch_size}); "
                 f"try {near}"
