@@ -10,6 +10,7 @@
     knobs.py        the entries of the kernels' launch tables, and explore.py, which looks for faster ones
     sections.py     what a run consists of, each part with its time budget
     report.py       JSON, Markdown and plots; --compare
+    checkpointing.py   what checkpoints cost a run
     masking.py      which masking an encoder learns best from; recipes/ has runs with known figures
 
 Read next: `ops/registration.py`, then `training/registration.py`.

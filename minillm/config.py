@@ -142,9 +142,15 @@ def convert(name: str, kind: Any, value: Any) -> Any:
                 number = kind(value.replace("_", "")) if isinstance(value, str) else kind(value)
             except (ValueError, OverflowError):
                 number = None
+            if number is not None and kind is int and abs(number) >= 2**63:
+                raise InputError(f"{name} takes a whole number below 2**63 in size, got {str(value)[:24]}...")
             if number is not None and (kind is float or isinstance(value, str) or number == value):
                 return number
     elif kind is str and isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # bytes of the command line that are no text, such as a file's odd name
+            raise InputError(f"{name} takes text in UTF-8, got {value!r}") from error
         return value
     raise InputError(f"{name} takes {type_name(kind)}, got {value!r}")
 

@@ -15,7 +15,7 @@ from minillm.anchors import Anchor, causal_anchors, masked_anchors
 from minillm.checkpoint.run_folder import RunFolder, read_json
 from minillm.data.corpora import Against, Corpus, Split, open_corpus
 from minillm.data.loader import Loader
-from minillm.data.shards import TokenStore, prepare
+from minillm.data.shards import TokenStore, is_prepared, prepare
 from minillm.errors import InputError
 from minillm.evaluate import Evaluation, evaluate
 from minillm.model.transformer import Decoder, Encoder
@@ -80,6 +80,7 @@ def gather(
     tokenizer: Tokenizer,
     *,
     held_out: tuple[str, Path] | None = None,
+    own_hand: bool = True,
     progress: Progress | None = None,
 ) -> Material:
     """Return the material of a run; text becomes token shards where it is not yet.
@@ -89,27 +90,22 @@ def gather(
         folder: of the run; shards go into it, or into `data.cache`.
         tokenizer: of the run.
         held_out: another text, all of which is held out in place of the run's own, and a folder for its shards.
+        own_hand: the user named `data.cache` just now. False: it is what a run folder says, which somebody else may
+            have made; shards that are there are read, and nothing is written outside of the run folder.
         progress: draws a bar while text is encoded; None: nothing.
     Raises:
         InputError: no such text, text that is too short, or text that is not what the run was begun with.
     """
     corpus = open_corpus(config.data.input, valid_fraction=config.data.valid_fraction)
     _check_unchanged(folder, corpus, config.data.input)
-    shards = folder.tokens_path if config.data.cache is None else Path(config.data.cache)
     on_progress = None if progress is None else functools.partial(progress.share, "encoding")
     causal, specials = config.model.kind == "decoder", tokenizer.specials
     before, after = (specials.bos, specials.eos) if causal else (specials.cls, specials.sep)
 
+    prefix, suffix = ([] if token is None else [token] for token in (before, after))
+
     def stores(text: Corpus, place: Path, *splits: Split) -> list[TokenStore]:
-        prepare(
-            text,
-            tokenizer,
-            place,
-            prefix=[] if before is None else [before],
-            suffix=[] if after is None else [after],
-            splits=splits,
-            on_progress=on_progress,
-        )
+        prepare(text, tokenizer, place, prefix=prefix, suffix=suffix, splits=splits, on_progress=on_progress)
         return [TokenStore.open(place, split) for split in splits]
 
     def loader(store: TokenStore, seed: int) -> Loader:
@@ -125,6 +121,11 @@ def gather(
             seed=seed,
         )
 
+    shards = folder.tokens_path
+    if config.data.cache is not None:
+        cache = Path(config.data.cache)
+        there = own_hand or is_prepared(corpus, tokenizer, cache, prefix=prefix, suffix=suffix)
+        shards = cache if there else shards
     train, valid = stores(corpus, shards, "train", "valid")
     if held_out is not None:
         corpus = Against(corpus, open_corpus(held_out[0]))

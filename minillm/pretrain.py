@@ -187,7 +187,8 @@ def _resumed(folder: RunFolder, overrides: Mapping[str, Any], progress: Progress
         progress = progress if processes.is_first else Mute()
 
         def load() -> Material:
-            return gather(config, folder, load_tokenizer(folder.tokenizer_path), progress=progress)
+            tokenizer = load_tokenizer(folder.tokenizer_path)
+            return gather(config, folder, tokenizer, own_hand=False, progress=progress)
 
         model, material = _initial_model(config), processes.first_then_rest(load, load)
         trainer = _trainer(config, folder, material, model, processes, progress)

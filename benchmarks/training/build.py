@@ -34,6 +34,7 @@ from minillm.training.trainer import Trainer
 CONTROL_TOKENS = 5  # ids 0 .. 4 stand for pad, cls, sep, mask and unknown where a recipe masks tokens
 MASK = 3
 DOCUMENT = 400  # tokens of a document on average, where documents are kept apart
+LOSS_OFF = 0.05  # share of the expected loss that a contender's own may differ by, where thousands are predicted
 STEPS = 256  # of text; then it begins anew, in another order
 
 
@@ -115,6 +116,7 @@ def task_of(recipe: Recipe, contender: Contender) -> dict[str, Any]:
         "flops": flops,
         "parameters_of_ours": count_parameters(model),
         "loss_expected": math.log(recipe.labels or vocabulary(config)),
+        "loss_margin": LOSS_OFF + (1 / math.sqrt(rows) if recipe.labels else 0.0),  # one target a row: few
         "sizes": {
             "B": config.train.batch_size,
             "T": config.model.context,

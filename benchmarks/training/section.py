@@ -28,7 +28,6 @@ ROUNDS = {"cuda": (9, 5), "cpu": (7, 3)}  # without --quick, and with it
 FEWEST_ROUNDS = 3
 READY_SHARE = 0.7  # of a recipe's time, after which nobody is waited for any longer
 PATIENCE = 200.0  # seconds of silence; a large model compiles for more than a minute
-LOSS_OFF = 0.05  # share of the expected first loss that a contender's own may differ by
 QUICK_RECIPES, QUICK_CONTENDERS = 1, 3  # with --quick
 
 
@@ -180,7 +179,7 @@ def what_is_wrong(row: Part, seat: Seat) -> str:
         return f"{row['parameters']:,} parameters, where this project's model has {row['parameters_of_ours']:,}"
     expected = row["loss_expected"]
     for name in ("loss", "last_loss"):
-        if not abs(row[name] - expected) <= LOSS_OFF * expected:
+        if not abs(row[name] - expected) <= row["loss_margin"] * expected:
             return f"a loss of {row[name]:.4g}, where random tokens have {expected:.4g}"
     if not 0 < seat.warm["norm"] < float("inf"):
         return f"a gradient of norm {seat.warm['norm']:.3g}"

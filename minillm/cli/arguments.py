@@ -39,7 +39,8 @@ class Parser(argparse.ArgumentParser):
                 raise InputError(f"{self.prog}: {word!r} is not UTF-8; name files and texts in UTF-8")
         known, unknown = self.parse_known_args(list(argv))
         for action in self._actions:  # argparse takes the value of --option=-- for an end of options: none is left
-            if action.nargs is None and getattr(known, action.dest, None) == []:
+            value = getattr(known, action.dest, None)
+            if action.nargs is None and isinstance(value, list) and ([] in value or value == [] != action.default):
                 raise InputError(f"{self.prog}: {action.option_strings[-1]} takes a value, got '--'")
         if unknown:
             word = unknown[0].partition("=")[0]

@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> None:
             config, folder = elsewhere(loaded.model.config, arguments.input), RunFolder(scratch)
         elif arguments.input is not None:
             held_out = (arguments.input, Path(scratch))
-        material = gather(config, folder, loaded.require_tokenizer(), held_out=held_out, progress=progress)
+        tokenizer = loaded.require_tokenizer()
+        material = gather(config, folder, tokenizer, held_out=held_out, own_hand=False, progress=progress)
         figures = material.evaluate(loaded.model)
         anchors = material.anchors(folder.path / "anchors.json")
     if arguments.json:

@@ -91,14 +91,7 @@ def prepare(
 
     Cost: about a second for 3 MB with sentencepiece; memory for some ten million characters, however long the text is.
     """
-    wanted = {
-        "format": FORMAT,
-        "corpus": corpus.digest,
-        "tokenizer": tokenizer.digest,
-        "prefix": list(prefix),
-        "suffix": list(suffix),
-        "dtype": "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4",
-    }
+    wanted = _facts(corpus, tokenizer, prefix, suffix)
     if _have(folder, wanted, splits):
         return False
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +131,31 @@ def prepare(
         for draft in drafts:
             draft.unlink(missing_ok=True)
     return True
+
+
+def is_prepared(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    prefix: Sequence[int] = (),
+    suffix: Sequence[int] = (),
+    splits: Sequence[Split] = ("train", "valid"),
+) -> bool:
+    """Return whether `prepare` with the same arguments would find its work done; writes nothing."""
+    return _have(folder, _facts(corpus, tokenizer, prefix, suffix), splits)
+
+
+def _facts(corpus: Corpus, tokenizer: Tokenizer, prefix: Sequence[int], suffix: Sequence[int]) -> dict[str, Any]:
+    """Return what decides the shards of a corpus."""
+    return {
+        "format": FORMAT,
+        "corpus": corpus.digest,
+        "tokenizer": tokenizer.digest,
+        "prefix": list(prefix),
+        "suffix": list(suffix),
+        "dtype": "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4",
+    }
 
 
 def _batches(parts: Iterator[tuple[str, bool]]) -> Iterator[tuple[list[str], list[bool]]]:

@@ -17,6 +17,7 @@ from minillm.training.state import RunState
 # What PyTorch's CPU allocator says when the system gives it nothing; it raises a bare RuntimeError.
 CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator: not enough memory", "DefaultCPUAllocator: can't allocate memory")
 TOO_LARGE = (*CPU_OUT_OF_MEMORY, "Storage size calculation overflowed")  # while a model is built
+TOO_LARGE += ("cannot be represented as a SymInt",)  # of a size near 2**63
 
 
 @contextmanager

@@ -163,7 +163,7 @@ class Trainer:
                 missing = self.processes.is_first and self.saver.wait() != self.state.step
                 if self.processes.largest(missing):  # not asked for, or not written: then once more
                     self.saver.forget()
-                    self._save(records)
+                    self.save(records)
                 self.saver.finish()
         finally:
             self.progress.stop()
@@ -321,7 +321,7 @@ class Trainer:
             self._log(figures, valid, records, stopwatch)
         if saving or self._done() or (evaluating and self.state.since_best == 0):
             with stopwatch.paused():
-                self._save(records)
+                self.save(records)
 
     def _read(self) -> None:
         """Fetch the figures of all steps since the last call, and stop the run where one is not a finite number."""
@@ -356,7 +356,7 @@ class Trainer:
         records.timing(step=self.state.step, seconds=stopwatch.seconds, tokens_per_second=rate, mfu=mfu)
         self.progress.values(loss=loss, valid_loss=self.state.valid_loss, tokens_per_second=rate)
 
-    def _save(self, records: Records | NoRecords) -> None:
+    def save(self, records: Records | NoRecords) -> None:
         """Begin to write a checkpoint of this moment, from which `resume` goes on as if nothing had happened."""
         self.processes.at("saving")
         self._read()  # weights that are not numbers must never become the newest checkpoint

@@ -113,6 +113,34 @@ def test_wrong_words(minillm, words, hint):
     assert hint in one_line(minillm(*words))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "nowhere", "--prompt=--"),
+        ("generate", "nowhere", "--prompt", "a", "--stop=--"),
+        ("fill", "nowhere", "--text=--"),
+    ],
+    ids=" ".join,
+)
+def test_two_dashes_are_no_value(minillm, words):
+    """Also where an option may come several times."""
+    assert f"{words[-1][:-3]} takes a value, got '--'" in one_line(minillm(*words))
+
+
+@pytest.mark.parametrize("option", ["--data.cache", "--out", "--data.input"])
+def test_bytes_that_are_no_text(minillm, text, tmp_path, option):
+    """A name that the shell hands on as bytes which are not UTF-8: config.toml could not hold it."""
+    words = ("pretrain", "--preset", "tiny-decoder", "--data.input", text, "--out", tmp_path / "run")
+    assert "is not UTF-8" in one_line(minillm(*words, option, "caf\udce9"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["train.seed", "train.max_steps", "model.width", "optim.warmup_steps"])
+def test_whole_numbers_beyond_64_bits(minillm, text, tmp_path, name):
+    words = ("pretrain", "--preset", "tiny-decoder", "--data.input", text, "--out", tmp_path / "run")
+    assert f"--{name} takes a whole number below 2**63" in one_line(minillm(*words, f"--{name}", 10**30))
+
+
 def test_prompt_longer_than_the_context(minillm, runs):
     """The prompt's length and the model's context are both named."""
     line = one_line(minillm("generate", runs / "decoder", "--prompt", "the cat sat on the mat " * 20))
@@ -254,6 +282,40 @@ def test_full_disk(tmp_path, text, rule, lines):
     told = done.stderr.strip().splitlines()
     assert len(told) == lines and all("model.safetensors: File too large" in line for line in told), done.stderr
     assert not list(tmp_path.glob("run/checkpoints/*step-*"))
+
+
+def files_of(run):
+    """Return the content of every file in a folder, hidden ones too, but for the lock."""
+    return {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_overwrite_on_a_full_disk_loses_nothing(runs, tmp_path, text):
+    """The new text does not fit while it is encoded: the old run is there, every byte, and nothing beside it."""
+    shutil.copytree(runs / "decoder", tmp_path / "run")
+    before = files_of(tmp_path / "run")
+    (tmp_path / "long.txt").write_text(text.read_text() * 9)
+    done = in_a_process(
+        "-c",
+        "import resource, signal, sys\n"
+        "from minillm.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
+        "sys.exit(main(['pretrain', *sys.argv[1:]]))",
+        *("--preset", "tiny-decoder", "--data.input", tmp_path / "long.txt", "--tokenizer.kind", "byte"),
+        *("--out", tmp_path / "run", "--overwrite", "--quiet"),
+    )
+    assert done.returncode == 2 and "File too large" in done.stderr, done.stderr
+    assert files_of(tmp_path / "run") == before
+
+
+def test_overwrite_with_a_text_that_is_too_short_loses_nothing(minillm, runs, tmp_path):
+    """A single letter has no next one, which is known only when it is encoded."""
+    shutil.copytree(runs / "decoder", tmp_path / "run")
+    before = files_of(tmp_path / "run")
+    (tmp_path / "short.txt").write_text("a")
+    line = one_line(train(minillm, tmp_path / "short.txt", tmp_path / "run", "--overwrite", tokenizer__kind="byte"))
+    assert "short" in line or "longer" in line, line
+    assert files_of(tmp_path / "run") == before
 
 
 def test_full_disk_on_resume(runs, tmp_path):

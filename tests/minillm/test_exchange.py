@@ -195,6 +195,28 @@ def test_a_regression_has_its_unit_there(theirs, tmp_path, capsys) -> None:
     assert model.config.problem_type == "regression"
 
 
+@pytest.mark.parametrize("theirs", ["llama"], indirect=True)
+@pytest.mark.parametrize("symbols", [["zz", "[CLS]"], ["zz", "</s>"]], ids=["no padding", "padding that ends texts"])
+def test_a_decoder_without_padding_reads_one_text_at_a_time_there(theirs, tables, symbols, tmp_path, capsys) -> None:
+    """transformers finds the last token by what is no padding: with eos as padding it would read another one."""
+    import transformers
+
+    (theirs / "vocab.txt").write_text("\n".join([*symbols, *PIECES[2:]]) + "\n")
+    names = {"eos_token": symbols[1], "pad_token": symbols[1]} if symbols[1] == "</s>" else {}
+    (theirs / "tokenizer_config.json").write_text(json.dumps({"unk_token": "[UNK]"} | names))
+    tuned(theirs, tables, tmp_path / "run", "--train.max_steps", "3")
+    made = export_run(tmp_path / "run", tmp_path / "out")
+    assert any("one text at a time" in note for note in made.notes)
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), "--text", "aa bcd"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    ids = torch.tensor([framed(minillm.load(theirs).require_tokenizer(), "aa bcd", causal=True)])
+    with torch.no_grad():
+        shares = model(ids).logits[0].softmax(-1)
+    assert answer["probabilities"]["first"] == pytest.approx(float(shares[0]), abs=CLOSE)
+
+
 def test_several_seeds_are_exported_one_by_one(theirs, tables, tmp_path, capsys) -> None:
     """The line names the first of them."""
     tuned(theirs, tables, tmp_path / "run", "--seeds", "2", "--train.max_steps", "1", "--head.pooling", "pooler")

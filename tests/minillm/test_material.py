@@ -42,6 +42,16 @@ def test_a_folder_for_shards(tiny_config, tmp_path, text):
     assert (tmp_path / "cache/meta.json").is_file() and not (tmp_path / "run").exists()
 
 
+def test_a_run_folder_of_somebody_else_writes_nowhere_else(tiny_config, tmp_path, text):
+    """What its config.toml calls the cache is read where whole shards of the text are, and never written."""
+    config = tiny_config(data=text | {"cache": str(tmp_path / "cache")})
+    gather(config, RunFolder(tmp_path / "run"), BYTES, own_hand=False)
+    assert not (tmp_path / "cache").exists() and (tmp_path / "run/tokens/meta.json").is_file()
+    gather(config, RunFolder(tmp_path / "run"), BYTES)
+    gather(config, RunFolder(tmp_path / "other"), BYTES, own_hand=False)
+    assert not (tmp_path / "other").exists()
+
+
 def test_loader_follows_the_settings(tiny_config, tmp_path, text):
     """Layout, side, context, batch size and seed arrive; only a decoder's targets are shifted."""
     config = tiny_config(
