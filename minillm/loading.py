@@ -147,6 +147,15 @@ def loaded_from(source: ModelFolder, *, device: torch.device | str = "cpu") -> L
     )
 
 
+def origin_of(folder: Path) -> Origin | None:
+    """Return what a Hugging Face folder knew of a model, given that folder or a run that came from it.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    return Origin.of(open_folder(folder)) if is_model_folder(folder) else Origin.read(folder)
+
+
 def tokenizer_of(source: ModelFolder) -> Tokenizer | None:
     """Return the tokenizer of a Hugging Face folder, None where it has none.
 

@@ -26,7 +26,7 @@ from minillm.config import build, override, read_toml, to_table, toml_text
 from minillm.data.corpora import Corpus, open_corpus
 from minillm.errors import InputError
 from minillm.evaluate import Evaluation, compare
-from minillm.loading import load
+from minillm.loading import load, origin_of
 from minillm.material import Material, gather, make_objective
 from minillm.model.count import count_parameters, flops_per_token
 from minillm.model.transformer import Decoder, Encoder, build_model
@@ -139,6 +139,8 @@ def _begun(
         put_tensors(model, weights, source=Path(init or draft.path))
     with explained(draft.tokenizer_path):
         tokenizer.save(draft.tokenizer_path)
+    if init is not None and (origin := origin_of(init)) is not None:
+        origin.write(draft.path)
     write_text(draft.config_path, toml_text(config))
     material = gather(config, draft, tokenizer, progress=progress)
     write_text(draft.corpus_path, json.dumps(_corpus_card(material.corpus), indent=1) + "\n")

@@ -127,6 +127,7 @@ def test_pretraining_goes_on_from_a_folder(theirs, tmp_path) -> None:
     old, new = minillm.load(theirs).model, minillm.load(tmp_path / "run").model
     moved = [(tensor - new.state_dict()[name]).abs().max() for name, tensor in old.state_dict().items()]
     assert max(moved) < 1e-20  # the rate of learning, where a bias was 0
+    assert minillm.load(tmp_path / "run").origin.settings == minillm.load(theirs).origin.settings
 
 
 def test_init_without_settings_says_what_to_add(theirs, capsys) -> None:

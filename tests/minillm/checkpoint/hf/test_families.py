@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -219,16 +220,15 @@ def test_half_precision_is_read_as_float32(peer, family, head, dtype, tmp_path) 
     assert table.dtype == dtype and torch.equal(loaded.model.embeddings.tokens.weight, table.float())
 
 
-def test_every_setting_of_transformers_is_known(peer, family) -> None:
+def test_every_setting_of_transformers_is_known(peer, family, tmp_path) -> None:
     """What a default config.json of a family has is read, refused or known to mean nothing: no key is a stranger."""
     import transformers
 
-    there = peer(family)
-    settings = transformers.AutoConfig.for_model(family).to_dict() | json.loads(
-        (there.folder / "config.json").read_text()
-    )
-    (there.folder / "config.json").write_text(json.dumps(settings))
-    assert open_folder(there.folder).notes == ()
+    shutil.copytree(peer(family).folder, tmp_path / "theirs")
+    path = tmp_path / "theirs/config.json"
+    settings = transformers.AutoConfig.for_model(family).to_dict() | json.loads(path.read_text())
+    path.write_text(json.dumps(settings))
+    assert open_folder(tmp_path / "theirs").notes == ()
 
 
 LLAMA_KEYS = """hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
