@@ -20,6 +20,7 @@ from minillm.checkpoint.hf.families import FAMILIES, family_of
 from minillm.checkpoint.hf.family import Family, Purpose
 from minillm.checkpoint.hf.folder import SHARD_BYTES, is_model_folder, write_folder
 from minillm.checkpoint.hf.keys import MEANINGLESS
+from minillm.checkpoint.hf.llama_cpp import llama_cpp_notes
 from minillm.checkpoint.hf.origin import Origin
 from minillm.checkpoint.hf.tokenizer_files import tokenizer_files
 from minillm.checkpoint.native import tensors_of
@@ -127,6 +128,7 @@ def export_model(
         tensors_of(model),
         unread_of(kind, purpose, origin),
     )
+    notes += llama_cpp_notes(kind.model_type, config, tokenizer)
     settings = settings_for(kind, config, purpose, tokenizer=tokenizer, origin=origin)
     others = {} if tokenizer is None else tokenizer_files(tokenizer, model.config)
     write_folder(out, settings, tensors, others, shard_bytes=shard_bytes)
@@ -201,8 +203,8 @@ def settings_for(
     return {
         "architectures": [family.class_for(purpose)],
         "model_type": family.model_type,
-        **kept,
         **ids,
+        **{name: value for name, value in kept.items() if value is not None},  # such as several ids that end a text
         **own,
         "torch_dtype": "float32",
     }

@@ -133,12 +133,9 @@ def loaded_from(source: ModelFolder, *, device: torch.device | str = "cpu") -> L
             f"{source.path} is a {source.family.class_for(source.purpose)}, which has a head for a task and answers to "
             "minillm predict"
         )
-    with torch.device("meta"):
-        shapes = build_model(source.model).state_dict()
-    tensors = source.own_tensors(shapes)  # before the model takes any memory
     with size_explained(), Undrawn():
         model = build_model(source.model)
-    put_tensors(model, tensors, source=source.path)
+    put_tensors(model, source.own_tensors(model.state_dict()), source=source.path)
     return Loaded(
         model=model.eval().to(device),
         tokenizer=tokenizer_of(source),
@@ -148,6 +145,15 @@ def loaded_from(source: ModelFolder, *, device: torch.device | str = "cpu") -> L
         origin=Origin.of(source),
         notes=source.notes,
     )
+
+
+def origin_of(folder: Path) -> Origin | None:
+    """Return what a Hugging Face folder knew of a model, given that folder or a run that came from it.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    return Origin.of(open_folder(folder)) if is_model_folder(folder) else Origin.read(folder)
 
 
 def tokenizer_of(source: ModelFolder) -> Tokenizer | None:

@@ -190,8 +190,8 @@ def is_passing(name: str) -> bool:
     return name.startswith((WRITING, REMOVING))
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what an interrupted write or removal left in `folder`."""
+def remove_leftovers(folder: Path, but: Path | None = None) -> None:
+    """Remove what an interrupted write or removal left in `folder`, all but one that is still being written."""
     for path in folder.iterdir():
-        if is_passing(path.name):
+        if is_passing(path.name) and path != but:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

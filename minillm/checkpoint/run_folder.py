@@ -29,6 +29,7 @@ from minillm.checkpoint import files
 from minillm.checkpoint.lock import LOCK, holder, locked
 from minillm.checkpoint.manifest import Damaged, check_files, read_manifest, write_manifest
 from minillm.checkpoint.native import read_tensors, write_tensors
+from minillm.checkpoint.sharded import move_shards, read_shards, shard_files
 from minillm.config import build, to_table
 from minillm.errors import InputError, warn
 
@@ -80,8 +81,14 @@ class Checkpoint:
                     f"use the [model] section that it was trained with"
                 )
 
-    def optimiser_tensors(self) -> dict[str, Tensor]:
-        """Return the optimiser's tensors by "slot.parameter name", on the CPU."""
+    def optimiser_tensors(self, parameters: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the optimiser's tensors by "slot.parameter name", on the CPU.
+
+        Args:
+            parameters: of the model by name. From a sharded checkpoint tensors then come spread as these are.
+        """
+        if shard_files(self.folder):
+            return read_shards(self.folder, parameters)
         return read_tensors(self.folder / "optimiser.safetensors")
 
     def random_tensors(self) -> dict[str, Tensor]:
@@ -198,6 +205,10 @@ class RunFolder:
         if not self.is_run():
             raise InputError(f"{self.path} is not a run folder: it has neither config.toml nor checkpoints")
 
+    def shards_of(self, step: int) -> Path:
+        """Return where processes write their shares of a checkpoint before `save` takes them in."""
+        return self.checkpoints / f"{files.WRITING}shards-{step:06d}"
+
     def folder_of(self, step: int) -> Path:
         """Return the place of the checkpoint after `step` optimiser steps."""
         return self.checkpoints / f"step-{step:06d}"
@@ -224,6 +235,7 @@ class RunFolder:
         keep: int = 1,
         keep_best: int = 1,
         keep_every: int = 0,
+        shards: Path | None = None,
     ) -> Path:
         """Write a checkpoint, point `latest` (and `best`) to it, and remove those no longer kept.
 
@@ -239,6 +251,8 @@ class RunFolder:
             unaveraged: the weights whose means `model_tensors` has; None: it has no means.
             random: states of random generators; None: none.
             score: how good an evaluation at this step found it, higher is better; None: there was none.
+            shards: folder of the optimiser's tensors as `sharded.write_shards` wrote them, in place of
+                `optimiser_tensors`; it is moved. None: they are whole.
             keep, keep_best, keep_every: the newest, the best by score and those of steps that this number divides (0:
                 none) stay; the one that `best` names stays besides.
         Raises:
@@ -248,9 +262,11 @@ class RunFolder:
         target, safe = self.folder_of(step), self.safe()
         with files.explained(self.checkpoints, safe):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            files.remove_leftovers(self.checkpoints)
+            files.remove_leftovers(self.checkpoints, but=shards)
         texts = {"config.json": to_table(model_config), "state.json": dict(state)}
-        tensors = {"model.safetensors": model_tensors, "optimiser.safetensors": optimiser_tensors}
+        tensors = {"model.safetensors": model_tensors}
+        if shards is None:
+            tensors["optimiser.safetensors"] = optimiser_tensors
         if unaveraged is not None:
             tensors["unaveraged.safetensors"] = unaveraged
         if random is not None:
@@ -262,6 +278,8 @@ class RunFolder:
                 with files.explained(target / name, safe):
                     files.write_new(draft / name, (json.dumps(table, indent=1) + "\n").encode())
             with files.explained(target, safe):
+                if shards is not None:
+                    move_shards(shards, draft)
                 write_manifest(draft, {"step": step, "score": score, "tokenizer": self._tokenizer_digest()})
         for marker in ("latest", "best") if best else ("latest",):
             files.write_text(self.checkpoints / marker, f"{target.name}\n", safe=self.safe())

@@ -48,39 +48,33 @@ class Loader:
         padding_side: Literal["right", "left"] = "right",
         pad: int | None = None,
         seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
     ) -> None:
         """Count the windows.
 
         Args:
             store: the split.
             context: T, tokens in a row.
-            batch_size: rows of one optimiser step, over all ranks.
+            batch_size: rows of one optimiser step.
             shift: give the next token of each place as its target (causal LM); else batches have no targets.
             document_mask: packed: keep documents apart.
             layout, padding_side: as in `DataConfig`.
             pad: the token that fills rows; None: 0.
             seed: of the order, and of what is drawn from `Batch.seed`.
-            rank, world: this process and how many there are; `world` divides `batch_size`.
         Raises:
             InputError: the split has no token that could be a target.
-            ValueError: `world` does not divide `batch_size`.
         """
-        if batch_size % world or not 0 <= rank < world:
-            raise ValueError(f"batch_size ({batch_size}) must be a multiple of the number of processes ({world})")
         self.store, self.context, self.shift = store, context, shift
         self.document_mask = document_mask and layout == "packed"
         self.layout, self.padding_side, self.pad = layout, padding_side, pad or 0
-        self.batch_size, self.rank, self.world, self.seed = batch_size, rank, world, seed
+        self.batch_size, self.seed = batch_size, seed
         if len(store.tokens) < 2:
             raise InputError(f"the text has only {len(store.tokens)} tokens in one of its splits; give a longer one")
         self.num_windows = self._count_windows()
 
     def batch(self, step: int) -> Batch:
-        """Return this rank's rows of an optimiser step, counted from 0."""
+        """Return the rows of an optimiser step, counted from 0; of several processes each asks for all of them."""
         _, starts, stops = self._rows_of(step)
-        return self._rows(starts, stops, mix(self.seed, BATCH, step, self.rank))
+        return self._rows(starts, stops, mix(self.seed, BATCH, step, 0))  # with the 0 runs on record repeat
 
     def where(self, step: int) -> str:
         """Return, for a message, from which places of the token file the rows of a step come."""
@@ -88,13 +82,10 @@ class Loader:
         return f"epoch {named(np.unique(epochs))}, its rows begin at tokens {named(starts)} of the training split"
 
     def _rows_of(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Return (epoch, start, stop) of this rank's rows of a step, each (B,)."""
-        rows = self.batch_size // self.world
-        first = step * self.batch_size + self.rank * rows
-        sample = np.arange(first, first + rows)  # (B,)
+        """Return (epoch, start, stop) of the rows of a step, each (B,)."""
+        sample = np.arange(step * self.batch_size, (step + 1) * self.batch_size)  # (B,)
         epoch, place = sample // self.num_windows, sample % self.num_windows
-        starts = np.empty(rows, dtype=np.int64)
-        stops = np.empty(rows, dtype=np.int64)
+        starts, stops = np.empty_like(sample), np.empty_like(sample)
         for number in np.unique(epoch).tolist():
             here = epoch == number
             window = permuted(place[here], self.num_windows, mix(self.seed, ORDER, number))

@@ -39,34 +39,27 @@ class SequenceLoader:
         buckets: bool = True,
         varied: Varied | None = None,
         seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
     ) -> None:
         """Count the sequences.
 
         Args:
             sequences: the split.
-            batch_size: rows of one optimiser step, over all ranks.
+            batch_size: rows of one optimiser step.
             pad: the token that fills rows; None: 0.
             buckets: sort by length within groups of batches.
             varied: (numbers of sequences, epoch of each) -> those sequences as training meets them in those epochs;
                 None: they are always the same. Buckets go by the lengths of the sequences as they are.
             seed: of the order and of what is drawn from `Batch.seed`.
-            rank, world: this process and how many there are; `world` divides `batch_size`.
-        Raises:
-            ValueError: `world` does not divide `batch_size`.
         """
-        if batch_size % world or not 0 <= rank < world:
-            raise ValueError(f"batch_size ({batch_size}) must be a multiple of the number of processes ({world})")
         self.sequences, self.batch_size, self.pad, self.seed = sequences, batch_size, pad or 0, seed
-        self.rank, self.world, self.varied = rank, world, varied
+        self.varied = varied
         self.group = max(1, min(BATCHES_A_GROUP, len(sequences) // batch_size)) if buckets else 1
         self._known: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))  # the last group and its samples
 
     def batch(self, step: int) -> Batch:
-        """Return this rank's rows of an optimiser step, counted from 0."""
+        """Return the rows of an optimiser step, counted from 0; of several processes each asks for all of them."""
         samples = self._samples_of(step)
-        places, seed = self._sequences_of(samples), mix(self.seed, BATCH, step, self.rank)
+        places, seed = self._sequences_of(samples), mix(self.seed, BATCH, step, 0)
         if self.varied is None:
             return collate(self.sequences, places, pad=self.pad, seed=seed)
         rows = np.arange(len(samples))
@@ -79,12 +72,11 @@ class SequenceLoader:
         return f"epoch {named(epochs)}, sequences {named(self._sequences_of(samples))} of the training table, from 0"
 
     def _samples_of(self, step: int) -> NDArray[np.int64]:
-        """Return the samples of the run, (B,), that are this rank's rows of a step."""
+        """Return the samples of the run, (B,), that are the rows of a step."""
         group, place = divmod(step, self.group)
         if group != self._known[0]:
             self._known = group, self._batches_of(group)
-        rows = self.batch_size // self.world
-        return self._known[1][place][self.rank * rows : (self.rank + 1) * rows]
+        return self._known[1][place]
 
     def _batches_of(self, group: int) -> NDArray[np.int64]:
         """Return the samples of the run that are in each batch of a group, (M, batch_size)."""

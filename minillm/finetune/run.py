@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minillm.checkpoint.beginning import take_place
 from minillm.checkpoint.files import explained, write_text
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder, read_json
@@ -40,10 +39,10 @@ from minillm.tokenizer.base import load_tokenizer
 from minillm.training.distributed import Processes
 from minillm.training.distributed_config import DistributedConfig, is_first
 from minillm.training.gradient import Objective
-from minillm.training.launch import began, goes_on, joined
+from minillm.training.launch import began, goes_on, joined, put_in_place
 from minillm.training.plots import draw_plots
 from minillm.training.precision import choose_compute_dtype, choose_device
-from minillm.training.progress import Progress
+from minillm.training.progress import Mute, Progress
 from minillm.training.state import Summary
 from minillm.training.trainer import Trainer
 
@@ -107,17 +106,17 @@ def finetune(config: FinetuneConfig, out: Path, *, overwrite: bool = False, prog
     progress = progress or Progress(quiet=True)
     config.check()
     folder = RunFolder(out)
-    if goes_on(folder, overwrite):
-        return resume(out, {}, progress=progress)
     with joined(config.distributed, choose_device(config.train.device)) as processes:
-        progress = progress if processes.is_first else Progress(quiet=True)
+        if goes_on(folder, overwrite, processes):
+            return resume(out, {}, progress=progress)
+        progress = progress if processes.is_first else Mute()
         with began(folder, overwrite, processes) as draft, progress.shown():
             config, _, material, model = processes.first_then_rest(
                 lambda: _begun(config, draft, progress), lambda: prepared_run(config, progress)
             )
             trainer = _trainer(config, folder, material, model, processes, progress)
             # not before all of that is known to do: a run that stands here is removed
-            processes.first_then_rest(lambda: take_place(folder, draft), lambda: None)
+            put_in_place(folder, draft, processes)
             return _train(trainer, material, config, progress)
 
 
@@ -169,7 +168,7 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
         path = str(checkpoint.folder / "config.json")
         shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
         with joined(config.distributed, choose_device(config.train.device)) as processes:
-            progress = progress if processes.is_first else Progress(quiet=True)
+            progress = progress if processes.is_first else Mute()
             material = gather(config, load_tokenizer(folder.tokenizer_path), shape.backbone, progress)
             model = prepared(bare_task_model(shape, material.task), config.scope)
             trainer = _trainer(config, folder, material, model, processes, progress)

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from minillm.checkpoint.hf.family import BACKBONE, TASK_PURPOSES
@@ -36,6 +35,7 @@ from minillm.finetune.tasks.protocol import Task
 from minillm.finetune.tasks.registry import TASKS
 from minillm.loading import tokenizer_of
 from minillm.model.config import ModelConfig
+from minillm.model.init import Undrawn
 from minillm.model.transformer import build_model
 from minillm.pretrain_config import preset_table
 from minillm.tokenizer.base import Tokenizer, load_tokenizer
@@ -112,7 +112,7 @@ def _opened(folder: ModelFolder, *, random: bool) -> Source:
     if folder.purpose in TASK_PURPOSES:
         tensors = {n.removeprefix(BACKBONE): t for n, t in task_tensors_of(folder).items() if n.startswith(BACKBONE)}
     else:
-        with torch.device("meta"):
+        with size_explained(), Undrawn():
             shapes = build_model(folder.model).state_dict()
         tensors = folder.own_tensors(shapes)
     return Source(
@@ -146,7 +146,7 @@ def task_tensors_of(folder: ModelFolder) -> dict[str, Tensor]:
         InputError: a tensor that is missing, misshapen or too many.
     """
     shape = shape_of(folder)
-    with torch.device("meta"):
+    with Undrawn():
         return folder.own_tensors(bare_task_model(shape, task_of(shape)).state_dict())
 
 

@@ -25,23 +25,23 @@ from minillm.model.layers import Embedding, Linear, Norm
 
 
 class Undrawn(TorchFunctionMode):
-    """Inside this context modules are built without drawing their weights: a checkpoint is about to overwrite them.
+    """Inside this context modules are built without initial weights: a checkpoint is about to overwrite them.
 
-    The weights of linear layers and tables are as the allocator gives them, which on a CPU is memory that is not there
-    before it is written; PyTorch's random state stays as it was. Everything else, such as rotary tables, is made.
+    Parameters are as the allocator gives them, which on a CPU is memory that is not there before it is written, and
+    PyTorch's random state stays as it was. What is no parameter, such as rotary tables, is made.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Return the tensor as it is in place of one that is drawn."""
-        if func in DRAWING:
+        """Return the tensor as it is where it would be filled."""
+        if func in FILLING:
             tensor: Tensor = args[0] if args else (kwargs or {})["tensor"]
             return tensor
         return func(*args, **(kwargs or {}))
 
 
-DRAWING = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+FILLING = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.init.zeros_, nn.init.ones_)
 
 
 def initialise(model: nn.Module, config: ModelConfig) -> None:

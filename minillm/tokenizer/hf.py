@@ -36,12 +36,13 @@ USUAL = {  # BERT, RoBERTa, Llama, GPT-2, Llama 3
 }
 
 
-def import_tokenizer(folder: Path) -> Tokenizer | None:
+def import_tokenizer(folder: Path | str) -> Tokenizer | None:
     """Return the tokenizer of a Hugging Face folder, or None where it has no file of one.
 
     Raises:
         InputError: a file is damaged, is of a kind that is not known, or lets text produce control symbols.
     """
+    folder = Path(folder)
     if (folder / MODEL_FILE).is_file():
         try:
             return sentencepiece_tokenizer((folder / MODEL_FILE).read_bytes())

@@ -117,7 +117,7 @@ class JsonTokenizer(Tokenizer):
         raw = self._backend.id_to_token(token)
         if raw is None:  # a gap in the numbering
             return f"<{token}>"
-        if not self._byte_level or token in self._added:
+        if not self._byte_level or not BYTE_OF.keys() >= set(raw):  # added tokens are written as they are
             return raw.replace("\u2581", " ")
         data = bytes(BYTE_OF[character] for character in raw)
         try:
@@ -132,7 +132,7 @@ class JsonTokenizer(Tokenizer):
             return raw.removeprefix(prefix) if raw.startswith(prefix) else f" {raw}"
         if suffix := self._table_of_model.get("end_of_word_suffix"):
             return f"{raw.removesuffix(suffix)} " if raw.endswith(suffix) else raw
-        if self._byte_level and token not in self._added:
+        if self._byte_level and BYTE_OF.keys() >= set(raw):
             # a byte above 127 is a part of some letter
             return "".join(chr(byte) if byte < 128 else "x" for byte in (BYTE_OF[character] for character in raw))
         if len(raw) == 6 and raw.startswith("<0x") and self._table_of_model.get("byte_fallback"):
@@ -147,11 +147,6 @@ class JsonTokenizer(Tokenizer):
     @property
     def _table_of_model(self) -> dict[str, Any]:
         return self._table["model"]
-
-    @cached_property
-    def _added(self) -> set[int]:
-        """Ids of the tokens that are matched in the text before anything else."""
-        return {token["id"] for token in self._table.get("added_tokens") or ()}
 
     @cached_property
     def _byte_level(self) -> bool:
@@ -186,6 +181,9 @@ def token_ids(table: Mapping[str, Any]) -> dict[str, int]:
     ids |= {token["content"]: token["id"] for token in table.get("added_tokens") or ()}
     if not ids:
         raise ValueError("it has no tokens")
+    for name, token in ids.items():
+        if not isinstance(token, int) or token < 0:
+            raise ValueError(f"the id of {name!r} is {token!r}")
     return ids
 
 
@@ -193,8 +191,10 @@ def unknown_id(table: Mapping[str, Any]) -> int | None:
     """Return the token that stands for what has no piece; None where everything has one."""
     model = table["model"]
     name, ids = model.get("unk_token"), token_ids(table)
-    if model_kind(table) in ("WordPiece", "WordLevel") and name not in ids:
-        raise ValueError(f"its unknown token {name!r} is not among its tokens")
+    if model_kind(table) in ("WordPiece", "WordLevel") and name not in model["vocab"]:
+        raise ValueError(f"its unknown token {name!r} is not among its pieces")
+    if model_kind(table) == "Unigram" and not isinstance(model.get("unk_id"), int):
+        raise ValueError("it does not say which token is the unknown one")
     return model.get("unk_id") if name is None else ids.get(name)
 
 

@@ -110,6 +110,11 @@ class Processes:
         return self.rank == 0
 
     @property
+    def shards(self) -> bool:
+        """Whether each process writes its share of a checkpoint."""
+        return self.gathers and self.config.checkpoint == "sharded"
+
+    @property
     def gathers(self) -> bool:
         """Whether there is anything to send."""
         return self._store is not None
@@ -184,7 +189,7 @@ class Processes:
         """Return the processes as the strategy groups them."""
         if self.config.strategy == "fsdp":
             return init_device_mesh(self.device.type, (self.size,))
-        group = self.config.shard_size or int(os.environ["LOCAL_WORLD_SIZE"])
+        group = self.config.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
         if self.size % group:
             raise InputError(
                 f"distributed.shard_size ({group}) must divide the number of processes ({self.size}); "

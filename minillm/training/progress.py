@@ -128,6 +128,16 @@ class Progress:
             self._bar = None
 
 
+class Mute(Progress):
+    """Says nothing, not even a warning: of a process that is not the first of its run."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+
+    def _print(self, text: str) -> None:
+        """Print nothing."""
+
+
 def clock(seconds: float) -> str:
     """Return a duration as a person reads it.
 

@@ -74,6 +74,11 @@ class Saver:
         self._thread = threading.Thread(target=run, name=f"checkpoint of step {step}", daemon=True)
         self._thread.start()
 
+    def fail(self, error: InputError) -> None:
+        """Take an error that kept a write from beginning as one of the writing thread."""
+        self._join()
+        self._error = error
+
     def check(self) -> None:
         """Hand on what went wrong in a write that has ended; waits for none."""
         if self._thread is not None and not self._thread.is_alive():

@@ -5,14 +5,18 @@ Read next: `trainer.py`.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from minillm.checkpoint.files import explained
 from minillm.checkpoint.native import put_by_name, put_tensors, tensors_of
 from minillm.checkpoint.run_folder import Checkpoint, RunFolder
+from minillm.checkpoint.sharded import write_shards
 from minillm.errors import InputError
 from minillm.training.config import TrainConfig
 from minillm.training.optim import optimiser_tensors, put_optimiser_tensors
@@ -30,6 +34,7 @@ class Snapshot:
 
     model, optimiser, random: tensors by name. unaveraged: the weights whose means `model` has; None: it has no means.
     config: of the model. state: counters and the like, as JSON holds them.
+    shards: folder where the processes have written their shares of the optimiser's tensors; None: `optimiser` has them.
     score: how good an evaluation at this step found it, higher is better; None: there was none. best: none was better.
     """
 
@@ -42,6 +47,7 @@ class Snapshot:
     state: Mapping[str, Any]
     score: float | None
     best: bool
+    shards: Path | None = None
 
     def write(self, folder: RunFolder, train: TrainConfig) -> None:
         """Save it as a checkpoint; raises as `RunFolder.save` does."""
@@ -58,6 +64,7 @@ class Snapshot:
             keep=train.keep_checkpoints,
             keep_best=train.keep_best,
             keep_every=train.keep_every,
+            shards=self.shards,
         )
 
 
@@ -69,10 +76,14 @@ def take(trainer: Trainer) -> Snapshot:
     step, ema, keep = trainer.state.step, trainer.ema, trainer.processes.is_first
     scaler = None if trainer.scaler is None else trainer.scaler.state_dict()
     more = {"optimiser": trainer.optim.name, "scaler": scaler, "ema_decay": trainer.train.ema_decay}
+    slots, shards = optimiser_tensors(trainer.optimiser, trainer.model), None
+    if trainer.processes.shards:
+        slots, shards = {}, _written(slots, trainer)
     return Snapshot(
         step=step,
         model=copies(tensors_of(trainer.model) | ({} if ema is None else ema.tensors()), keep=keep),
-        optimiser=copies(optimiser_tensors(trainer.optimiser, trainer.model), keep=keep),
+        optimiser=copies(slots, keep=keep),
+        shards=shards,
         random=random_tensors(trainer.device),
         unaveraged=None if ema is None else copies(ema.weights(), keep=keep),
         config=trainer.model.config,
@@ -80,6 +91,30 @@ def take(trainer: Trainer) -> Snapshot:
         score=trainer.judge.score if trainer.judge.step == step else None,
         best=trainer.judge.step == step and trainer.state.since_best == 0,
     )
+
+
+def _written(slots: Mapping[str, Tensor], trainer: Trainer) -> Path:
+    """Let each process write its share of the optimiser's tensors, and return the folder.
+
+    Raises:
+        InputError: one of them could not.
+    """
+    place = trainer.folder.shards_of(trainer.state.step)
+
+    def make_room() -> None:
+        with explained(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+
+    trainer.processes.first_then_rest(make_room, lambda: None)
+    try:
+        write_shards(place, slots)
+    except InputError:
+        if trainer.processes.is_first:
+            shutil.rmtree(place, ignore_errors=True)
+        raise
+    return place
 
 
 def put(trainer: Trainer, checkpoint: Checkpoint) -> None:
@@ -107,7 +142,7 @@ def put(trainer: Trainer, checkpoint: Checkpoint) -> None:
         weights = trainer.ema.weights()
         trainer.ema.put({name: tensors[name] for name in weights}, source=path)
         put_by_name(weights, checkpoint.unaveraged_tensors(), source=folder / "unaveraged.safetensors")
-    slots = checkpoint.optimiser_tensors()
+    slots = checkpoint.optimiser_tensors(dict(trainer.model.named_parameters()))
     put_optimiser_tensors(trainer.optimiser, trainer.model, slots, source=folder / "optimiser.safetensors")
     trainer.state = RunState.from_table(state, source=folder / "state.json")
     if trainer.scaler is not None and state.get("scaler"):

@@ -36,7 +36,7 @@ from minillm.training.interrupt import Interrupt
 from minillm.training.judge import Judge
 from minillm.training.optim import make_optimiser, set_learning_rate
 from minillm.training.precision import make_scaler
-from minillm.training.progress import Progress
+from minillm.training.progress import Mute, Progress
 from minillm.training.records import NoRecords, Records
 from minillm.training.saving import Saver
 from minillm.training.schedule import learning_rate_share
@@ -121,7 +121,7 @@ class Trainer:
         self.optimiser = make_optimiser(self.model, optim, rate_scales)
         self.scaler = make_scaler(device, compute_dtype)
         self.ema = None if train.ema_decay is None else EMA(self.model, train.ema_decay)
-        self.progress = progress or Progress(quiet=True)
+        self.progress = progress or (Progress(quiet=True) if self.processes.is_first else Mute())
         self.flops_per_token = flops_per_token
         self.resume_command = resume_command or f"minillm pretrain --resume {folder}"
         self.before_step: list[Callable[[Trainer], None]] = []
@@ -362,7 +362,11 @@ class Trainer:
         self._read()  # weights that are not numbers must never become the newest checkpoint
         self.saver.wait()
         records.flush()
-        snapshot = take(self)
+        try:
+            snapshot = take(self)
+        except InputError as error:  # of several processes one could not write its share
+            self.saver.fail(error)
+            return
         if not self.processes.is_first:
             return
 

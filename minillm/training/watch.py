@@ -104,7 +104,7 @@ class Watch:
             return
 
     def _look_around(self) -> None:
-        beats, before = 0, None
+        beats, before, looked = 0, None, 0.0
         while not self._stop.wait(self._every):
             beats += 1
             self._write(beats)
@@ -112,8 +112,8 @@ class Watch:
             if waited < self._timeout / 2:
                 before = None
             elif before is None:
-                before = self._signs()
-            elif waited >= self._timeout:
+                before, looked = self._signs(), time.monotonic()
+            elif waited >= self._timeout and time.monotonic() - looked >= self._timeout / 2:
                 named = culprits(before, self._signs(), rank=self._rank, place=self._place)
                 if named:
                     own = Sign(self._place, beats, self._who)

@@ -140,6 +140,7 @@ def test_overwriting_a_run_that_may_be_restarted_is_refused(text, tmp_path):
     [
         pytest.param("sleep", "holds up the others, preparing the batch in step 3", id="stalled"),
         pytest.param("fail", "RuntimeError: a defect", id="defect"),
+        pytest.param("full", "says: cannot write", id="full-disk"),
         pytest.param("mistake", "rank 1 says: a mistake", id="mistake"),
     ],
 )

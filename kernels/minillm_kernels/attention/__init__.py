@@ -73,7 +73,8 @@ def attention(
         ValueError: a shape, device, probability, missing seed, or masks at odds; the text shows what came.
         TypeError: a dtype that is not floating, or keys and values in another one than the queries.
 
-    Cost: 4 * B * H * T * S * D operations forward, 2.5 times that backward; causal needs half of it.
+    Cost: 4 * B * H * T * S * D operations forward, 2.5 times that backward, 0.5 less for each of q, k, v that does not
+        learn; causal needs half of it.
     Source: Vaswani et al. (2017), arXiv:1706.03762.
 
     >>> import torch

@@ -168,7 +168,7 @@ class QuestionAnswering:
             context, edges = encoder.tokenizer.encode_with_offsets(contexts[row])
             where = np.array(edges, dtype=np.int64).reshape(-1, 2)  # (tokens of the context, 2)
             wanted = None
-            if answers and answers[row]:
+            if answers and answers[row] and context:  # an imported tokenizer may leave nothing of a context
                 answer = answers[row][0]
                 wanted = covering_tokens(where, answer.start, answer.start + len(answer.text))
                 reached = trimmed(contexts[row], int(where[wanted[0], 0]), int(where[wanted[1], 1]))

@@ -341,12 +341,19 @@ class WordPieces:
 def word_pieces(tokenizer: Tokenizer, room: int, gap: str, word: str) -> WordPieces:
     """Return the tokens of a word, `room` of them at most; of white space before it, what there is room for.
 
+    A word of which an imported tokenizer leaves nothing (a zero-width space, say) is unknown: it has a tag all the
+    same.
+
     >>> from minillm.tokenizer.byte import ByteTokenizer
     >>> word_pieces(ByteTokenizer(), 9, " ", "ab")
     WordPieces(tokens=(39, 104, 105), first=1, last=2, lost=0)
     """
     tokens, spans = tokenizer.encode_with_offsets(gap + word)
-    first = next(place for place, (_, stop) in enumerate(spans) if stop > len(gap))
+    if not spans and tokenizer.specials.unk is not None:
+        tokens, spans = [tokenizer.specials.unk], [(0, len(gap + word))]
+    first = next((place for place, (_, stop) in enumerate(spans) if stop > len(gap)), None)
+    if first is None:
+        raise InputError(f"the tokenizer has no token for the word {word!r}; take the word out")
     drop = min(first, max(0, len(tokens) - room))  # white space gives way before the word does
     kept = tokens[drop : drop + room]
     lost = len(tokens) - drop - len(kept)

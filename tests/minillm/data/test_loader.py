@@ -171,25 +171,6 @@ def test_step_k_needs_no_steps_before_it(store_of, layout):
     assert len({batch["seed"] for batch in steps}) == 30, "what is drawn within batches repeats itself"
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 6])
-def test_ranks_share_a_batch(store_of, world):
-    """The rows of all ranks, in order, are the batch of one process; their seeds differ."""
-    store = store_of([[100 * d + i for i in range(9)] for d in range(7)])
-    for step in (0, 4, 11):
-        whole = make(store, batch_size=6).batch(step)
-        parts = [make(store, batch_size=6, rank=rank, world=world).batch(step) for rank in range(world)]
-        for name in ("tokens", "targets", "segments", "positions"):
-            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
-        assert len({part.seed for part in parts}) == world
-
-
-@pytest.mark.parametrize("changed", [{"world": 2, "batch_size": 3}, {"rank": 1}, {"rank": -1}], ids=str)
-def test_ranks_that_do_not_fit(store_of, changed):
-    """A batch that cannot be shared out is refused."""
-    with pytest.raises(ValueError, match="multiple of the number of processes"):
-        make(store_of([[1, 2, 3]]), **changed)
-
-
 @pytest.mark.parametrize("documents", [[[1]], [[]]])
 def test_a_text_without_a_target(store_of, documents):
     """One token has nothing to predict."""

@@ -54,16 +54,6 @@ def test_a_batch_depends_on_nothing_but_the_step():
     assert first.batch(0).seed != first.batch(1).seed
 
 
-def test_ranks_share_a_batch():
-    """Their rows, put together, are the batch of one process."""
-    whole = SequenceLoader(sequences(100), batch_size=8, pad=0)
-    parts = [SequenceLoader(sequences(100), batch_size=8, pad=0, rank=rank, world=2) for rank in (0, 1)]
-    for step in (0, 5, 30):
-        assert sum((taken(part, [step]) for part in parts), []) == taken(whole, [step])
-    with pytest.raises(ValueError, match="multiple of the number of processes"):
-        SequenceLoader(sequences(9), batch_size=7, pad=0, world=2)
-
-
 def test_buckets_save_padding_and_mix_lengths():
     """Under 5 % of padding where batches at random have over 30 %, and no order of lengths from step to step."""
 

@@ -6,16 +6,20 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.distributed import HashStore
 
 from minillm.checkpoint.native import read_tensors
 from minillm.checkpoint.run_folder import RunFolder
+from minillm.config import build
 from minillm.errors import InputError
 from minillm.finetune import report, run
+from minillm.finetune.config import FinetuneConfig
 from minillm.finetune.predict import load_finetuned
 from minillm.finetune.run import finetune, resume
 from minillm.finetune.seeds import finetune_seeds, resume_seeds
 from minillm.finetune.source import open_source
 from minillm.finetune.table import text_table
+from minillm.training.distributed import Processes
 
 TEXTS = ["good warm day", "the dull sea", "cold and bad", "fine"]
 
@@ -303,3 +307,23 @@ def test_evaluation_holds_one_batch_at_a_time(settings, tmp_path):
     rows = text_table(["good day"] * 300)
     assert loaded.predictions(rows, loaded.columns(rows)).logits.shape == (300, 2)
     assert len(alive) == 5 and model.training
+
+
+@pytest.mark.parametrize(
+    "table, name",
+    [
+        pytest.param({"scope": {"unfreeze_every": 2}}, "scope.unfreeze_every", id="unfreezing"),
+        pytest.param({"adapter": {"kind": "adalora"}}, "adalora", id="adalora"),
+        pytest.param({"regulariser": {"adversarial": 0.1}}, "regulariser.adversarial", id="adversarial"),
+    ],
+)
+def test_what_needs_whole_weights_is_refused_where_processes_share_them(table, name):
+    def check(strategy, **given):
+        config = build(FinetuneConfig, given | {"distributed": {"strategy": strategy}})
+        cpu = torch.device("cpu")
+        run.check_sharded(config, Processes(device=cpu, size=2, store=HashStore(), config=config.distributed))
+
+    check("fsdp")
+    check("ddp", **table)
+    with pytest.raises(InputError, match=f"{name} goes with distributed.strategy = ddp"):
+        check("fsdp", **table)

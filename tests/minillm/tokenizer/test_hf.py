@@ -103,6 +103,27 @@ def test_usual_names_where_nothing_is_said(tmp_path, samples, made, names):
         assert getattr(specials, role) == wanted, role
 
 
+def test_the_advice_about_another_tokenizer_model(tmp_path, samples):
+    """What the message says makes a tokenizer.json, whose ids are transformers' own."""
+    import sentencepiece
+    from transformers import AutoTokenizer
+
+    with (tmp_path / "tokenizer.model").open("wb") as file:  # sentencepiece's own settings, and a space before all
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter("\n".join(samples).splitlines()),
+            model_writer=file,
+            vocab_size=400,
+            model_type="bpe",
+            byte_fallback=True,
+            minloglevel=2,
+        )
+    write(tmp_path, tokenizer_config_json={"tokenizer_class": "LlamaTokenizer"})
+    with pytest.raises(InputError, match=r"AutoTokenizer.from_pretrained\(folder\).save_pretrained\(folder\)"):
+        import_tokenizer(tmp_path)
+    AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    check_against_transformers(tmp_path, import_tokenizer(tmp_path))
+
+
 def test_no_tokenizer(tmp_path):
     """A folder without one has None."""
     assert import_tokenizer(tmp_path) is None

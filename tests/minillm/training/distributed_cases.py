@@ -4,7 +4,9 @@ python -m torch.distributed.run --nproc-per-node 2 distributed_cases.py OUT NAME
 """
 
 import dataclasses
+import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 
 from minillm.checkpoint.run_folder import RunFolder
+from minillm.checkpoint.sharded import is_sharded
 from minillm.data.batch import Batch
 from minillm.errors import InputError, SaidElsewhere
 from minillm.model.config import ModelConfig
@@ -46,11 +49,13 @@ class Case:
     train: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float64
-    hold: str | None = None  # what rank 1 does at step 3: "sleep" or "stop" for good, "die", "fail" or "mistake"
+    hold: str | None = None  # what rank 1 does at step 3: "sleep", "stop", "die", "fail", "full" or "mistake"
 
 
 FSDP, HYBRID = {"strategy": "fsdp"}, {"strategy": "hybrid", "shard_size": 2}
+SHARDED = FSDP | {"checkpoint": "sharded"}
 BUSY = {"micro_batch_size": 1, "ema_decay": 0.9}
+EMA = {"ema_decay": 0.9}
 HALVES = BUSY | {"eval_every": 3}
 DROPS = {"dropout": 0.2, "attention_dropout": 0.1}
 CASES = {
@@ -62,8 +67,17 @@ CASES = {
     "fsdp-sgd": Case(distributed=FSDP, optim=OptimConfig(name="sgd", learning_rate=0.1, warmup_steps=2)),
     "float32-ddp": Case(kind="encoder", optim=MUON, train=BUSY, dtype=torch.float32),
     "float32-fsdp": Case(kind="encoder", optim=MUON, train=BUSY, distributed=FSDP, dtype=torch.float32),
+    "narrow-ddp": Case(distributed={"reduce_dtype": "bfloat16"}, dtype=torch.float32),
+    "narrow-fsdp": Case(
+        distributed=FSDP | {"param_dtype": "bfloat16", "reduce_dtype": "bfloat16"}, dtype=torch.float32, train=EMA
+    ),
     "hybrid-masked-muon": Case(kind="encoder", optim=MUON, distributed=HYBRID, train=BUSY, model=DROPS),
     **{hold: Case(hold=hold, distributed={"timeout": 2.0}) for hold in ("sleep", "stop", "die", "fail", "mistake")},
+    "full": Case(hold="full", distributed=SHARDED),
+    "sharded-half": Case(
+        kind="encoder", optim=STEADY, distributed=SHARDED, train=HALVES | {"max_steps": 3}, model=DROPS
+    ),
+    "sharded-rest": Case(kind="encoder", optim=STEADY, distributed=SHARDED, train=HALVES, model=DROPS),
     "half": Case(kind="encoder", optim=STEADY, distributed=FSDP, train=HALVES | {"max_steps": 3}, model=DROPS),
     "rest": Case(kind="encoder", optim=STEADY, distributed=FSDP, train=HALVES, model=DROPS),
 }
@@ -85,6 +99,8 @@ class Loader:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "fail":
                 raise RuntimeError("a defect")
+            case "full":  # no file of this process may grow past this: writing fails as on a full disk
+                resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
             case "mistake":
                 raise InputError("a mistake")
         generator = torch.Generator().manual_seed(step)
@@ -138,10 +154,27 @@ def run(case: Case, path: Path, processes: Processes) -> None:
     trainer.fit()
 
 
+def write_head_rule(path: Path, processes: Processes) -> None:
+    """Write which weights are whole where an objective needs them: between the forward and the backward pass."""
+    trainer = trainer_of(CASES["fsdp"], RunFolder(path), processes)
+    model = trainer.model
+    spread = {name for name, weight in model.named_parameters() if is_sharded(weight)}
+    names = [name for name, _ in model.named_parameters()]
+    model(Loader().batch(0).tokens)
+    whole = [name for name, weight in model.named_parameters() if not is_sharded(weight)]
+    table = {"all": names, "spread": sorted(spread), "whole": whole, "usable": not is_sharded(model.output_weight)}
+    if processes.is_first:
+        path.write_text(json.dumps(table))
+
+
 def main(out: Path, names: list[str]) -> None:
     """Take the steps of some cases as one of the processes that torchrun started."""
     torch.set_num_threads(1)
     for name in names:
+        if name == "head-rule":
+            with joined(DistributedConfig(**FSDP), CPU) as processes:
+                write_head_rule(out / f"head-rule.{processes.size}.json", processes)
+            continue
         case = CASES[name]
         try:
             with joined(DistributedConfig(**case.distributed), CPU) as processes:

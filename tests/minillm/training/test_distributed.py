@@ -3,6 +3,7 @@
 In float64 the order of sums is all that differs, and it shows in the fifteenth digit; float32 is held to its rounding.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import distributed_cases
 import pytest
 import torch
 from distributed_cases import CASES, CPU
+from torch.distributed import HashStore
 
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.errors import InputError
@@ -26,7 +28,8 @@ ROOT = Path(__file__).parents[3]
 TRUTH = 1e-12  # float64: the largest difference allowed between two orders of summation
 EVERY_SIZE = [pytest.param(2, id="2"), pytest.param(4, id="4", marks=pytest.mark.slow)]
 SPREAD = ["ddp", "ddp-masked-muon", "fsdp", "fsdp-masked-muon", "fsdp-recomputed", "fsdp-sgd", "float32-ddp"]
-SPREAD += ["float32-fsdp", "half", "rest"]
+SPREAD += ["float32-fsdp", "half", "rest", "sharded-half", "head-rule"]
+SPREAD += ["narrow-ddp", "narrow-fsdp"]
 Launch = Callable[[int], Path]
 
 
@@ -99,22 +102,49 @@ def test_in_float32_they_differ_by_its_rounding(launch, tmp_path, name, size):
 
 
 @pytest.mark.parametrize("size", EVERY_SIZE)
+@pytest.mark.parametrize("name", ["narrow-ddp", "narrow-fsdp"])
+def test_bfloat16_between_processes_rounds_and_leaves_the_weights_float32(launch, tmp_path, name, size):
+    ours, truth = RunFolder(launch(size) / f"{name}.{size}"), alone(name, tmp_path / "truth")
+    for column in ("loss", "grad_norm"):
+        came, values = (read_columns(run.metrics_path)[column] for run in (ours, truth))
+        assert came == pytest.approx(values, rel=5e-3) and came != pytest.approx(values, rel=1e-6), column
+    for read in ("model_tensors", "optimiser_tensors"):
+        assert {tensor.dtype for tensor in getattr(ours.load(), read)().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("size", EVERY_SIZE)
 def test_what_one_process_saved_several_go_on_with(launch, tmp_path, size):
     assert_same(RunFolder(launch(size) / f"rest.{size}"), alone("rest", tmp_path / "truth"), TRUTH)
 
 
 @pytest.mark.parametrize("size", EVERY_SIZE)
-def test_what_several_processes_saved_one_goes_on_with(launch, tmp_path, size):
+@pytest.mark.parametrize("name", ["half", "sharded-half"])
+def test_what_several_processes_saved_one_goes_on_with(launch, tmp_path, name, size):
     place = tmp_path / "again"
-    shutil.copytree(launch(size) / f"half.{size}", place)
+    shutil.copytree(launch(size) / f"{name}.{size}", place)
+    shards = sorted(path.name for path in place.glob("checkpoints/step-000003/optimiser*"))
+    if name == "half":
+        assert shards == ["optimiser.safetensors"]
+    else:
+        assert shards == [f"optimiser.{rank:05d}.safetensors" for rank in range(1, size + 1)]
     assert_same(alone("rest", place), alone("rest", tmp_path / "truth"), TRUTH)
 
 
 @pytest.mark.slow
-def test_what_four_processes_saved_two_go_on_with(launch, tmp_path):
-    shutil.copytree(launch(4) / "half.4", tmp_path / "rest.2")
-    torchrun(2, str(ROOT / "tests/minillm/training/distributed_cases.py"), str(tmp_path), "rest")
-    assert_same(RunFolder(tmp_path / "rest.2"), alone("rest", tmp_path / "truth"), TRUTH)
+@pytest.mark.parametrize("kind", ["", "sharded-"], ids=["whole", "sharded"])
+def test_what_four_processes_saved_two_go_on_with(launch, tmp_path, kind):
+    shutil.copytree(launch(4) / f"{kind}half.4", tmp_path / f"{kind}rest.2")
+    torchrun(2, str(ROOT / "tests/minillm/training/distributed_cases.py"), str(tmp_path), f"{kind}rest")
+    assert_same(RunFolder(tmp_path / f"{kind}rest.2"), alone("rest", tmp_path / "truth"), TRUTH)
+
+
+@pytest.mark.parametrize("size", EVERY_SIZE)
+def test_embedding_and_output_weight_belong_to_the_root_and_stay_whole_until_the_backward_pass(launch, size):
+    found = json.loads((launch(size) / f"head-rule.{size}.json").read_text())
+    assert found["spread"] == sorted(found["all"]), "every weight is to be shared out"
+    assert found["usable"], "an objective multiplies by the output weight after the forward pass"
+    assert found["whole"] == [name for name in found["all"] if not name.startswith("blocks.")]
+    assert any(name.startswith("embeddings.") for name in found["whole"])
 
 
 def processes_of(size: int, **settings: object) -> Processes:
@@ -140,6 +170,22 @@ def test_a_batch_that_cannot_be_shared_is_refused():
         processes_of(3).micro_batches(TrainConfig(batch_size=8))
     with pytest.raises(InputError, match="must divide the 6 sequences of each of 2 processes; try 3"):
         processes_of(2).micro_batches(TrainConfig(batch_size=12, micro_batch_size=4))
+
+
+@pytest.mark.parametrize(
+    "train, dtype, words",
+    [
+        pytest.param(TrainConfig(compile=True), torch.float32, "train.compile goes with ddp", id="compile"),
+        pytest.param(TrainConfig(), torch.float16, "float16 goes with ddp", id="float16"),
+    ],
+)
+def test_what_fsdp_cannot_do_is_refused(train, dtype, words):
+    def spread(strategy: str) -> Processes:
+        return Processes(device=CPU, size=2, store=HashStore(), config=DistributedConfig(strategy=strategy))  # pyright: ignore[reportArgumentType]
+
+    spread("ddp").check(train, dtype)
+    with pytest.raises(InputError, match=words):
+        spread("fsdp").check(train, dtype)
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ REFUSED = [
     ("bert", {"num_attention_heads": 4.0}, "num_attention_heads takes a whole number"),
     ("bert", {"hidden_size": True}, "hidden_size takes a whole number"),
     ("bert", {"hidden_size": 10**12}, "hidden_size takes a whole number"),
-    ("bert", {"vocab_size": 2**31 - 1}, "word_embeddings.weight .2147483647, 32."),
+    ("bert", {"vocab_size": 2**31 - 1}, "word_embeddings.weight .2147483647, 32.|does not fit into memory"),
     ("bert", {"layer_norm_eps": "1e-12"}, "layer_norm_eps takes a number"),
     ("bert", {"layer_norm_eps": float("nan")}, "layer_norm_eps takes a number"),
     ("bert", {"hidden_dropout_prob": 1.5}, "hidden_dropout_prob takes a number in"),
@@ -245,6 +245,9 @@ REFUSED = [
     ("llama", {"max_position_embeddings": 2**31 - 1}, "max_position_embeddings"),
     ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types"),
     ("qwen3", {"attention_bias": True}, "attention_bias"),
+    ("qwen3", {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}, "use_sliding_window"),
+    ("qwen3", {"num_hidden_layers": 2**31 - 1, "layer_types": None}, "num_hidden_layers takes at most 10,000"),
+    ("modernbert", {"num_hidden_layers": 2**31 - 1, "layer_types": None}, "num_hidden_layers takes at most 10,000"),
     ("qwen3", {"use_sliding_window": True, "layer_types": None, "max_window_layers": 2}, "layer_types"),
 ]  # fmt: skip
 

@@ -2,66 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-import torch
 
-from minillm.exporting import export_model
-from minillm.importing import save_run
-from minillm.loading import Loaded
-from minillm.model.config import ModelConfig
-from minillm.model.init import Undrawn
-from minillm.model.transformer import build_model
+from benchmarks.loading import CONTENDERS, measure, page, save_gpt2
 
-SCRIPT = """
-import json, sys, threading, time
-import torch
-from minillm.loading import load
-
-def anonymous():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
-
-peak, done = 0, threading.Event()
-def watch():
-    global peak
-    while not done.is_set():
-        peak = max(peak, anonymous())
-        time.sleep(0.002)
-
-before = anonymous()
-threading.Thread(target=watch).start()
-loaded = load(sys.argv[1])
-done.set()
-size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-print(json.dumps({"size": size, "grown": max(peak, anonymous()) - before}))
-"""
+OURS = [name for name in CONTENDERS if name.startswith("minillm")]
+HEAD = {"device": "a machine", "threads": 2, "versions": {"torch": "2"}, "commit": "abc", "date": "2026-01-02T00:00"}
 
 
 @pytest.fixture(scope="module")
-def gpt2(tmp_path_factory) -> Path:
-    """A folder with GPT-2 small, 124 million parameters, as a Hugging Face folder and as a run: zeros do."""
+def gpt2(tmp_path_factory):
+    """GPT-2 small, 124 million parameters, as a Hugging Face folder and as a run."""
     place = tmp_path_factory.mktemp("gpt2")
-    with Undrawn():
-        model = build_model(ModelConfig(vocab_size=50257))
-    assert sum(p.numel() for p in model.parameters()) == 124_439_808
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    export_model(model, place / "theirs", tokenizer=None)
-    save_run(Loaded(model=model, tokenizer=None, config=None, folder=place, step=0), place / "run")
+    save_gpt2(place)
     return place
 
 
-@pytest.mark.parametrize("kind", ["theirs", "run"])
-def test_loading_takes_no_more_memory_than_the_weights(gpt2, kind) -> None:
+@pytest.mark.parametrize("name", OURS)
+def test_loading_takes_no_more_memory_than_the_weights(gpt2, name) -> None:
     """Anonymous memory at its highest, above what stood before; GPT-2 is the family whose weights are transposed."""
-    words = [sys.executable, "-c", SCRIPT, str(gpt2 / kind)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    assert found["size"] == 4 * 124_439_808
-    assert 0.99 * found["size"] < found["grown"] < 1.2 * found["size"]
+    load = measure(name, gpt2)
+    assert load.weights == 4 * 124_439_808
+    assert 0.99 * load.weights < load.memory < 1.2 * load.weights
+    row = next(line for line in page([load], HEAD).splitlines() if line.startswith(f"| {name}"))
+    assert row == f"| {name} | {load.seconds:.2f} | {load.memory / load.weights:.2f} | 1 |"

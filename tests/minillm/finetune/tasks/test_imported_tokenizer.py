@@ -1,0 +1,56 @@
+"""Tagging and question answering with a WordPiece tokenizer from elsewhere: it drops characters and lowers the case."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minillm.errors import InputError
+from minillm.finetune.config import TextConfig
+from minillm.finetune.encoding import TextEncoder
+from minillm.finetune.tasks.question_answering import covering_tokens
+from minillm.finetune.tasks.tagging import word_pieces
+from minillm.model.config import ModelConfig
+from minillm.tokenizer.hf import import_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(minilm):
+    return import_tokenizer(minilm)
+
+
+def test_a_word_has_its_pieces(tokenizer):
+    """What stands before it is no token of its own."""
+    pieces = word_pieces(tokenizer, 9, "  ", "Zürich-West")
+    assert [tokenizer.piece(token) for token in pieces.tokens] == ["zurich", "-", "west"]
+    assert (pieces.first, pieces.last, pieces.lost) == (0, 2, 0)
+
+
+@pytest.mark.parametrize("word", ["\u200b", "\x00"], ids=["zero width", "NUL"])
+def test_a_word_that_is_dropped_is_unknown(tokenizer, word):
+    """It keeps its place and its tag."""
+    assert word_pieces(tokenizer, 9, " ", word).tokens == (tokenizer.specials.unk,)
+
+
+def test_without_an_unknown_token(tokenizer, monkeypatch):
+    """The word is named."""
+    monkeypatch.setattr(tokenizer, "specials", type(tokenizer.specials)())
+    with pytest.raises(InputError, match="no token for the word"):
+        word_pieces(tokenizer, 9, " ", "\u200b")
+
+
+def test_an_answer_has_its_tokens(tokenizer):
+    """Those that cover the characters of the original text, accents and all."""
+    context = "She lives in  Zürich, by the lake."
+    ids, spans = tokenizer.encode_with_offsets(context)
+    start = context.index("Zürich")
+    first, last = covering_tokens(np.array(spans), start, start + len("Zürich"))
+    assert [tokenizer.piece(token) for token in ids[first : last + 1]] == ["zurich"]
+
+
+def test_a_text_is_framed_as_bert_was_trained(tokenizer):
+    """[CLS] A [SEP] B [SEP], as transformers' tokenizer gives it."""
+    encoder = TextEncoder(tokenizer, ModelConfig(kind="encoder", width=8, num_heads=1, token_types=2), TextConfig())
+    sequences = encoder.sequences(["The cat."], ["A dog."])
+    assert [tokenizer.piece(token) for token in sequences.tokens] == "[CLS] the cat . [SEP] a dog . [SEP]".split()
+    assert sequences.token_types.tolist() == [0] * 5 + [1] * 4
