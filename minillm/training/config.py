@@ -16,6 +16,8 @@ ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 LOWER_IS_BETTER = ("loss", "perplexity", "mse", "mae")  # all other figures are better higher
 Schedule = Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"]
 
+LARGEST = 1e30  # learning rate: beyond it float32 cannot hold what a step multiplies
+MOST_THREADS = 4096  # of one op
 MOST_ROWS = 2**31  # sequences in a batch; no machine takes so many
 
 
@@ -96,8 +98,9 @@ class TrainConfig:
             raise ValueError(
                 f"train.patience must be at least 1, got {self.patience}; leave it out to never stop early"
             )
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"train.threads must be at least 1, got {self.threads}; leave it out for the default")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            bounds = "at least 1" if self.threads < 1 else f"at most {MOST_THREADS}"
+            raise ValueError(f"train.threads must be {bounds}, got {self.threads}; leave it out for the default")
         if not 0.0 <= self.grad_clip < float("inf"):
             raise ValueError(f"train.grad_clip must be 0 or above, got {self.grad_clip}; 0 switches it off")
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
@@ -145,6 +148,8 @@ class OptimConfig:
         for name in ("learning_rate", "adamw_learning_rate", "eps"):
             if (value := getattr(self, name)) is not None and not 0.0 < value < float("inf"):
                 raise ValueError(f"optim.{name} must be above 0, got {value}")
+            if value is not None and value > LARGEST:
+                raise ValueError(f"optim.{name} must be at most {LARGEST:g}, got {value}")
         if self.adamw_learning_rate is not None and self.name != "muon":
             raise ValueError(f"optim.adamw_learning_rate goes with muon, and optim.name is {self.name}; leave it out")
         for name in ("min_learning_rate_ratio", "decay_fraction"):

@@ -172,7 +172,9 @@ def check_a_disk_that_fails_for_good(make_trainer, calls, capsys, fault, rule, s
             except InputError as error:
                 assert re.match(rf"cannot write {trainer.folder.path}/\S+: ", str(error)) and "\n" not in str(error)
                 safe = re.search(r"the checkpoint of step (\d+) is safe|no checkpoint was saved before", str(error))
-                assert safe and trainer.folder.steps()[-1:] == ([int(safe[1])] if safe[1] else []), str(error)
+                assert safe and (safe[1] is None or int(safe[1]) in trainer.folder.steps()), str(error)
+                # one more may stand there: it has its name, and only the flush of that name was refused
+                assert len([step for step in trainer.folder.steps() if step > int(safe[1] or 0)]) <= 1
             else:  # all was on the disk before: only a marker, a removal or a clock reading was refused
                 assert trainer.folder.steps()[-1] == 8
         later = small(make_trainer, name)
