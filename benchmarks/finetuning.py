@@ -46,11 +46,9 @@ class Method:
     rates: tuple[float, ...]
 
 
-def adapter(kind: str, rates: tuple[float, ...], *words: str) -> Method:
+def adapter(kind: str, rates: tuple[float, ...], *words: str, name: str = "") -> Method:
     """Return an adapter on the encoder."""
-    return Method(
-        name=" ".join((kind, *words[1::2])), backbone="encoder", words=("--adapter.kind", kind, *words), rates=rates
-    )
+    return Method(name=name or kind, backbone="encoder", words=("--adapter.kind", kind, *words), rates=rates)
 
 
 METHODS = (
@@ -58,7 +56,7 @@ METHODS = (
     Method(name="everything", backbone="encoder", words=(), rates=LOW),
     Method(name="the head alone", backbone="encoder", words=("--scope.top_layers", "0"), rates=HIGH),
     adapter("lora", MIDDLE),
-    adapter("lora", MIDDLE, "--adapter.dora", "true"),
+    adapter("lora", MIDDLE, "--adapter.dora", "true", name="dora"),
     adapter("adalora", MIDDLE),
     adapter("houlsby", MIDDLE),
     adapter("pfeiffer", MIDDLE),
