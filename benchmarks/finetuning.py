@@ -30,6 +30,7 @@ from benchmarks.kept import apart, read, spread, write
 from benchmarks.machine import commit, header
 
 SIZES = ("--model.num_layers", "2", "--model.width", "128", "--model.num_heads", "4", "--model.context", "128")
+BIASES = ("--model.bias", "true")  # of which BitFit trains nothing else
 STEPS = {"encoder": 3000, "decoder": 1500}  # of pretraining
 VOCABULARY = "4096"
 RANDOM, LOW, MIDDLE, HIGH = (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2), (1e-2, 3e-2, 1e-1)
@@ -103,7 +104,7 @@ class Laboratory:
             texts = self.folder / "texts.txt"
             lines = (self.data / "train.tsv").read_text(encoding="utf-8").splitlines()
             texts.write_text("".join(f"{line.partition(chr(9))[0]}\n" for line in lines), encoding="utf-8")
-            words = ["--preset", f"tiny-{kind}", *SIZES, "--tokenizer.vocab_size", VOCABULARY, "--overwrite"]
+            words = ["--preset", f"tiny-{kind}", *SIZES, *BIASES, "--tokenizer.vocab_size", VOCABULARY, "--overwrite"]
             words += [
                 "--train.max_steps",
                 str(STEPS[kind]),
