@@ -1,6 +1,6 @@
 """minillm: a small, readable Transformer library that pretrains encoders and decoders on its own ops.
 
-    minillm.load(RUN)          a pretrained model with its tokenizer
+    minillm.load(RUN | DIR)    a pretrained model with its tokenizer, of a run or of a Hugging Face folder
     minillm.__version__
 
 Nothing heavy is imported here: `minillm --help` must not wait for torch.

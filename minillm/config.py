@@ -143,14 +143,12 @@ def convert(name: str, kind: Any, value: Any) -> Any:
             except (ValueError, OverflowError):
                 number = None
             if number is not None and kind is int and abs(number) >= 2**63:
-                raise InputError(f"{name} takes a whole number below 2**63 in size, got {str(value)[:24]}...")
+                raise InputError(f"{name} must be below 2**63 in size, got {str(value)[:24]}")
             if number is not None and (kind is float or isinstance(value, str) or number == value):
                 return number
     elif kind is str and isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # bytes of the command line that are no text, such as a file's odd name
-            raise InputError(f"{name} takes text in UTF-8, got {value!r}") from error
+        if "\0" in value:  # no system has such a name
+            raise InputError(f"{name} takes text without the character 0, got {value!r}")
         return value
     raise InputError(f"{name} takes {type_name(kind)}, got {value!r}")
 
@@ -250,7 +248,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise InputError(f"no configuration file {path}; give a .toml file, or --preset NAME") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib lets some of Python's own errors through
         raise InputError(f"{path} is not a TOML file: {error}") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error

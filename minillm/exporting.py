@@ -203,8 +203,8 @@ def settings_for(
     return {
         "architectures": [family.class_for(purpose)],
         "model_type": family.model_type,
-        **kept,
         **ids,
+        **{name: value for name, value in kept.items() if value is not None},  # such as several ids that end a text
         **own,
         "torch_dtype": "float32",
     }

@@ -106,6 +106,10 @@ def write_finetuned(
     )
     settings = settings_for(kind, model.config.backbone, purpose, tokenizer=opened.tokenizer, origin=origin)
     settings |= head_settings(kind, model, purpose)
+    control = set(opened.tokenizer.specials.ids()) - {opened.tokenizer.specials.eos}
+    if "last" in kind.task_heads[purpose].pooling and settings.get("pad_token_id") not in control:
+        settings["pad_token_id"] = None  # else transformers would take a text's last token for padding
+        notes.append("the tokenizer has no symbol for padding alone: transformers takes one text at a time")
     others = tokenizer_files(opened.tokenizer, model.config.backbone)
     write_folder(out, settings, tensors, others, shard_bytes=shard_bytes)
     return Exported(

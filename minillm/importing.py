@@ -5,15 +5,13 @@ Read next: `exporting.py`, the way back.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from minillm.checkpoint.beginning import beginning, take_place
 from minillm.checkpoint.files import write_text
 from minillm.checkpoint.hf.family import TASK_PURPOSES
 from minillm.checkpoint.hf.folder import CONFIG, ModelFolder, open_folder
@@ -97,24 +95,12 @@ def save_task_run(source: ModelFolder, model: TaskModel, tokenizer: Tokenizer, o
         table["adapter"] = to_table(model.config.adapter)
     config: FinetuneConfig = build(FinetuneConfig, table | {"train": {"compute_dtype": "float32"}})
     run = RunFolder(out)
-    with _gone_if_unfinished(out):
-        run.create()
-        tokenizer.save(run.tokenizer_path)
-        Origin.of(source).write(run.path)
-        write_text(run.config_path, toml_text(config))
+    with beginning(run) as draft:
+        tokenizer.save(draft.tokenizer_path)
+        Origin.of(source).write(draft.path)
+        write_text(draft.config_path, toml_text(config))
+        take_place(run, draft)
         run.save(0, tensors_of(model), model.config, {}, {}, best=True)
-
-
-@contextmanager
-def _gone_if_unfinished(out: Path) -> Iterator[None]:
-    """Remove a folder that the block makes and does not finish."""
-    new = not out.exists()
-    try:
-        yield
-    except BaseException:
-        if new:
-            shutil.rmtree(out, ignore_errors=True)
-        raise
 
 
 def save_run(loaded: Loaded, out: Path) -> None:
@@ -129,10 +115,10 @@ def save_run(loaded: Loaded, out: Path) -> None:
     run.check_free()
     if run.is_run():
         raise InputError(f"{out} already holds a run; choose another --out")
-    with _gone_if_unfinished(out):
-        run.create()
+    with beginning(run) as draft:
         if loaded.tokenizer is not None:
-            loaded.tokenizer.save(run.tokenizer_path)
+            loaded.tokenizer.save(draft.tokenizer_path)
         if loaded.origin is not None:
-            loaded.origin.write(run.path)
+            loaded.origin.write(draft.path)
+        take_place(run, draft)
         run.save(loaded.step, tensors_of(loaded.model), loaded.model.config, {}, {}, best=True)

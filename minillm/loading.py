@@ -147,6 +147,15 @@ def loaded_from(source: ModelFolder, *, device: torch.device | str = "cpu") -> L
     )
 
 
+def origin_of(folder: Path) -> Origin | None:
+    """Return what a Hugging Face folder knew of a model, given that folder or a run that came from it.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    return Origin.of(open_folder(folder)) if is_model_folder(folder) else Origin.read(folder)
+
+
 def tokenizer_of(source: ModelFolder) -> Tokenizer | None:
     """Return the tokenizer of a Hugging Face folder, None where it has none.
 
@@ -197,6 +206,6 @@ def checkpoint_name(which: str | int) -> Literal["latest", "best"] | int:
     """Return a word of the command line as `RunFolder.load` takes it."""
     if isinstance(which, int) or which == "latest" or which == "best":
         return which
-    if which.isdecimal():
+    if which.isdecimal() and len(which) <= 18:
         return int(which)
-    raise InputError(f"a checkpoint is latest, best or a step such as 500, got {which!r}")
+    raise InputError(f"a checkpoint is latest, best or a step such as 500, got {which[:40]!r}")

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from minillm.anchors import Anchor
-from minillm.checkpoint.beginning import take_place
 from minillm.checkpoint.files import explained, write_text
 from minillm.checkpoint.hf.folder import is_model_folder, open_folder
 from minillm.checkpoint.native import put_tensors, tensors_of
@@ -27,7 +26,7 @@ from minillm.config import build, override, read_toml, to_table, toml_text
 from minillm.data.corpora import Corpus, open_corpus
 from minillm.errors import InputError
 from minillm.evaluate import Evaluation, compare
-from minillm.loading import load
+from minillm.loading import load, origin_of
 from minillm.material import Material, gather, make_objective
 from minillm.model.count import count_parameters, flops_per_token
 from minillm.model.transformer import Decoder, Encoder, build_model
@@ -37,7 +36,7 @@ from minillm.tokenizer.training import train_tokenizer
 from minillm.training.distributed import Processes
 from minillm.training.distributed_config import DistributedConfig, is_first
 from minillm.training.failures import size_explained
-from minillm.training.launch import began, goes_on, joined
+from minillm.training.launch import began, goes_on, joined, put_in_place
 from minillm.training.plots import draw_plots
 from minillm.training.precision import choose_compute_dtype, choose_device
 from minillm.training.progress import Mute, Progress
@@ -111,9 +110,9 @@ def pretrain(
     """
     progress = progress or Progress(quiet=True)
     folder = RunFolder(out)
-    if goes_on(folder, overwrite):
-        return resume(out, {}, progress=progress)
     with joined(config.distributed, choose_device(config.train.device)) as processes:
+        if goes_on(folder, overwrite, processes):
+            return resume(out, {}, progress=progress)
         progress = progress if processes.is_first else Mute()
         with began(folder, overwrite, processes) as draft, progress.shown():
             config, material, model = processes.first_then_rest(
@@ -121,7 +120,7 @@ def pretrain(
             )
             trainer = _trainer(config, folder, material, model, processes, progress)
             # not before all of that is known to do: a run that stands here is removed
-            processes.first_then_rest(lambda: take_place(folder, draft), lambda: None)
+            put_in_place(folder, draft, processes)
             return _train(trainer, material, config, progress)
 
 
@@ -140,6 +139,8 @@ def _begun(
         put_tensors(model, weights, source=Path(init or draft.path))
     with explained(draft.tokenizer_path):
         tokenizer.save(draft.tokenizer_path)
+    if init is not None and (origin := origin_of(init)) is not None:
+        origin.write(draft.path)
     write_text(draft.config_path, toml_text(config))
     material = gather(config, draft, tokenizer, progress=progress)
     write_text(draft.corpus_path, json.dumps(_corpus_card(material.corpus), indent=1) + "\n")

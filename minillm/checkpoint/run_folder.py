@@ -398,7 +398,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is missing; the checkpoint is not whole, use another one") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {files.reason(error)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); use another checkpoint") from error
     if not isinstance(table, dict):
         raise InputError(f"{path} is damaged (no table in it); use another checkpoint")

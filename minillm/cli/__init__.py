@@ -87,6 +87,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _command(argv: Sequence[str]) -> None:
     """Do what the words say."""
+    for word in argv:
+        if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in word):  # Python's sign for a stray byte
+            raise InputError(f"{word[:40]!a} is not UTF-8; name files and write texts in UTF-8")
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return

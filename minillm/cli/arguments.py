@@ -34,9 +34,6 @@ class Parser(argparse.ArgumentParser):
         Raises:
             InputError: an unknown option (the nearest one is named), a missing or a wrong value.
         """
-        for word in argv:
-            if not word.isprintable() and any(0xD800 <= ord(letter) <= 0xDFFF for letter in word):
-                raise InputError(f"{self.prog}: {word!r} is not UTF-8; name files and texts in UTF-8")
         known, unknown = self.parse_known_args(list(argv))
         for action in self._actions:  # argparse takes the value of --option=-- for an end of options: none is left
             value = getattr(known, action.dest, None)

@@ -97,7 +97,7 @@ def decode(argv: Sequence[str]) -> None:
     tokenizer = _load(arguments.folder)
     words = arguments.tokens.replace(",", " ").split()
     for word in words:
-        if not word.isdecimal() or int(word) >= tokenizer.vocab_size:
+        if not word.isdecimal() or len(word) > 18 or int(word) >= tokenizer.vocab_size:
             raise InputError(f"a token is a number from 0 to {tokenizer.vocab_size - 1}, got {word!r}")
     text = tokenizer.decode([int(word) for word in words])
     if arguments.json:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minillm.checkpoint.beginning import take_place
 from minillm.checkpoint.files import explained, write_text
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder, read_json
@@ -40,7 +39,7 @@ from minillm.tokenizer.base import load_tokenizer
 from minillm.training.distributed import Processes
 from minillm.training.distributed_config import DistributedConfig, is_first
 from minillm.training.gradient import Objective
-from minillm.training.launch import began, goes_on, joined
+from minillm.training.launch import began, goes_on, joined, put_in_place
 from minillm.training.plots import draw_plots
 from minillm.training.precision import choose_compute_dtype, choose_device
 from minillm.training.progress import Mute, Progress
@@ -107,9 +106,9 @@ def finetune(config: FinetuneConfig, out: Path, *, overwrite: bool = False, prog
     progress = progress or Progress(quiet=True)
     config.check()
     folder = RunFolder(out)
-    if goes_on(folder, overwrite):
-        return resume(out, {}, progress=progress)
     with joined(config.distributed, choose_device(config.train.device)) as processes:
+        if goes_on(folder, overwrite, processes):
+            return resume(out, {}, progress=progress)
         progress = progress if processes.is_first else Mute()
         with began(folder, overwrite, processes) as draft, progress.shown():
             config, _, material, model = processes.first_then_rest(
@@ -117,7 +116,7 @@ def finetune(config: FinetuneConfig, out: Path, *, overwrite: bool = False, prog
             )
             trainer = _trainer(config, folder, material, model, processes, progress)
             # not before all of that is known to do: a run that stands here is removed
-            processes.first_then_rest(lambda: take_place(folder, draft), lambda: None)
+            put_in_place(folder, draft, processes)
             return _train(trainer, material, config, progress)
 
 

@@ -1,6 +1,6 @@
 """From documents to a tokenizer of the kind that is asked for.
 
-Read next: `../data/corpora.py`.
+Read next: `json_file.py`, for tokenizers that were trained elsewhere; then `../data/corpora.py`.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Read next: `schedule.py`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,22 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 LOWER_IS_BETTER = ("loss", "perplexity", "mse", "mae")  # all other figures are better higher
 Schedule = Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"]
+
+LARGEST = 1e30  # learning rate: beyond it float32 cannot hold what a step multiplies
+MOST_THREADS = 4096  # of one op
+MOST_ROWS = 2**31  # sequences in a batch; no machine takes so many
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """Return the largest divisor of `number` that is at most `limit`, 1 at least.
+
+    Cost: a division for each whole number up to the root of `number`.
+
+    >>> largest_divisor(12, 5), largest_divisor(12, 100), largest_divisor(7, 6), largest_divisor(7, 0)
+    (4, 12, 1, 1)
+    """
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return max((d for d in (*small, *(number // d for d in small)) if d <= limit), default=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,20 +90,23 @@ class TrainConfig:
         for name in ("eval_every", "checkpoint_every", "keep_every", "max_skips", "max_skips_in_a_row", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)}")
+        if self.batch_size >= MOST_ROWS:
+            raise ValueError(f"train.batch_size must be below 2**31, got {self.batch_size}")
         if self.seed >= 2**63:
             raise ValueError(f"train.seed must be below 2**63 = {2**63}, got {self.seed}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(
                 f"train.patience must be at least 1, got {self.patience}; leave it out to never stop early"
             )
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"train.threads must be at least 1, got {self.threads}; leave it out for the default")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            bounds = "at least 1" if self.threads < 1 else f"at most {MOST_THREADS}"
+            raise ValueError(f"train.threads must be {bounds}, got {self.threads}; leave it out for the default")
         if not 0.0 <= self.grad_clip < float("inf"):
             raise ValueError(f"train.grad_clip must be 0 or above, got {self.grad_clip}; 0 switches it off")
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise ValueError(f"train.ema_decay must be between 0 and 1, got {self.ema_decay}; leave it out for no mean")
         if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
-            near = max(d for d in range(1, max(self.micro_batch_size, 1) + 1) if self.batch_size % d == 0)
+            near = largest_divisor(self.batch_size, self.micro_batch_size)
             raise ValueError(
                 f"train.micro_batch_size ({self.micro_batch_size}) must divide train.batch_size ({self.batch_size}); "
                 f"try {near}"
@@ -128,6 +148,8 @@ class OptimConfig:
         for name in ("learning_rate", "adamw_learning_rate", "eps"):
             if (value := getattr(self, name)) is not None and not 0.0 < value < float("inf"):
                 raise ValueError(f"optim.{name} must be above 0, got {value}")
+            if value is not None and value > LARGEST:
+                raise ValueError(f"optim.{name} must be at most {LARGEST:g}, got {value}")
         if self.adamw_learning_rate is not None and self.name != "muon":
             raise ValueError(f"optim.adamw_learning_rate goes with muon, and optim.name is {self.name}; leave it out")
         for name in ("min_learning_rate_ratio", "decay_fraction"):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from minillm.errors import InputError
-from minillm.training.config import TrainConfig
+from minillm.training.config import TrainConfig, largest_divisor
 from minillm.training.state import RunState
 
 # What PyTorch's CPU allocator says when the system gives it nothing; it raises a bare RuntimeError.
@@ -62,7 +62,7 @@ def out_of_memory(train: TrainConfig, device: torch.device) -> InputError:
         return InputError(
             f"a single sequence does not fit into the memory of {device}; {first} model.context, width or num_layers"
         )
-    smaller = max(d for d in range(1, size // 2 + 1) if train.batch_size % d == 0)
+    smaller = largest_divisor(train.batch_size, size // 2)
     return InputError(
         f"{size} sequences at once do not fit into the memory of {device}; set train.micro_batch_size = {smaller} "
         f"(train.batch_size stays {train.batch_size}, the result is the same)"

@@ -178,6 +178,12 @@ class Records:
             if not told:  # once, not with every row
                 self._on_failure(error)
 
+    def flush(self) -> None:
+        """Try once more to write the rows that wait; `sync` says whether any do still."""
+        for table in (self._metrics, self._timing):
+            with suppress(InputError):
+                table.flush()
+
     def sync(self) -> None:
         """Return when all rows are on the disk: a checkpoint must not be newer than the rows before it.
 
@@ -201,6 +207,9 @@ class NoRecords:
         """Write nothing."""
 
     def timing(self, **row: object) -> None:
+        """Write nothing."""
+
+    def flush(self) -> None:
         """Write nothing."""
 
     def sync(self) -> None:

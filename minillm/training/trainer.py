@@ -361,6 +361,7 @@ class Trainer:
         self.processes.at("saving")
         self._read()  # weights that are not numbers must never become the newest checkpoint
         self.saver.wait()
+        records.flush()
         try:
             snapshot = take(self)
         except InputError as error:  # of several processes one could not write its share

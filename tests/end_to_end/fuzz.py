@@ -103,7 +103,7 @@ class Fuzz:
         command = chance.choice((*COMMANDS, ("pretrain",), ("pretrain",), ("finetune",)))
         names = self.options[command] or ["json"]
         words = [*command, *self.right_start(command)]
-        words += self.settings(names, chance.choice((0, 1, 1, 2, 2, 3, 5)))
+        words += self.settings(names, chance.choice((0, 0, 1, 1, 1, 2, 3)))
         if chance.random() < 0.15:
             words.insert(chance.randint(len(command), len(words)), self.value(""))
         if chance.random() < 0.05:

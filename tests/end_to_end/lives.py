@@ -23,7 +23,7 @@ class Lives:
 
     def __init__(self, log):
         """Begin it; what its children say on standard error goes to the file `log`."""
-        self.log = open(log, "wb")
+        self.log = open(log, "w+b")
         self.process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
@@ -43,6 +43,11 @@ class Lives:
     def status(self):
         """Wait for the child and return its exit status, minus the signal that ended it."""
         return int(self.process.stdout.readline())
+
+    def told(self):
+        """Return all that the children said on standard error so far."""
+        self.log.seek(0)
+        return self.log.read().decode()
 
     def close(self):
         """End the parent."""

@@ -128,17 +128,42 @@ def test_two_dashes_are_no_value(minillm, words):
 
 
 @pytest.mark.parametrize("option", ["--data.cache", "--out", "--data.input"])
-def test_bytes_that_are_no_text(minillm, text, tmp_path, option):
+@pytest.mark.parametrize("word", ["caf\udce9", "a\0b"], ids=["stray byte", "zero"])
+def test_bytes_that_are_no_text(minillm, text, tmp_path, option, word):
     """A name that the shell hands on as bytes which are not UTF-8: config.toml could not hold it."""
     words = ("pretrain", "--preset", "tiny-decoder", "--data.input", text, "--out", tmp_path / "run")
-    assert "is not UTF-8" in one_line(minillm(*words, option, "caf\udce9"))
+    assert "is not UTF-8" in one_line(minillm(*words, option, word))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a = " + "[" * 9000,
+        "[train]\nseed = 1" + "0" * 5000,
+        '[data]\ninput = "a\\u0000b"',
+        "[train]\nseed = " + "9" * 30,
+    ],
+    ids=["nested", "five thousand digits", "zero", "thirty digits"],
+)
+def test_configuration_files_that_no_reader_likes(minillm, tmp_path, content):
+    (tmp_path / "run.toml").write_text(content)
+    line = one_line(minillm("pretrain", tmp_path / "run.toml", "--out", tmp_path / "run"))
+    assert "run.toml" in line or "train.seed" in line or "data.input" in line
+
+
+@pytest.mark.parametrize("words", [("evaluate", "--checkpoint"), ("tokenizer", "decode", "--tokens")], ids=" ".join)
+def test_numbers_of_thousands_of_digits(minillm, runs, words):
+    """Python refuses to read them; so does the command, in one line."""
+    *command, option = words
+    place = runs / "decoder" / ("tokenizer" if command[0] == "tokenizer" else "")
+    assert len(one_line(minillm(*command, place, option, "1" * 5000))) < 6000
 
 
 @pytest.mark.parametrize("name", ["train.seed", "train.max_steps", "model.width", "optim.warmup_steps"])
 def test_whole_numbers_beyond_64_bits(minillm, text, tmp_path, name):
     words = ("pretrain", "--preset", "tiny-decoder", "--data.input", text, "--out", tmp_path / "run")
-    assert f"--{name} takes a whole number below 2**63" in one_line(minillm(*words, f"--{name}", 10**30))
+    assert f"--{name} must be below 2**63" in one_line(minillm(*words, f"--{name}", 10**30))
 
 
 def test_prompt_longer_than_the_context(minillm, runs):

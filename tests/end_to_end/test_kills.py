@@ -14,6 +14,7 @@ from collections import Counter
 import pytest
 from lives import Lives, wait_for
 
+from minillm import cli
 from minillm.checkpoint.files import REMOVING, WRITING
 from minillm.checkpoint.run_folder import RunFolder
 
@@ -153,6 +154,24 @@ def test_a_few_kills(lives, text, unbroken, tmp_path, capsys):
     """Six kills, aimed in turn at any moment, at training and at writing a checkpoint."""
     moments, _ = check_kills(lives, text, unbroken, tmp_path, 6, capsys)
     assert moments["while saving"] >= 1
+
+
+def test_sigterm_saves_and_nobody_else_trains_there_meanwhile(lives, text, unbroken, tmp_path, capsys):
+    """Exit status 143, the command that goes on, and the unbroken run's bits; a second trainer is told who trains."""
+    folder = RunFolder(tmp_path / "run")
+    child = lives.begin(*words(text, folder))
+    wait_for(lambda: folder.metrics_path.exists() and folder.metrics_path.stat().st_size > 200, 60)
+    assert folder.trainer() == child
+    assert cli.main(["pretrain", "--resume", str(folder), "--quiet"]) == 2
+    assert cli.main([*map(str, words(text, folder)), "--overwrite"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"being trained by process {child}" in second and ("no checkpoint yet" in first or str(child) in first)
+    os.kill(child, signal.SIGTERM)
+    assert lives.status() == 128 + signal.SIGTERM and folder.trainer() is None
+    told = lives.told().splitlines()[-1]
+    assert told.endswith(f"saved; go on with: minillm pretrain --resume {folder}")
+    lives.begin("pretrain", "--resume", folder, "--quiet")
+    assert lives.status() == 0 and left(folder) == left(unbroken[0])
 
 
 @pytest.mark.slow

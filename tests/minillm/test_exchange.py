@@ -127,6 +127,7 @@ def test_pretraining_goes_on_from_a_folder(theirs, tmp_path) -> None:
     old, new = minillm.load(theirs).model, minillm.load(tmp_path / "run").model
     moved = [(tensor - new.state_dict()[name]).abs().max() for name, tensor in old.state_dict().items()]
     assert max(moved) < 1e-20  # the rate of learning, where a bias was 0
+    assert minillm.load(tmp_path / "run").origin.settings == minillm.load(theirs).origin.settings
 
 
 def test_init_without_settings_says_what_to_add(theirs, capsys) -> None:
@@ -193,6 +194,28 @@ def test_a_regression_has_its_unit_there(theirs, tmp_path, capsys) -> None:
     with torch.no_grad():
         assert float(model(ids).logits) == pytest.approx(ours, abs=1e-2) and 980 < ours < 1020
     assert model.config.problem_type == "regression"
+
+
+@pytest.mark.parametrize("theirs", ["llama"], indirect=True)
+@pytest.mark.parametrize("symbols", [["zz", "[CLS]"], ["zz", "</s>"]], ids=["no padding", "padding that ends texts"])
+def test_a_decoder_without_padding_reads_one_text_at_a_time_there(theirs, tables, symbols, tmp_path, capsys) -> None:
+    """transformers finds the last token by what is no padding: with eos as padding it would read another one."""
+    import transformers
+
+    (theirs / "vocab.txt").write_text("\n".join([*symbols, *PIECES[2:]]) + "\n")
+    names = {"eos_token": symbols[1], "pad_token": symbols[1]} if symbols[1] == "</s>" else {}
+    (theirs / "tokenizer_config.json").write_text(json.dumps({"unk_token": "[UNK]"} | names))
+    tuned(theirs, tables, tmp_path / "run", "--train.max_steps", "3")
+    made = export_run(tmp_path / "run", tmp_path / "out")
+    assert any("one text at a time" in note for note in made.notes)
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), "--text", "aa bcd"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    ids = torch.tensor([framed(minillm.load(theirs).require_tokenizer(), "aa bcd", causal=True)])
+    with torch.no_grad():
+        shares = model(ids).logits[0].softmax(-1)
+    assert answer["probabilities"]["first"] == pytest.approx(float(shares[0]), abs=CLOSE)
 
 
 def test_several_seeds_are_exported_one_by_one(theirs, tables, tmp_path, capsys) -> None:

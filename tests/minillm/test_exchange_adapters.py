@@ -94,6 +94,23 @@ def test_a_classifier(classifier: Any, tmp_path: Path, capsys: pytest.CaptureFix
     torch.testing.assert_close(said, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_run_that_was_tuned_here(classifier: Any, tmp_path: Path) -> None:
+    """PEFT with the two folders gives the calibrated probabilities of `minillm predict`."""
+    base, run, table = classifier[0], tmp_path / "run", tmp_path / "table.csv"
+    rows = [("abc bca cab", "good"), ("zyx xyz yxz", "bad"), ("bac a", "good"), ("x zy", "bad")] * 5
+    table.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    words = ["finetune", base, "--train", table, "--valid", table, "--out", run, "--head.pooling", "pooler", "--quiet"]
+    words += ["--adapter.kind", "lora", "--train.max_steps", 6, "--optim.learning_rate", 1e-2, "--train.device", "cpu"]
+    assert main([*map(str, words), "--train.compute_dtype", "float32"]) == 0
+    assert main(["export", str(run), "--format", "peft", "--out", str(tmp_path / "two")]) == 0
+    there = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "two/base")
+    names = [there.config.id2label[i] for i in range(2)]
+    again = peft.PeftModel.from_pretrained(there, tmp_path / "two/adapter").eval()
+    said = [dict(zip(names, row, strict=True)) for row in probabilities(again, tmp_path / "two/base", TEXTS)]
+    for theirs, answer in zip(said, load_finetuned(run).predict(text_table(TEXTS)), strict=True):
+        assert theirs == pytest.approx(answer["probabilities"], abs=1e-5)
+
+
 @pytest.fixture
 def language_model(tmp_path: Path) -> tuple[Path, Any]:
     """A Llama as a folder, and in hand."""

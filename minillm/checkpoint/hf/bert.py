@@ -34,7 +34,7 @@ def encoder(keys: Keys, **changed: Any) -> ModelConfig:
         "kind": "encoder",
         "vocab_size": keys.whole("vocab_size"),
         "context": keys.whole("max_position_embeddings"),
-        "num_layers": keys.whole("num_hidden_layers"),
+        "num_layers": keys.layers("num_hidden_layers"),
         "width": keys.whole("hidden_size"),
         "num_heads": keys.whole("num_attention_heads"),
         "mlp_width": keys.whole("intermediate_size"),

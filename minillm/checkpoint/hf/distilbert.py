@@ -28,7 +28,7 @@ def read(keys: Keys) -> ModelConfig:
         kind="encoder",
         vocab_size=keys.whole("vocab_size"),
         context=keys.whole("max_position_embeddings"),
-        num_layers=keys.whole("n_layers"),
+        num_layers=keys.layers("n_layers"),
         width=keys.whole("dim"),
         num_heads=keys.whole("n_heads"),
         mlp_width=keys.whole("hidden_dim"),

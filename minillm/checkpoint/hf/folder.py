@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minillm.checkpoint import files
-from minillm.checkpoint.hf.entries import read_entries, unread_rows
+from minillm.checkpoint.hf.entries import Entry, read_entries, unread_rows
 from minillm.checkpoint.hf.families import FAMILIES
 from minillm.checkpoint.hf.family import Family, Purpose
 from minillm.checkpoint.hf.keys import Keys
@@ -80,7 +80,7 @@ class ModelFolder:
             name.removeprefix(self.prefix): rows for name, rows in unread_rows(self._entries(), self.tensors).items()
         }
 
-    def _entries(self) -> list:
+    def _entries(self) -> list[Entry]:
         return self.family.entries(self.model, self.purpose, prefix=self.prefix)
 
     def task(self) -> dict[str, Any]:
@@ -92,11 +92,10 @@ class ModelFolder:
         head, keys = self.family.task_heads[self.purpose], self.keys
         table: dict[str, Any] = {"layer": head.layer, "bias": head.bias}
         table["dropout"] = keys.share(self.family.dropout_key, self.model.dropout)
-        if head.pooling:
-            choices = {word: word for word in head.pooling}
-            table["pooling"] = (
-                keys.choice("classifier_pooling", choices, head.pooling[0]) if len(choices) > 1 else head.pooling[0]
-            )
+        if len(head.pooling) == 1:
+            table["pooling"] = head.pooling[0]
+        elif head.pooling:
+            table["pooling"] = keys.choice("classifier_pooling", {word: word for word in head.pooling}, head.pooling[0])
         return table
 
 

@@ -31,7 +31,7 @@ def read(keys: Keys) -> ModelConfig:
         kind="decoder",
         vocab_size=keys.whole("vocab_size"),
         context=keys.whole("n_positions"),
-        num_layers=keys.whole("n_layer"),
+        num_layers=keys.layers("n_layer"),
         width=width,
         num_heads=keys.whole("n_head"),
         mlp_width=keys.whole("n_inner", None) or 4 * width,

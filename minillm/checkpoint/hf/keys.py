@@ -17,6 +17,7 @@ from minillm.errors import InputError
 
 REQUIRED = object()
 LARGEST = 2**31  # of any whole number: a damaged file shall not ask for more memory than there is
+MOST_LAYERS = 10_000
 
 # Keys that change no number of a forward pass: names, ids for the tokenizer and generation, training, bookkeeping.
 MEANINGLESS = frozenset(
@@ -72,6 +73,13 @@ class Keys:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value < LARGEST:
             self.wrong(name, f"a whole number from {least} to {LARGEST - 1}")
         return value
+
+    def layers(self, name: str) -> int:
+        """Return the number of layers, of which lists are made."""
+        count = self.whole(name)
+        if count > MOST_LAYERS:
+            self.wrong(name, f"at most {MOST_LAYERS:,}")
+        return count
 
     def fraction(self, name: str, default: Any = REQUIRED) -> float:
         """Return a number, 0 or more."""

@@ -39,7 +39,7 @@ def decoder(keys: Keys, **changed: Any) -> ModelConfig:
         "kind": "decoder",
         "vocab_size": keys.whole("vocab_size"),
         "context": keys.whole("max_position_embeddings"),
-        "num_layers": keys.whole("num_hidden_layers"),
+        "num_layers": keys.layers("num_hidden_layers"),
         "width": keys.whole("hidden_size"),
         "num_heads": keys.whole("num_attention_heads"),
         "num_kv_heads": keys.whole("num_key_value_heads", None),
@@ -107,12 +107,14 @@ def write_mistral(model: ModelConfig) -> dict[str, Any]:
 def read_qwen3(keys: Keys) -> ModelConfig:
     """Return the configuration that Qwen-3's settings describe."""
     keys.only("attention_bias", False)
-    layers, width = keys.whole("num_hidden_layers"), keys.whole("sliding_window", 4096)
+    layers, width = keys.layers("num_hidden_layers"), keys.whole("sliding_window", 4096)
     sliding, first = keys.flag("use_sliding_window", False), keys.whole("max_window_layers", 28, least=0)
     words = keys.words("layer_types")
     if words is None:
         words = ["sliding_attention" if sliding and n >= first else "full_attention" for n in range(layers)]
     every = alternation(keys, words, layers)
+    if every != 1 and not sliding:
+        keys.refuse("use_sliding_window", "layer_types has layers with a window")
     window = None if every == 1 else width
     return decoder(keys, qk_norm=True, head_width=keys.whole("head_dim", 128), window=window, global_every=every)
 

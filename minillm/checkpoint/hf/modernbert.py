@@ -38,7 +38,7 @@ def read(keys: Keys) -> ModelConfig:
     keys.choice("classifier_pooling", {"cls": "cls", "mean": "mean"}, "cls")  # read with the head
     for name in ("embedding_dropout", "classifier_dropout"):
         keys.share(name, 0.0)
-    layers = keys.whole("num_hidden_layers")
+    layers = keys.layers("num_hidden_layers")
     usual = keys.whole("global_attn_every_n_layers", 3)
     words = keys.words("layer_types") or [SLIDING if n % usual else FULL for n in range(layers)]
     every = alternation(keys, words, layers)

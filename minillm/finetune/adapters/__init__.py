@@ -6,6 +6,7 @@
     lora.py  dora.py  adalora.py  bottleneck.py  prefix.py  ia3.py  bitfit.py      a kind each
     attach.py      attach, set_active, merge, unmerge, detach
     files.py       save, load
+    peft/          the same in the format of the PEFT library
 
 Read next: `config.py`.
 """

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from minillm.model.config import ModelConfig
+from minillm.model.init import Undrawn
 from minillm.model.transformer import Decoder, Encoder, build_model
 
 L, C, STD = 8, 64, 0.05
@@ -88,3 +89,20 @@ def test_tied_weights_are_one() -> None:
     tied, own = make(), make(tied_embeddings=False)
     assert tied.output_weight is tied.embeddings.tokens.weight
     assert own.output_weight is not own.embeddings.tokens.weight
+
+
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rotary", "alibi"])
+def test_undrawn_models_have_all_but_their_weights(position: Any) -> None:
+    """Tables that are no parameters are made, and PyTorch's random state stays as it was."""
+    config = ModelConfig(vocab_size=11, context=8, num_layers=2, width=8, num_heads=2, position=position)
+    drawn = build_model(config)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with Undrawn():
+        model = build_model(config)
+    assert torch.equal(torch.rand(3), expected)
+    assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in drawn.named_parameters()}
+    tables = dict(model.named_buffers())
+    assert tables.keys() == dict(drawn.named_buffers()).keys()
+    assert all(torch.equal(tables[name], table) for name, table in drawn.named_buffers())

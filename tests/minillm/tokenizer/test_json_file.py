@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minillm.errors import InputError
+from minillm.fill import tokens_with_holes
+from minillm.generate import TextStream
 from minillm.tokenizer.base import load_tokenizer
 from minillm.tokenizer.json_file import JsonTokenizer
 
@@ -189,3 +191,22 @@ def test_without_the_library(ours, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(InputError, match=r"pip install 'minillm\[hf\]'"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("family, before", [("wordpiece", "the"), ("byte level", " the")])
+def test_holes(ours, family, before):
+    """`fill` puts the symbol where a text says [MASK], whatever the symbol is called, and the space before it away."""
+    tokenizer = ours[family]
+    tokens, holes = tokens_with_holes(tokenizer, f"{before} [MASK] sat")
+    specials = tokenizer.specials
+    around = [specials.cls, *tokenizer.encode(before), specials.mask, *tokenizer.encode(" sat"), specials.sep]
+    assert tokens == around and [tokens[hole] for hole in holes] == [specials.mask]
+
+
+def test_text_is_streamed(ours):
+    """Token by token, the pieces add up to the text, and no character is cut."""
+    tokenizer = ours["byte level"]
+    text = " the cat 漢😀 sat"
+    stream = TextStream(tokenizer, [tokenizer.specials.bos])
+    shown = [stream.push(token) for token in tokenizer.encode(text)]
+    assert "".join([*shown, stream.finish()]) == text and "\ufffd" not in "".join(shown)

@@ -1,7 +1,7 @@
 """Every call that writes fails once, or for good, while a run saves: no state is lost, and the message names the file.
 
-The faults: a full disk, an input/output error, a refused renaming, a write that takes only a part, and one that lies
-(it says that it took all). Truth is the run that met no fault.
+The faults: a full disk, an input/output error, a refused call, a write that takes only a part and says so, and two that
+lie: of one only a part is on the disk, of the other other bytes are. Truth is the run that met no fault.
 """
 
 import errno
@@ -18,6 +18,7 @@ from minillm.training.progress import Progress
 
 WRITES = os.O_WRONLY | os.O_RDWR
 CALLS = ("open", "write", "fsync", "replace", "mkdir", "ftruncate", "save_file")
+QUIET = ("short", "cut", "lying")  # a part is taken, and said so; only a part is on the disk; other bytes are
 FAULTS = {"full": errno.ENOSPC, "broken": errno.EIO, "denied": errno.EACCES}
 
 
@@ -53,24 +54,35 @@ class Disk:
         return call
 
     def _fail(self, name, real, words, options):
-        if self.fault in ("short", "lying"):
-            if name == "write":
-                if self.fault == "lying" and "checkpoints" not in os.readlink(f"/proc/self/fd/{words[0]}"):
-                    return real(*words, **options)  # rows are not read back: a lie about them stays unseen
-                half = real(words[0], words[1][: max(1, len(words[1]) // 2)])
-                return half if self.fault == "short" else len(words[1])
-            result = real(*words, **options)
-            if name == "save_file" and self.fault == "lying":
-                size = os.stat(words[1]).st_size
-                with open(words[1], "r+b") as file:
-                    file.truncate(size - 8)
-            return result
+        if self.fault in QUIET:
+            return self._go_wrong(name, real, words, options)
         number = FAULTS[self.fault]
         if name == "save_file":  # the library's own writer: it leaves what it had written
             with open(words[1], "wb") as file:
                 file.write(b"half")
             raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
         raise OSError(number, os.strerror(number))
+
+    def _go_wrong(self, name, real, words, options):
+        """Do the call otherwise than asked, and say that it went well."""
+        if name == "write":
+            if self.fault != "short" and "checkpoints" not in os.readlink(f"/proc/self/fd/{words[0]}"):
+                return real(*words, **options)  # rows are not read back: a lie about them stays unseen
+            content = bytes(words[1])
+            if self.fault == "lying":
+                content = content[:-1] + bytes([content[-1] ^ 1])
+            else:
+                content = content[: max(1, len(content) // 2)]
+            done = real(words[0], content)
+            return done if self.fault == "short" else len(words[1])
+        result = real(*words, **options)
+        if name == "save_file" and self.fault != "short":
+            with open(words[1], "r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                last = file.read(1)
+                file.seek(-1, os.SEEK_END)
+                file.truncate() if self.fault == "cut" else file.write(bytes([last[0] ^ 1]))
+        return result
 
 
 def install_after_first_step(disk, monkeypatch):
@@ -133,14 +145,14 @@ def check_one_failing_call(make_trainer, calls, capsys, fault, sample):
     return hit
 
 
-@pytest.mark.parametrize("fault", ["full", "broken", "denied", "short", "lying"])
+@pytest.mark.parametrize("fault", ["full", "broken", "denied", *QUIET])
 def test_one_failing_call_changes_nothing_in_the_end(make_trainer, calls, capsys, fault):
     """A sample of the calls; all of them in the slow test."""
     check_one_failing_call(make_trainer, calls, capsys, fault, sample=17)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["full", "broken", "denied", "short", "lying"])
+@pytest.mark.parametrize("fault", ["full", "broken", "denied", *QUIET])
 def test_every_single_failing_call_changes_nothing_in_the_end(make_trainer, calls, capsys, fault):
     hit = check_one_failing_call(make_trainer, calls, capsys, fault, sample=1)
     assert hit >= {"open", "write", "fsync", "replace", "mkdir", "save_file"}
@@ -160,7 +172,9 @@ def check_a_disk_that_fails_for_good(make_trainer, calls, capsys, fault, rule, s
             except InputError as error:
                 assert re.match(rf"cannot write {trainer.folder.path}/\S+: ", str(error)) and "\n" not in str(error)
                 safe = re.search(r"the checkpoint of step (\d+) is safe|no checkpoint was saved before", str(error))
-                assert safe and trainer.folder.steps()[-1:] == ([int(safe[1])] if safe[1] else []), str(error)
+                assert safe and (safe[1] is None or int(safe[1]) in trainer.folder.steps()), str(error)
+                # one more may stand there: it has its name, and only the flush of that name was refused
+                assert len([step for step in trainer.folder.steps() if step > int(safe[1] or 0)]) <= 1
             else:  # all was on the disk before: only a marker, a removal or a clock reading was refused
                 assert trainer.folder.steps()[-1] == 8
         later = small(make_trainer, name)

@@ -263,6 +263,25 @@ class TestFullDisk:
         monkeypatch.undo()
         self.check_whole(make_trainer, trainer, 4, through)
 
+    def test_the_last_row_is_refused_once(self, make_trainer, monkeypatch):
+        """The row of the last step waits when its checkpoint is due: it is tried again first, and the run ends well."""
+        through, trainer = make_trainer("through"), make_trainer("full")
+        through.fit()
+        real, refused = os.write, []
+
+        def refuse_a_row(descriptor, content):
+            if "metrics.csv" in os.readlink(f"/proc/self/fd/{descriptor}") and not refused:
+                refused.append(content)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(descriptor, content)
+
+        trainer.after_step.append(
+            lambda t: monkeypatch.setattr(os, "write", refuse_a_row) if t.state.step == 12 else None
+        )
+        assert trainer.fit().steps == 12 and refused
+        assert trainer.folder.metrics_path.read_bytes() == through.folder.metrics_path.read_bytes()
+        assert trainer.folder.load().step == 12
+
     def test_folder_that_is_gone(self, make_trainer, tmp_path):
         trainer = make_trainer()
         trainer.folder.checkpoints.rmdir()

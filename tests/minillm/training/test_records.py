@@ -1,5 +1,7 @@
 """The two CSV files: what is written is what is read, and a resumed run cuts them at its step."""
 
+import errno
+import os
 import struct
 
 import pytest
@@ -107,3 +109,33 @@ def test_a_row_that_a_full_disk_refuses_is_told_once(folder, file_size_limit):
             for step in range(1, 9):
                 records.metrics(**row(step))
     assert isinstance(error.value.__cause__, OSError) and error.value.__cause__.__context__ is None
+
+
+def test_a_row_that_was_cut_short_is_written_whole_when_there_is_room_again(folder, monkeypatch):
+    """The half of it that was written goes; it waits, and comes before the next one."""
+    told, real, calls = [], os.write, []
+
+    def half(descriptor, content):
+        calls.append(content)
+        if len(calls) == 2:
+            real(descriptor, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, content)
+
+    with Records(folder, step=0, on_failure=told.append) as records:
+        monkeypatch.setattr(os, "write", half)
+        records.metrics(**row(1))
+        records.metrics(**row(2))
+        assert read_columns(folder.metrics_path)["step"] == [1]
+        with pytest.raises(InputError, match="metrics.csv: No space left"):
+            records.sync()
+        records.metrics(**row(3))
+        records.sync()
+    assert read_columns(folder.metrics_path)["step"] == [1, 2, 3]
+    assert len(told) == 1 and "cannot write" in str(told[0]) and "no checkpoint was saved before" in str(told[0])
+
+
+def test_rows_of_a_file_with_other_columns_keep_theirs(folder):
+    """A run that was begun before there were z-scores goes on."""
+    folder.metrics_path.write_text("step,tokens,loss,learning_rate,grad_norm,valid_loss\n1,8,2,1,3,4\n2,8,2,1,3,\n")
+    assert cut(folder.metrics_path, METRICS, 1) == HEADER + "1,8,2,1,3,,,4\n"

@@ -331,7 +331,7 @@ def _ia3(
         parts = module.site.parts
         out, inputs = _weight(backbone, parts[0]).shape
         gain = module.tensors["ia3_l"]
-        scales_input = gain.shape[0] == 1 and gain.numel() != 1 or (1, inputs) == tuple(gain.shape) != (out, 1)
+        scales_input = tuple(gain.shape) == (1, inputs) != (out * len(parts), 1)
         if scales_input:
             given = dict.fromkeys(parts, module.tensor("ia3_l", 1, inputs)[0])
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -191,7 +192,7 @@ def test_a_model_of_ours_opens_there_as_the_family_that_it_is(settings, name, tm
     assert not any(information.values()), information
     tokens = torch.arange(3, 23)[None]
     assert far(there.eval()(tokens).logits, model.logits(tokens)) < CLOSE
-    assert len(made.notes) == config.pooler
+    assert any("pooler" in note for note in made.notes) == config.pooler
 
 
 def test_shards_go_out_and_come_in(peer, family, head, tmp_path) -> None:
@@ -219,16 +220,15 @@ def test_half_precision_is_read_as_float32(peer, family, head, dtype, tmp_path) 
     assert table.dtype == dtype and torch.equal(loaded.model.embeddings.tokens.weight, table.float())
 
 
-def test_every_setting_of_transformers_is_known(peer, family) -> None:
+def test_every_setting_of_transformers_is_known(peer, family, tmp_path) -> None:
     """What a default config.json of a family has is read, refused or known to mean nothing: no key is a stranger."""
     import transformers
 
-    there = peer(family)
-    settings = transformers.AutoConfig.for_model(family).to_dict() | json.loads(
-        (there.folder / "config.json").read_text()
-    )
-    (there.folder / "config.json").write_text(json.dumps(settings))
-    assert open_folder(there.folder).notes == ()
+    shutil.copytree(peer(family).folder, tmp_path / "theirs")
+    path = tmp_path / "theirs/config.json"
+    settings = transformers.AutoConfig.for_model(family).to_dict() | json.loads(path.read_text())
+    path.write_text(json.dumps(settings))
+    assert open_folder(tmp_path / "theirs").notes == ()
 
 
 LLAMA_KEYS = """hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim

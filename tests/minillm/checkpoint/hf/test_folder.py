@@ -245,6 +245,9 @@ REFUSED = [
     ("llama", {"max_position_embeddings": 2**31 - 1}, "max_position_embeddings"),
     ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types"),
     ("qwen3", {"attention_bias": True}, "attention_bias"),
+    ("qwen3", {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}, "use_sliding_window"),
+    ("qwen3", {"num_hidden_layers": 2**31 - 1, "layer_types": None}, "num_hidden_layers takes at most 10,000"),
+    ("modernbert", {"num_hidden_layers": 2**31 - 1, "layer_types": None}, "num_hidden_layers takes at most 10,000"),
     ("qwen3", {"use_sliding_window": True, "layer_types": None, "max_window_layers": 2}, "layer_types"),
 ]  # fmt: skip
 

@@ -21,24 +21,38 @@ from minillm.finetune.config import HeadConfig
 from minillm.finetune.heads import TextHead
 from minillm.model.transformer import build_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.* is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.* is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
+]
 TOKENS = torch.arange(2, 22).reshape(2, 10)
+SAVED = {  # what each family's classifier consists of
+    "bert": ["classifier", "pooler"],
+    "roberta": ["classifier"],
+    "distilbert": ["classifier", "pre_classifier"],
+    "modernbert": ["classifier", "head"],
+    "gpt2": ["score"],
+    "llama": ["score"],
+    "mistral": ["score"],
+    "qwen3": ["score"],
+}
 
 
 class Classifier(nn.Module):
-    """A backbone and a head for three labels that reads BERT's pooler."""
+    """A backbone and the family's own head for three labels."""
 
     def __init__(self, pair: Any) -> None:
         super().__init__()
-        config = dataclasses.replace(pair.config, head="none", head_bias=False)
+        config, wanted = dataclasses.replace(pair.config, head="none", head_bias=False), pair.family.task_heads
+        head: Any = wanted["classification"]
         self.backbone = build_model(config)
-        self.head = TextHead(HeadConfig(pooling="pooler"), config, outputs=3)
+        self.head = TextHead(HeadConfig(pooling=head.pooling[0], layer=head.layer, bias=head.bias), config, outputs=3)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.head(self.backbone(tokens), starts=None, lengths=None)
 
 
-@pytest.fixture(params=["bert", "roberta"])
+@pytest.fixture(params=SAVED)
 def both(request: pytest.FixtureRequest, pairs: Any) -> tuple[Any, Classifier, Any]:
     """A family, our classifier, and theirs with its weights."""
     pair = pairs(request.param)
@@ -48,6 +62,9 @@ def both(request: pytest.FixtureRequest, pairs: Any) -> tuple[Any, Classifier, A
         for parameter in ours.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.2)
     return pair, ours, pair.build("classification", ours, ours.backbone.config, num_labels=3)
+
+
+TARGETS = {"bert": "query", "roberta": "query", "distilbert": "q_lin", "modernbert": "Wqkv", "gpt2": "c_attn"}
 
 
 def stir(model: nn.Module) -> None:
@@ -73,7 +90,7 @@ def test_ours_in_peft(both: Any, same: Any, tmp_path: Path) -> None:
     same(logits(PeftModel.from_pretrained(theirs, tmp_path)), wanted)
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     assert settings["task_type"] == "SEQ_CLS"
-    assert settings["modules_to_save"] == (["classifier", "pooler"] if pair.family.title == "BERT" else ["classifier"])
+    assert settings["modules_to_save"] == SAVED[pair.family.model_type]
     stir(ours.head)
     detach(ours)
     load_peft(ours, tmp_path, family=pair.family, purpose="classification")
@@ -83,8 +100,9 @@ def test_ours_in_peft(both: Any, same: Any, tmp_path: Path) -> None:
 def test_theirs_here(both: Any, same: Any, tmp_path: Path) -> None:
     """What PEFT saves of a classifier is loaded, the pooler where it was saved."""
     pair, ours, theirs = both
-    saved = ["classifier", "pooler"] if pair.family.title == "BERT" else ["classifier"]
-    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], modules_to_save=saved)
+    first = TARGETS.get(pair.family.model_type, "q_proj")
+    saved = SAVED[pair.family.model_type]
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=[first], modules_to_save=saved)
     trained = get_peft_model(theirs, config).eval()
     stir(trained)
     trained.save_pretrained(str(tmp_path))
@@ -92,6 +110,7 @@ def test_theirs_here(both: Any, same: Any, tmp_path: Path) -> None:
     same(logits(ours), logits(trained))
 
 
+@pytest.mark.parametrize("both", ["bert", "roberta"], indirect=True)
 def test_another_head(both: Any) -> None:
     """A head that their class has not is named."""
     pair, ours, _ = both
@@ -101,14 +120,11 @@ def test_another_head(both: Any) -> None:
         save_peft(ours, Path("nowhere"), family=pair.family, purpose="classification")
 
 
+@pytest.mark.parametrize("both", ["bert"], indirect=True)
 def test_a_pooler_that_was_not_saved(both: Any, tmp_path: Path) -> None:
     """PEFT leaves BERT's pooler out unless told, so the head would be another one: it is missed by name."""
     pair, ours, theirs = both
-    if pair.family.title != "BERT":
-        theirs.classifier = nn.Module()  # RoBERTa's head is one module, saved whole or not at all
-        config = peft.LoraConfig(target_modules=["query"])
-    else:
-        config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"])
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"])
     get_peft_model(theirs, config).save_pretrained(str(tmp_path))
-    with pytest.raises(InputError, match="has no tensor (bert.pooler|classifier).dense.weight"):
+    with pytest.raises(InputError, match="has no tensor bert.pooler.dense.weight"):
         load_peft(ours, tmp_path, family=pair.family, purpose="classification")
