@@ -25,6 +25,8 @@ Read next: `philox_tiles.py`, the same in a kernel; then `dropout/__init__.py`.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 
 import torch
@@ -45,16 +47,19 @@ def philox(
     """Return the four words that ten rounds make of `counter` under `key`, each int64 in [0, 2^32).
 
     Args:
-        counter: four int64 tensors of one shape with values in [0, 2^32).
+        counter: four int64 tensors, with values in [0, 2^32), that broadcast; the words have their common shape.
         key: two words in [0, 2^32), ints or 0-dim int64 tensors.
+
+    Cost: 100 operations on tensors of the common shape, and less where the counters are smaller: of a column of rows
+        and a row of blocks the first two rounds are almost free.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_NUM_ROUNDS):
         product_a, product_b = c0 * _ROUND_A, c2 * _ROUND_B
         # (1); `>>` copies the sign bit into the upper half and c1, c3 keep theirs: the mask at the end clears both
-        c0 = (product_b >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK)
-        c2 = (product_a >> 32).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
+        c0 = ((product_b >> 32) ^ c1).bitwise_xor_(k0).bitwise_and_(_MASK)
+        c2 = ((product_a >> 32) ^ c3).bitwise_xor_(k1).bitwise_and_(_MASK)
         c1, c3 = product_b, product_a
         k0, k1 = (k0 + _KEY_A) & _MASK, (k1 + _KEY_B) & _MASK  # (2)
     return c0, c1 & _MASK, c2, c3 & _MASK
@@ -72,11 +77,11 @@ def uniform(seed: int | Tensor, shape: tuple[int, ...], device: torch.device | s
     Cost: about 25 integer operations an element.
 
     >>> uniform(7, (2, 3))
-    tensor([[0.0908, 0.8709, 0.9062],
-            [0.1303, 0.1921, 0.9393]])
+    tensor([[0.0908, 0.4997, 0.2284],
+            [0.9901, 0.3435, 0.6224]])
     """
     rows, columns, blocks = _extents(shape)
-    numbers = torch.stack([_number(word) for word in _words(seed, 0, rows * blocks, blocks, device)], -1)
+    numbers = torch.stack([_number(word) for word in _words(seed, (0, rows), (0, blocks), device)], -1)
     return numbers.view(rows, blocks * _WORDS)[:, :columns].reshape(shape)
 
 
@@ -93,19 +98,37 @@ def keep(shape: tuple[int, ...], p: float, seed: int | Tensor, device: torch.dev
     Cost: on a CPU it runs a chunk at a time, so that the words stay in the cache.
 
     >>> keep((2, 3), 0.4, 7, "cpu")
-    tensor([[False,  True,  True],
-            [False, False,  True]])
+    tensor([[False,  True, False],
+            [ True, False,  True]])
     """
     if torch.device(device).type != "cpu" or torch.compiler.is_compiling():
         return uniform(seed, shape, device) >= p
     rows, columns, blocks = _extents(shape)
-    kept = torch.empty(rows * blocks, _WORDS, dtype=torch.bool)
+    kept = torch.empty(rows, blocks, _WORDS, dtype=torch.bool)
+    least = _least(p)
     chunk = _CHUNK * torch.get_num_threads()
-    for start in range(0, rows * blocks, chunk):
-        stop = min(start + chunk, rows * blocks)
-        for number, word in enumerate(_words(seed, start, stop, blocks, device)):
-            torch.ge(_number(word), p, out=kept[start:stop, number])
+    wide, high = min(max(blocks, 1), chunk), max(1, chunk // max(blocks, 1))  # of a chunk: blocks in a row, and rows
+    for row, block in itertools.product(range(0, rows, high), range(0, blocks, wide)):
+        here = kept[row : row + high, block : block + wide]
+        words = _words(seed, (row, row + here.shape[0]), (block, block + here.shape[1]), device)
+        for number, word in enumerate(words):  # a word beyond 2^31 is read as a negative number, and -x - 1 taken
+            torch.logical_and(word >= least, word < 2**32 - least, out=here[..., number])
     return kept.view(rows, blocks * _WORDS)[:, :columns].reshape(shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _least(p: float) -> int:
+    """Return the least integer in [0, 2^31] whose number, as `_number` makes it, is not below p in float32.
+
+    Comparing words with it saves turning them into numbers, and is the same comparison: numbers do not fall as the
+    integers grow.
+    """
+    below, least = -1, 2**31  # the first is below p, the second is not
+    while least - below > 1:
+        middle = (below + least) // 2
+        reached = bool(_number(torch.tensor([middle])) >= p) if middle < 2**31 else True
+        below, least = (below, middle) if reached else (middle, least)
+    return least
 
 
 def _extents(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -114,11 +137,13 @@ def _extents(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return math.prod(shape[:-1]), columns, -(-columns // _WORDS)
 
 
-def _words(seed: int | Tensor, start: int, stop: int, blocks: int, device: torch.device | str) -> tuple[Tensor, ...]:
-    """Return the four words of blocks start .. stop - 1, counted row by row, each (stop - start,) int64."""
-    place = torch.arange(start, stop, device=device)
-    row = place.div(max(blocks, 1), rounding_mode="floor")
-    counter = (place - row * blocks, torch.zeros_like(place), row & _MASK, row >> 32)
+def _words(
+    seed: int | Tensor, rows: tuple[int, int], blocks: tuple[int, int], device: torch.device | str
+) -> tuple[Tensor, ...]:
+    """Return the four words of blocks first .. last - 1 of rows first .. last - 1, each (rows, blocks) int64."""
+    row = torch.arange(*rows, device=device)[:, None]
+    block = torch.arange(*blocks, device=device)[None, :]
+    counter = (block, torch.zeros_like(block), row & _MASK, row >> 32)
     return philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
 
 

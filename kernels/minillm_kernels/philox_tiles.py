@@ -18,7 +18,7 @@ def _numbers(seed, row, block):
     """Return the four numbers in [0, 1) of each block: (..., 2, 2), where `row` and `block` broadcast to (...)."""
     row, block = tl.broadcast(row.to(tl.int64), block.to(tl.int64))  # pyright: ignore[reportGeneralTypeIssues]
     low, high = (row & 0xFFFFFFFF).to(tl.uint32), (row >> 32).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(seed, block.to(tl.uint32), low * 0, low, high)
+    w0, w1, w2, w3 = tl.philox(seed, block.to(tl.uint32), low * 0, low, high)  # pyright: ignore[reportGeneralTypeIssues]
     return tl.uint_to_uniform_float(tl.join(tl.join(w0, w2), tl.join(w1, w3)))
 
 

@@ -108,7 +108,20 @@ def test_neighbours_in_a_block_know_nothing_of_each_other():
     assert correlation.abs().max() < 0.025
 
 
-@pytest.mark.parametrize("shape", [(1,), (), (3, 7, 11), (0, 5), (2, 300_000)], ids=str)
+SHAPES = [(1,), (), (3, 7, 11), (0, 5), (5, 0), (2, 300_000), (1, 600_001), (40_000, 9)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_keep_is_where_the_number_is_not_below_p(shape):
-    """Also past one chunk, which is some 130,000 elements a thread."""
+    """Also past one chunk, which is some 130,000 elements a thread, of long rows and of many."""
     assert torch.equal(philox.keep(shape, 0.3, 5, "cpu"), philox.uniform(5, shape) >= 0.3)
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-12, 2**-24, 0.1, 1 / 3, 0.5, 0.75, 0.9999999, 1 - 2**-30])
+def test_words_are_compared_as_numbers_are(p):
+    """At the least integer itself and around it, and at its mirror beyond 2**31."""
+    least = philox._least(p)
+    near = [word for word in range(least - 3, least + 4) if 0 <= word < 2**31]
+    words = torch.tensor([*near, *(2**32 - 1 - word for word in near)])
+    kept = (words >= least) & (words < 2**32 - least)
+    assert torch.equal(kept, philox._number(words) >= p)

@@ -34,7 +34,7 @@ def dropout(x: Tensor, p: float, seed: int | Tensor | None) -> Tensor:
 
     >>> import torch
     >>> dropout(torch.ones(4), 0.5, seed=3)
-    tensor([0., 2., 0., 0.])
+    tensor([0., 0., 2., 0.])
     """
     checks.floating("x", x)
     checks.dropout(p, seed)
