@@ -15,6 +15,7 @@ from typing import TextIO
 
 from minillm.config import nearest
 from minillm.errors import InputError, SaidElsewhere, Stopped, disk_trouble
+from minillm.training.distributed_config import is_launched
 
 COMMANDS = {  # name -> what it does, in the order in which a newcomer meets them
     "pretrain": "train an encoder or decoder on text; also resumes a run",
@@ -53,6 +54,9 @@ def usage() -> str:
 def main(argv: Sequence[str]) -> int:
     """Run one command and return the exit status: 0 done, 2 the input is wrong, 130 or 143 stopped by a signal.
 
+    Of several processes one that a signal has stopped returns 0: any other status is a failure to torchrun, which
+    --max-restarts answers by starting the run again.
+
     Args:
         argv: the words after `minillm`.
 
@@ -68,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"minillm: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except Stopped as stop:  # all is said already
-        return stop.status
+        return 0 if is_launched() else stop.status
     except BrokenPipeError:  # the reader went away (`| head`): nothing is wrong
         _settle(sys.stdout)
         _settle(sys.stderr)

@@ -146,7 +146,7 @@ class Trainer:
             with (
                 self.folder.held() if self.processes.is_first else nullcontext(),
                 deterministic(self.train.deterministic),
-                Interrupt() as interrupt,
+                Interrupt(repeated=self.processes.gathers) as interrupt,
                 self._records() as records,
                 self.saver,
             ):
@@ -165,6 +165,7 @@ class Trainer:
                     self.saver.forget()
                     self.save(records)
                 self.saver.finish()
+                self.processes.largest(0)  # nobody ends before the last write: torchrun would end the others then
         finally:
             self.progress.stop()
             self.model.train(was_training)
@@ -188,7 +189,9 @@ class Trainer:
     def _asked_to_stop(self, interrupt: Interrupt) -> int:
         """Return the number of the signal that asked this process, or another one, to stop before the next step."""
         self.processes.at("beginning", self.state.step + 1)
-        return self.processes.largest(interrupt.asked or 0)
+        if number := self.processes.largest(interrupt.asked or 0):
+            interrupt.ask(number)
+        return number
 
     def averaged(self) -> AbstractContextManager[None]:
         """Return a block in which the model has the weights by which it is judged: their means, where there are any."""

@@ -14,6 +14,7 @@ from minillm.checkpoint.native import read_tensors
 from minillm.errors import InputError
 from minillm.training.config import OptimConfig, TrainConfig
 from minillm.training.failures import memory_explained
+from minillm.training.interrupt import SIGNALS, Interrupt
 from minillm.training.progress import Progress
 
 
@@ -82,6 +83,26 @@ class TestInterrupt:
             trainer.after_step.append(hook)
             trainer.fit()
             assert signal.getsignal(signal.SIGINT) is before
+
+    def test_of_several_processes_none_minds_a_second_one_even_afterwards(self, pythons_own_handler):
+        """torchrun sends SIGTERM to those that still save; its end is SIGKILL."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        try:
+            with Interrupt(repeated=True) as interrupt:
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+                    signal.raise_signal(number)
+            assert interrupt.asked == signal.SIGINT
+            for number in SIGNALS:
+                signal.raise_signal(number)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def test_of_several_processes_that_none_asked_all_handlers_are_back(self):
+        before = [signal.getsignal(number) for number in SIGNALS]
+        with Interrupt(repeated=True):
+            pass
+        assert [signal.getsignal(number) for number in SIGNALS] == before
 
     def test_training_outside_the_main_thread_works(self, make_trainer):
         trainer = make_trainer(max_steps=2)
