@@ -112,6 +112,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]], names: Iterable[str] | None = None) -> None:
     """Raise Damaged unless files are as a manifest says: first their sizes, which costs nothing, then their SHA-256.
 
+    A file of tensors that is not listed is damage too, where all files are looked at: an optimiser that is cut into
+    shards is read from all that lie there.
+
     Args:
         folder: of the checkpoint.
         listed: the manifest's "files".
@@ -120,6 +123,10 @@ def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]], names: It
     Cost: reads each of them once.
     """
     wanted = list(listed) if names is None else list(names)
+    if names is None:
+        strangers = sorted(path for path in folder.glob("*.safetensors") if path.name not in listed)
+        if strangers:
+            raise Damaged(f"{strangers[0]} is no file of this checkpoint: {MANIFEST} does not list it")
     for check in (_check_size, _check_digest):
         for name in wanted:
             path = folder / name

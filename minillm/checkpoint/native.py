@@ -48,11 +48,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, named: Path | No
             back = load_file(path)
         except SafetensorError as error:  # such as a write that was cut short and said nothing
             raise OSError(errno.EIO, "what is on the disk is no whole safetensors file") from error
-        if back.keys() != given.keys() or not all(_same_bits(back[name], given[name]) for name in given):
+        if back.keys() != given.keys() or not all(same_bits(back[name], given[name]) for name in given):
             raise OSError(errno.EIO, "what is on the disk differs from what was written")
 
 
-def _same_bits(one: Tensor, two: Tensor) -> bool:
+def same_bits(one: Tensor, two: Tensor) -> bool:
     """Return whether two tensors on the CPU are the same bit for bit, NaN and signed zero included."""
     if one.dtype != two.dtype or one.shape != two.shape:
         return False

@@ -5,7 +5,8 @@ by four processes goes on with two, or alone.
 
 Sharded files: each process writes its share through torch.distributed.checkpoint, as safetensors whose headers say
 where in the whole tensor a part lies. PyTorch's usual storage keeps that in a pickled file, which would have to be
-trusted; nothing here is ever unpickled. `read_shards` fills tensors that are spread in any other way.
+trusted; nothing here is ever unpickled. Each process reads back what it wrote (`shard_writer.py`). `read_shards` fills
+tensors that are spread in any other way.
 
 Read next: `run_folder.py`.
 """
@@ -68,14 +69,17 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         folder: empty, on a file system that all processes see.
         tensors: by name, whole ones among them, which one process writes.
     Raises:
-        InputError: on all processes, where one of them could not write.
+        InputError: on all processes, where one of them could not write, or read back something else.
+
+    Cost: each process writes its share, flushes it and reads it again.
     """
     from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
+    from minillm.checkpoint.shard_writer import ShardWriter  # takes long to import, which only sharded runs need
+
     try:
-        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        save(dict(tensors), storage_writer=ShardWriter(folder))
     except CheckpointException as error:
         for cause, _ in error.failures.values():
             if isinstance(cause, OSError | SafetensorError):

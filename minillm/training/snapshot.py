@@ -17,7 +17,7 @@ from minillm.checkpoint.files import explained
 from minillm.checkpoint.native import put_by_name, put_tensors, tensors_of
 from minillm.checkpoint.run_folder import Checkpoint, RunFolder
 from minillm.checkpoint.sharded import write_shards
-from minillm.errors import InputError
+from minillm.errors import InputError, SaidElsewhere
 from minillm.training.config import TrainConfig
 from minillm.training.optim import optimiser_tensors, put_optimiser_tensors
 from minillm.training.random_state import put_random_tensors, random_tensors
@@ -84,7 +84,7 @@ def take(trainer: Trainer) -> Snapshot:
         model=copies(tensors_of(trainer.model) | ({} if ema is None else ema.tensors()), keep=keep),
         optimiser=copies(slots, keep=keep),
         shards=shards,
-        random=random_tensors(trainer.device),
+        random=random_tensors(trainer.device),  # of the first process; all take it over
         unaveraged=None if ema is None else copies(ema.weights(), keep=keep),
         config=trainer.model.config,
         state=trainer.state.table() | more,
@@ -97,24 +97,36 @@ def _written(slots: Mapping[str, Tensor], trainer: Trainer) -> Path:
     """Let each process write its share of the optimiser's tensors, and return the folder.
 
     Raises:
-        InputError: one of them could not.
+        InputError: on all of them alike, where one could not: a write that failed is no reason to end the run.
     """
-    place = trainer.folder.shards_of(trainer.state.step)
-
-    def make_room() -> None:
-        with explained(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir()
-
-    trainer.processes.first_then_rest(make_room, lambda: None)
+    place, first = trainer.folder.shards_of(trainer.state.step), trainer.processes.is_first
+    refused: InputError | None = None
+    try:
+        if first:
+            _make_room(place)
+    except InputError as error:
+        refused = error
+    if trainer.processes.largest(refused is not None):
+        raise refused or SaidElsewhere(f"the first process could not make {place}")
     try:
         write_shards(place, slots)
     except InputError:
-        if trainer.processes.is_first:
+        if first:
             shutil.rmtree(place, ignore_errors=True)
         raise
     return place
+
+
+def _make_room(place: Path) -> None:
+    """Make an empty folder for shares.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    with explained(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
 
 
 def put(trainer: Trainer, checkpoint: Checkpoint) -> None:

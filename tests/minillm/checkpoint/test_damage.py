@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from minillm.checkpoint import manifest
 from minillm.checkpoint.manifest import MANIFEST, Damaged, check_files, read_manifest, renew_manifest, write_manifest
 from minillm.checkpoint.run_folder import RunFolder
+from minillm.checkpoint.sharded import write_shards
 from minillm.config import setting
 from minillm.errors import InputError
 from minillm.training.random_state import random_tensors
@@ -25,6 +27,7 @@ FILES = (
     "state.json",
     MANIFEST,
 )
+SHARDS = ("optimiser.00001.safetensors", "optimiser.00002.safetensors")
 SAMPLES = 24  # places a file; the first and the last byte are always among them
 
 
@@ -40,6 +43,32 @@ def saved(tmp_path_factory):
         random_states = random_tensors(torch.device("cpu"))
         folder.save(step, tensors, CONFIG, slots, state, True, unaveraged=tensors, random=random_states, keep=9)
     return folder
+
+
+@pytest.fixture(scope="module")
+def saved_in_shards(tmp_path_factory):
+    """A run with two checkpoints whose optimiser lies in two files, as two processes write it."""
+    folder = RunFolder(tmp_path_factory.mktemp("saved") / "run")
+    folder.create()
+    for step in (2, 4):
+        place, other = folder.shards_of(step), tmp_path_factory.mktemp("other")
+        place.mkdir()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that one process is alone
+            write_shards(place, {"exp_avg.weight": torch.randn(9, 5)})
+            write_shards(other, {"exp_avg.bias": torch.randn(5)})
+        (path,) = other.iterdir()
+        path.rename(place / path.name.replace("shard-00001", "shard-00002"))
+        tensors = {"weight": torch.randn(9, 5), "bias": torch.randn(5)}
+        folder.save(step, tensors, CONFIG, {}, {"step": step}, True, keep=9, shards=place)
+    return folder
+
+
+@pytest.fixture
+def sharded(saved_in_shards, tmp_path):
+    """A copy of it to damage."""
+    shutil.copytree(saved_in_shards.path, tmp_path / "sharded")
+    return RunFolder(tmp_path / "sharded")
 
 
 @pytest.fixture
@@ -64,6 +93,15 @@ def damages(content):
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_damage_is_named(folder, name, capsys):
+    check_every_damage(folder, name, capsys)
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_every_damage_of_a_shard_is_named(sharded, name, capsys):
+    check_every_damage(sharded, name, capsys)
+
+
+def check_every_damage(folder, name, capsys):
     """Asked for by its number: an error with the file's name. Asked for as the latest: the other one, said aloud."""
     path = folder.folder_of(4) / name
     content = path.read_bytes()
@@ -89,6 +127,24 @@ def test_a_file_that_is_gone(folder, name, capsys):
     with pytest.raises(InputError, match=f"{name} is missing; .*use another checkpoint"):
         folder.load(4)
     assert folder.load().step == 2 and f"{name} is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_a_shard_that_is_gone(sharded, name, capsys):
+    (sharded.folder_of(4) / name).unlink()
+    assert sharded.load().step == 2 and f"{name} is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["folder", "sharded"], ids=["beside-a-whole-one", "beside-others"])
+def test_a_shard_that_no_manifest_lists_is_not_read(request, sharded, kind, capsys):
+    """It is sound in itself, and of another course; it would be read in place of the optimiser, or with it."""
+    run = request.getfixturevalue(kind)
+    stray = run.folder_of(4) / "optimiser.00003.safetensors"
+    shutil.copy(sharded.folder_of(2) / SHARDS[0], stray)
+    with pytest.raises(InputError, match=f"{stray} is no file of this checkpoint: {MANIFEST} does not list it"):
+        run.load(4)
+    assert run.load().step == 2 and "takes its place" in capsys.readouterr().err
+    assert run.load(to_use=True).step == 4, "using the model reads no optimiser"
 
 
 def test_the_optimiser_may_be_damaged_for_who_only_uses_the_model(folder, capsys):

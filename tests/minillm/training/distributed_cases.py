@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -28,6 +29,7 @@ from minillm.objectives.masked_lm import MaskedLM
 from minillm.training.config import OptimConfig, TrainConfig
 from minillm.training.distributed import Processes
 from minillm.training.distributed_config import DistributedConfig
+from minillm.training.interrupt import SIGNALS
 from minillm.training.launch import joined
 from minillm.training.trainer import Trainer
 
@@ -50,6 +52,8 @@ class Case:
     model: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float64
     hold: str | None = None  # what rank 1 does at step 3: "sleep", "stop", "die", "fail", "full" or "mistake"
+    after: str | None = None  # the case that it goes on with, run before by as many processes
+    no_room_at: int | None = None  # the step at which the first process cannot make the folder for shares
 
 
 FSDP, HYBRID = {"strategy": "fsdp"}, {"strategy": "hybrid", "shard_size": 2}
@@ -80,7 +84,11 @@ CASES = {
     "sharded-rest": Case(kind="encoder", optim=STEADY, distributed=SHARDED, train=HALVES, model=DROPS),
     "half": Case(kind="encoder", optim=STEADY, distributed=FSDP, train=HALVES | {"max_steps": 3}, model=DROPS),
     "rest": Case(kind="encoder", optim=STEADY, distributed=FSDP, train=HALVES, model=DROPS),
+    "no-room": Case(distributed=SHARDED, no_room_at=2),
 }
+for kind in ("", "sharded-"):
+    CASES[f"{kind}unbroken"] = CASES[f"{kind}rest"]
+    CASES[f"{kind}resumed"] = dataclasses.replace(CASES[f"{kind}rest"], after=f"{kind}half")
 
 
 class Loader:
@@ -145,9 +153,14 @@ def trainer_of(case: Case, folder: RunFolder, processes: Processes) -> Trainer:
 def run(case: Case, path: Path, processes: Processes) -> None:
     """Take a case's steps, from the beginning or, where the folder has a checkpoint, from there."""
     folder = RunFolder(path)
+    if case.after is not None:
+        before = path.with_name(f"{case.after}.{processes.size}")
+        processes.first_then_rest(lambda: shutil.copytree(before, path), lambda: None)
     begun = bool(folder.steps())
     if processes.is_first and not begun:
         folder.create()
+        if case.no_room_at is not None:
+            folder.shards_of(case.no_room_at).touch()  # a file stands in its place
     trainer = trainer_of(case, folder, processes)
     if begun:
         trainer.resume()
@@ -167,6 +180,33 @@ def write_head_rule(path: Path, processes: Processes) -> None:
         path.write_text(json.dumps(table))
 
 
+def write_stop(path: Path, processes: Processes) -> None:
+    """Stop a run by a signal to rank 1, and write what each process sees when its `fit` has returned."""
+    folder = RunFolder(path)
+    if processes.is_first:
+        folder.create()
+    trainer = trainer_of(
+        dataclasses.replace(CASES["ddp"], train={"checkpoint_every": 0, "eval_every": 0}), folder, processes
+    )
+    save = RunFolder.save
+
+    def slow_save(*words: Any, **options: Any) -> Path:
+        time.sleep(1.0)
+        return save(*words, **options)
+
+    def signalled(trainer: Trainer) -> None:
+        if processes.rank == 1 and trainer.state.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    RunFolder.save = slow_save
+    trainer.after_step.append(signalled)
+    summary = trainer.fit()
+    RunFolder.save = save
+    ignored = all(signal.getsignal(number) == signal.SIG_IGN for number in SIGNALS)
+    table = {"step": summary.steps, "saved": folder.steps(), "signal": summary.signal, "ignored": ignored}
+    path.with_name(f"{path.name}.{processes.rank}.json").write_text(json.dumps(table))
+
+
 def main(out: Path, names: list[str]) -> None:
     """Take the steps of some cases as one of the processes that torchrun started."""
     torch.set_num_threads(1)
@@ -174,6 +214,10 @@ def main(out: Path, names: list[str]) -> None:
         if name == "head-rule":
             with joined(DistributedConfig(**FSDP), CPU) as processes:
                 write_head_rule(out / f"head-rule.{processes.size}.json", processes)
+            continue
+        if name == "stopped":
+            with joined(DistributedConfig(), CPU) as processes:
+                write_stop(out / f"stopped.{processes.size}", processes)
             continue
         case = CASES[name]
         try:

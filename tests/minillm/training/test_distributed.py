@@ -29,7 +29,8 @@ TRUTH = 1e-12  # float64: the largest difference allowed between two orders of s
 EVERY_SIZE = [pytest.param(2, id="2"), pytest.param(4, id="4", marks=pytest.mark.slow)]
 SPREAD = ["ddp", "ddp-masked-muon", "fsdp", "fsdp-masked-muon", "fsdp-recomputed", "fsdp-sgd", "float32-ddp"]
 SPREAD += ["float32-fsdp", "half", "rest", "sharded-half", "head-rule"]
-SPREAD += ["narrow-ddp", "narrow-fsdp"]
+SPREAD += ["narrow-ddp", "narrow-fsdp", "unbroken", "resumed", "sharded-unbroken", "sharded-resumed", "no-room"]
+SPREAD += ["stopped"]  # last: it leaves the process deaf to signals
 Launch = Callable[[int], Path]
 
 
@@ -128,6 +129,35 @@ def test_what_several_processes_saved_one_goes_on_with(launch, tmp_path, name, s
     else:
         assert shards == [f"optimiser.{rank:05d}.safetensors" for rank in range(1, size + 1)]
     assert_same(alone("rest", place), alone("rest", tmp_path / "truth"), TRUTH)
+
+
+@pytest.mark.parametrize("size", EVERY_SIZE)
+@pytest.mark.parametrize("kind", ["", "sharded-"], ids=["whole", "sharded"])
+def test_a_run_that_several_processes_stopped_and_resumed_is_the_unbroken_one_bit_for_bit(launch, kind, size):
+    """Steps 4 to 6 with dropout, masks, accumulation, Muon and a mean of the weights, from the checkpoint of step 3."""
+    unbroken, resumed = (RunFolder(launch(size) / f"{kind}{name}.{size}") for name in ("unbroken", "resumed"))
+    assert resumed.metrics_path.read_bytes() == unbroken.metrics_path.read_bytes()
+    assert len(list(unbroken.folder_of(6).glob("optimiser*"))) == (size if kind else 1)
+    assert (one := resumed.load()).state == (other := unbroken.load()).state and one.step == 6
+    for read in ("model_tensors", "unaveraged_tensors", "optimiser_tensors"):
+        mine, theirs = getattr(one, read)(), getattr(other, read)()
+        assert mine.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            assert torch.equal(mine[name], tensor), name
+
+
+@pytest.mark.parametrize("size", EVERY_SIZE)
+def test_a_folder_for_shares_that_cannot_be_made_costs_its_checkpoint_alone(launch, size):
+    run = RunFolder(launch(size) / f"no-room.{size}")
+    assert run.load().step == 6 and read_columns(run.metrics_path)["step"] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("size", EVERY_SIZE)
+def test_a_stop_ends_in_no_process_before_the_last_write(launch, size):
+    """torchrun ends the others when one process has ended with the status of a failure."""
+    for rank in range(size):
+        found = json.loads((launch(size) / f"stopped.{size}.{rank}.json").read_text())
+        assert found == {"step": 3, "saved": [3], "signal": 15, "ignored": True}, f"rank {rank}"
 
 
 @pytest.mark.slow
