@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
@@ -58,8 +59,10 @@ class ShardWriter(HuggingFaceStorageWriter):
                 offsets = json.loads(file.metadata()[OFFSETS])
                 for part in parts:
                     name, chunk = part.index.fqn, part.tensor_data and part.tensor_data.chunk
-                    same = same_bits(file.get_tensor(name), planner.resolve_data(part).cpu().contiguous())
-                    if chunk is None or offsets[name]["saved_offsets"] != list(chunk.offsets) or not same:
+                    given = planner.resolve_data(part)
+                    assert chunk is not None and isinstance(given, Tensor)  # an optimiser's slots are tensors
+                    same = same_bits(file.get_tensor(name), given.cpu().contiguous())
+                    if offsets[name]["saved_offsets"] != list(chunk.offsets) or not same:
                         raise OSError(errno.EIO, "what is on the disk differs from what was written", str(path))
         except (SafetensorError, ValueError, KeyError, TypeError) as error:  # of a header that is none
             raise OSError(errno.EIO, "what is on the disk is no whole safetensors file", str(path)) from error
