@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minillm.checkpoint import files
+from torch import Tensor
+
 from minillm.checkpoint.hf.entries import write_entries
 from minillm.checkpoint.hf.families import FAMILIES, family_of
 from minillm.checkpoint.hf.family import Family, Purpose
-from minillm.checkpoint.hf.folder import SHARD_BYTES, is_model_folder, write_folder
+from minillm.checkpoint.hf.folder import SHARD_BYTES, write_folder
 from minillm.checkpoint.hf.keys import MEANINGLESS
 from minillm.checkpoint.hf.llama_cpp import llama_cpp_notes
 from minillm.checkpoint.hf.origin import Origin
+from minillm.checkpoint.hf.replacing import check_free, model_obstacle
 from minillm.checkpoint.hf.tokenizer_files import tokenizer_files
 from minillm.checkpoint.native import tensors_of
 from minillm.checkpoint.run_folder import RunFolder
@@ -52,6 +54,39 @@ class Exported:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """A Hugging Face folder before it is written: all that can be refused has been by then.
+
+    settings: of config.json. tensors: by the file's names. others: further files by name. notes: as in `Exported`.
+    """
+
+    settings: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    others: Mapping[str, bytes]
+    notes: tuple[str, ...] = ()
+
+    def write(self, out: Path, *, shard_bytes: int) -> Exported:
+        """Write the folder, whole or not at all.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        write_folder(out, self.settings, self.tensors, self.others, shard_bytes=shard_bytes)
+        return self.exported(out)
+
+    def exported(self, out: Path) -> Exported:
+        """Return what there is to say of the folder."""
+        return Exported(
+            folder=out,
+            model_type=self.settings["model_type"],
+            architecture=self.settings["architectures"][0],
+            tensors=len(self.tensors),
+            parameters=sum(tensor.numel() for tensor in self.tensors.values()),
+            notes=self.notes,
+        )
+
+
 def export_run(
     run: Path,
     out: Path,
@@ -70,7 +105,7 @@ def export_run(
     """
     from minillm.finetune.predict import seed_folders
 
-    check_free(out, overwrite)
+    check_free(out, overwrite, model_obstacle)
     if seeds := seed_folders(run):
         raise InputError(f"{run} holds {len(seeds)} seeds of one run; export one of them, such as {seeds[0]}")
     whole = RunFolder(run).load(checkpoint_name(which)).model_config
@@ -113,7 +148,15 @@ def export_model(
     Raises:
         InputError: no family has such a model (what differs is named), or the folder cannot be written.
     """
-    check_free(out, overwrite)
+    check_free(out, overwrite, model_obstacle)
+    content = model_content(model, tokenizer=tokenizer, origin=origin, family=family)
+    return content.write(out, shard_bytes=shard_bytes)
+
+
+def model_content(
+    model: Transformer, *, tokenizer: Tokenizer | None, origin: Origin | None = None, family: str | None = None
+) -> Content:
+    """Return what `export_model` writes; arguments and errors as there."""
     purpose: Purpose = "hidden_states"
     if model.config.head != "none":
         purpose = "causal_lm" if model.config.kind == "decoder" else "masked_lm"
@@ -131,27 +174,7 @@ def export_model(
     notes += llama_cpp_notes(kind.model_type, config, tokenizer)
     settings = settings_for(kind, config, purpose, tokenizer=tokenizer, origin=origin)
     others = {} if tokenizer is None else tokenizer_files(tokenizer, model.config)
-    write_folder(out, settings, tensors, others, shard_bytes=shard_bytes)
-    return Exported(
-        folder=out,
-        model_type=kind.model_type,
-        architecture=settings["architectures"][0],
-        tensors=len(tensors),
-        parameters=sum(tensor.numel() for tensor in tensors.values()),
-        notes=tuple(notes),
-    )
-
-
-def check_free(out: Path, overwrite: bool) -> None:
-    """Raise InputError where something stands that an export must not replace."""
-    with files.explained(out):
-        if out.is_dir() and not any(out.iterdir()):
-            return
-    if not out.exists() or (overwrite and is_model_folder(out)):
-        return
-    if is_model_folder(out):
-        raise InputError(f"{out} already holds a model; choose another --out or add --overwrite")
-    raise InputError(f"{out} is not empty and holds no exported model; choose another --out")
+    return Content(settings=settings, tensors=tensors, others=others, notes=tuple(notes))
 
 
 def chosen_family(model: ModelConfig, asked: str | None, origin: Origin | None) -> Family:

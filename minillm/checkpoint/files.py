@@ -166,8 +166,8 @@ def new_folder(path: Path, *, safe: str = "") -> Iterator[Path]:
             draft.mkdir()
         yield draft
         with explained(path, safe):
-            for file in draft.iterdir():
-                sync_file(file)
+            for inside in draft.rglob("*"):
+                sync_folder(inside) if inside.is_dir() else sync_file(inside)
             sync_folder(draft)
             if path.exists():
                 remove_folder(path)

@@ -293,8 +293,31 @@ def write_folder(
 
     Args:
         path: where it goes; nothing may be there, or what `files.new_folder` shall replace.
+        The others as in `fill_folder`.
+    Raises:
+        InputError: it cannot be written.
+    """
+    with files.explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with files.new_folder(path) as draft:
+        fill_folder(draft, settings, tensors, others, shard_bytes=shard_bytes, named=path)
+
+
+def fill_folder(
+    draft: Path,
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    others: Mapping[str, bytes],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    named: Path,
+) -> None:
+    """Write the files of a folder into one that is there and empty.
+
+    Args:
         settings: of config.json. tensors: by the file's names. others: further files by name.
         shard_bytes: of one file; more makes several and an index. A larger tensor has a file of its own.
+        named: the folder as the user knows it.
     Raises:
         InputError: it cannot be written.
     """
@@ -306,15 +329,12 @@ def write_folder(
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         places = {name: file for file, part in zip(names, parts, strict=True) for name in part}
         texts[INDEX] = json.dumps({"metadata": {"total_size": size}, "weight_map": places}, indent=2) + "\n"
-    with files.explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with files.new_folder(path) as draft:
-        for name, part in zip(names, parts, strict=True):
-            write_tensors(draft / name, part, named=path / name)
-            (draft / name).chmod(0o644)  # safetensors makes it readable by its owner alone, and a server is another
-        for name, content in {**{n: t.encode() for n, t in texts.items()}, **others}.items():
-            with files.explained(path / name):
-                (draft / name).write_bytes(content)
+    for name, part in zip(names, parts, strict=True):
+        write_tensors(draft / name, part, named=named / name)
+        (draft / name).chmod(0o644)  # safetensors makes it readable by its owner alone, and a server is another
+    for name, content in {**{n: t.encode() for n, t in texts.items()}, **others}.items():
+        with files.explained(named / name):
+            (draft / name).write_bytes(content)
 
 
 def shards_of(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:

@@ -66,10 +66,18 @@ def save_peft(
     with files.explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with files.new_folder(folder) as draft:
-        write_tensors(draft / TENSORS, tensors, named=folder / TENSORS)
-        with files.explained(folder / CONFIG):
-            text = json.dumps(config | {"base_model_name_or_path": base or None}, indent=2, sort_keys=True)
-            (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
+        fill_adapter(draft, config | {"base_model_name_or_path": base or None}, tensors, named=folder)
+
+
+def fill_adapter(draft: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, named: Path) -> None:
+    """Write what `to_peft` gives into a folder that is there and empty; `named` as the user knows it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    write_tensors(draft / TENSORS, tensors, named=named / TENSORS)
+    with files.explained(named / CONFIG):
+        (draft / CONFIG).write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def to_peft(model: nn.Module, name: str, family: Family, purpose: Purpose) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -275,9 +275,9 @@ def test_an_export_does_not_replace_what_is_no_export(bert, tiny_runs, tmp_path,
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     words = ["export", str(tiny_runs["decoder"]), "--out"]
     assert main([*words, str(tmp_path / "mine"), "--overwrite"]) == 2
-    assert "is not empty and holds no exported model" in capsys.readouterr().err
+    assert "is not empty and holds no export to replace: it has no config.json" in capsys.readouterr().err
     assert main([*words, str(bert)]) == 2
-    assert "already holds a model; choose another --out or add --overwrite" in capsys.readouterr().err
+    assert "already holds an export; choose another --out or add --overwrite" in capsys.readouterr().err
     assert main([*words, str(bert), "--overwrite", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["architecture"] == "Qwen3ForCausalLM"
     assert (tmp_path / "mine/thesis.txt").exists()
