@@ -159,6 +159,20 @@ def test_what_is_refused(
     refused(["export", tmp_path / "bare", "--format", "peft"], "without an adapter", capsys, out)
 
 
+def test_an_adapter_without_the_pooler(classifier: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """PEFT saves none unless told to: the base's is taken, and the import says so."""
+    base = classifier[0]
+    model = transformers.BertForSequenceClassification.from_pretrained(base)
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)
+    trained = peft.get_peft_model(model, config).eval()
+    trained.save_pretrained(str(tmp_path / "plain"))
+    assert main(["import", str(tmp_path / "plain"), "--base", str(base), "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert f"has no bert.pooler.dense.weight, bert.pooler.dense.bias: taken from {base}" in said
+    wanted = torch.tensor(probabilities(trained, base, TEXTS))
+    torch.testing.assert_close(torch.tensor(ours(tmp_path / "run", TEXTS)), wanted, rtol=1e-4, atol=1e-5)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Return the bytes of all files below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

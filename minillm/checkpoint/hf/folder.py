@@ -35,6 +35,7 @@ from minillm.model.config import ModelConfig
 
 CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+OF_TRAINING = {"optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin", "rng_state.pth"}  # no weights
 SHARD_BYTES = 5 * 10**9  # as transformers does
 MOST_POSITIONS = 2**21  # of rotary tables, which are made when the model is
 
@@ -130,7 +131,7 @@ def open_folder(path: Path) -> ModelFolder:
     except ValueError as error:  # what a ModelConfig says of settings that do not go together
         raise InputError(f"{path / CONFIG}: {error}") from error
     keys.share(family.dropout_key, 0.0)
-    tensors = _renamed(map_tensors(path))
+    tensors = _renamed(path, map_tensors(path))
     if model.num_layers > len(tensors):
         raise InputError(f"{path / CONFIG} asks for {model.num_layers} layers, and there are {len(tensors)} tensors")
     if model.position == "rotary" and model.context > MOST_POSITIONS:
@@ -177,13 +178,20 @@ def _purpose(keys: Keys, family: Family) -> Purpose:
     return family.classes[names[0]]
 
 
-def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors with names of today: the first BERTs call a norm's weight and bias gamma and beta."""
+def _renamed(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with names of today: the first BERTs call a norm's weight and bias gamma and beta.
+
+    Raises:
+        InputError: a tensor is there under both names.
+    """
     ends = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
     def renamed(name: str) -> str:
         return next((name.removesuffix(old) + new for old, new in ends.items() if name.endswith(old)), name)
 
+    for name in tensors:
+        if renamed(name) != name and renamed(name) in tensors:
+            raise InputError(f"{path} has both {name} and {renamed(name)}, which are one; take out the one that is not")
     return {renamed(name): tensor for name, tensor in tensors.items()}
 
 
@@ -217,7 +225,8 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
         return _mapped(path / WHOLE)
     if (path / INDEX).is_file():
         return _shards(path)
-    pickled = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
+    names = {file.name for file in path.iterdir() if file.suffix in PICKLES} - OF_TRAINING
+    pickled = sorted(names, key=lambda name: (not name.startswith("pytorch_model"), name))
     if pickled:
         raise InputError(
             f"{path} has its weights as {pickled[0]}, a pickle: it can run any code when it is opened, and is not; "

@@ -153,6 +153,15 @@ def test_an_index_that_is_wrong(bert, places, hint) -> None:
         minillm.load(bert)
 
 
+def test_a_tensor_under_its_old_name_and_its_new_one(bert) -> None:
+    """Neither is taken: they may differ."""
+    tensors = load_file(bert / WHOLE)
+    tensors["bert.embeddings.LayerNorm.gamma"] = torch.full((32,), 7.0)
+    save_file(tensors, bert / WHOLE)
+    with pytest.raises(InputError, match=r"has both bert.embeddings.LayerNorm.gamma and bert.embeddings.LayerNorm.wei"):
+        minillm.load(bert)
+
+
 def test_an_index_in_order(peer, bert) -> None:
     """The same weights as from one file."""
     sharded(bert)
@@ -166,6 +175,20 @@ def test_a_pickle_is_not_opened(bert, name) -> None:
     (bert / WHOLE).unlink()
     (bert / name).write_bytes(b"\x80\x04cposix\nsystem\n(S'touch pwned'\ntR.")
     with pytest.raises(InputError, match=f"as {name}, a pickle.*from_pretrained.DIR..save_pretrained"):
+        minillm.load(bert)
+
+
+def test_pickles_of_a_training_run_are_not_taken_for_weights(bert) -> None:
+    """The weights are named, also where another pickle comes first; and they are missed where there are none."""
+    (bert / WHOLE).unlink()
+    for name in ("optimizer.pt", "training_args.bin", "scheduler.pt", "all.bin"):
+        (bert / name).write_bytes(b"x")
+    (bert / "pytorch_model-00001-of-00002.bin").write_bytes(b"x")
+    with pytest.raises(InputError, match="has its weights as pytorch_model-00001-of-00002.bin, a pickle"):
+        minillm.load(bert)
+    for name in ("pytorch_model-00001-of-00002.bin", "all.bin"):
+        (bert / name).unlink()
+    with pytest.raises(InputError, match=f"has no {WHOLE} and no {INDEX}"):
         minillm.load(bert)
 
 
@@ -246,9 +269,12 @@ REFUSED = [
     ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types"),
     ("qwen3", {"attention_bias": True}, "attention_bias"),
     ("qwen3", {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}, "use_sliding_window"),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": None} | {"layer_types": ["sliding_attention"] * 3},
+     "sliding_window = None"),
     ("qwen3", {"num_hidden_layers": 2**31 - 1, "layer_types": None}, "num_hidden_layers takes at most 10,000"),
     ("modernbert", {"num_hidden_layers": 2**31 - 1, "layer_types": None}, "num_hidden_layers takes at most 10,000"),
-    ("qwen3", {"use_sliding_window": True, "layer_types": None, "max_window_layers": 2}, "layer_types"),
+    ("qwen3", {"use_sliding_window": True, "layer_types": None, "sliding_window": 4} | {"max_window_layers": 2},
+     "layer_types"),
 ]  # fmt: skip
 
 
@@ -288,3 +314,12 @@ def test_a_run_that_no_family_has_is_refused_on_the_command_line(tiny_runs, tmp_
     assert main(["export", str(tiny_runs["encoder"]), "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "model.norm is rms_norm, not layer_norm" in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "-1", "0"])
+def test_files_of_no_size_are_refused(tiny_runs, tmp_path, capsys, size) -> None:
+    """One line; nothing is written."""
+    words = ["export", str(tiny_runs["decoder"]), "--out", str(tmp_path / "out"), f"--shard-gigabytes={size}"]
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--shard-gigabytes takes a number above 0, got" in line and not (tmp_path / "out").exists()
