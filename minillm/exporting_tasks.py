@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.checkpoint.hf.entries import write_entries
 from minillm.checkpoint.hf.family import Family, Purpose
 from minillm.checkpoint.hf.folder import SHARD_BYTES
 from minillm.checkpoint.hf.labels import PURPOSES, write_task
@@ -30,7 +29,16 @@ from minillm.checkpoint.hf.tokenizer_files import tokenizer_files
 from minillm.checkpoint.native import tensors_of
 from minillm.config import to_table
 from minillm.errors import InputError
-from minillm.exporting import Content, Exported, chosen_family, model_content, settings_for, unread_of
+from minillm.exporting import (
+    Content,
+    Exported,
+    chosen_family,
+    dropout_notes,
+    dtype_of,
+    model_content,
+    named_tensors,
+    settings_for,
+)
 from minillm.finetune.adapters.attach import detach, merge
 from minillm.finetune.heads import TextHead, TokenHead
 from minillm.finetune.predict import Finetuned, load_finetuned
@@ -84,12 +92,10 @@ def finetuned_content(
     kind = chosen_family(model.config.backbone, family, origin)
     check_head(kind, model, purpose)
     own, notes = final_tensors(opened, model)
-    prefix = kind.prefix_for(purpose)
-    tensors = write_entries(
-        kind.entries(model.config.backbone, purpose, prefix=prefix), own, unread_of(kind, purpose, origin)
-    )
+    notes += dropout_notes(kind, model.config.backbone)
+    tensors = named_tensors(kind, model.config.backbone, purpose, own, origin)
     settings = settings_for(kind, model.config.backbone, purpose, tokenizer=opened.tokenizer, origin=origin)
-    settings |= head_settings(kind, model, purpose)
+    settings |= dtype_of(tensors) | head_settings(kind, model, purpose)
     control = set(opened.tokenizer.specials.ids()) - {opened.tokenizer.specials.eos}
     if "last" in kind.task_heads[purpose].pooling and settings.get("pad_token_id") not in control:
         settings["pad_token_id"] = None  # else transformers would take a text's last token for padding

@@ -4,9 +4,10 @@
     config.json  model.safetensors.index.json  model-00001-of-00003.safetensors ...
 
 Tensors are mapped, not read: their bytes come from the disk when they are copied into a model. A folder may be
-anyone's: no pickle is opened, and an index leads to no file outside the folder.
+anyone's: no pickle is opened, and an index names files of the folder alone. Links among these are followed, wherever
+they lead: the hub's cache consists of them.
 
-Read next: `../../interchange.py`.
+Read next: `origin.py`.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def is_model_folder(path: Path) -> bool:
 
 
 def open_folder(path: Path) -> ModelFolder:
-    """Return what lies in a folder; of its tensors only names and shapes are read.
+    """Return what lies in a folder; of its tensors names and shapes are read, and both of two that must be equal.
 
     Raises:
         InputError: no such folder, a model of another kind or with a setting that cannot be built here, files that are
@@ -128,8 +129,9 @@ def open_folder(path: Path) -> ModelFolder:
         model = family.read(keys)
     except InputError:
         raise
-    except ValueError as error:  # what a ModelConfig says of settings that do not go together
-        raise InputError(f"{path / CONFIG}: {error}") from error
+    except ValueError as error:  # what a ModelConfig says of settings that do not go together, and how to change ours
+        fact, _, _ = str(error).partition("; ")
+        raise InputError(f"{path / CONFIG} does not go together: {fact}; fetch it again") from error
     keys.share(family.dropout_key, 0.0)
     tensors = _renamed(path, map_tensors(path))
     if model.num_layers > len(tensors):
@@ -146,6 +148,9 @@ def open_folder(path: Path) -> ModelFolder:
     kept, notes = _without_extras(
         path, family, tensors, {e.theirs for e in table}, {e.ours[0]: e.theirs for e in table}
     )
+    wide = sorted(name for name, tensor in kept.items() if tensor.dtype == torch.float64)
+    if wide:
+        notes.append(f"tensors in float64 are narrowed to float32: {', '.join(wide[:3])}{', ...' * (len(wide) > 3)}")
     if strangers := keys.strangers():
         notes.append(f"keys of {path / CONFIG} that {family.title} does not have, ignored: {', '.join(strangers)}")
     return ModelFolder(

@@ -53,6 +53,7 @@ def decoder(keys: Keys, **changed: Any) -> ModelConfig:
         "bias": False,
         "tied_embeddings": keys.flag("tie_word_embeddings", False),
         "attention_dropout": keys.share("attention_dropout", 0.0),
+        "init_std": keys.fraction("initializer_range", 0.02),
     }
     return ModelConfig(**settings | changed)
 

@@ -86,7 +86,7 @@ def load_peft(
     given = rest if task else {}
     if has_head:
         given = write_entries(table, {key: tensor.detach() for key, tensor in own.items()}, {}) | given
-    came = read_entries(table, given, own, source=source)
+    came = read_entries(table, given, own, source=source, asker="the model")
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten: no one shall notice
         attach(model, config, name=name, tensors=tensors, source=source)
     with torch.no_grad():

@@ -14,6 +14,7 @@ from minillm.exporting import export_run
 from minillm.fill import fill
 from minillm.finetune.predict import load_finetuned
 from minillm.finetune.table import text_table
+from minillm.importing import import_folder
 from minillm.pretrain import pretrain
 
 CLOSE = 1e-5
@@ -45,6 +46,20 @@ def test_fill_mask(encoder, tmp_path) -> None:
     (ours,) = fill(loaded.model, tokenizer, text, top_k=3).holes
     said = pipeline("fill-mask", tmp_path / "out")(text, top_k=20)  # control symbols are among these
     theirs = {tokenizer.piece(answer["token"]): answer["score"] for answer in said}
+    for candidate in ours:
+        assert theirs[candidate.piece] == pytest.approx(candidate.probability, abs=CLOSE)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert"])
+def test_fill_mask_of_what_was_imported(peer, with_tokenizer, name, tmp_path) -> None:
+    """By way of a run, with the vocabulary that it came with."""
+    import_folder(with_tokenizer(peer(name, "MaskedLM").folder, name), tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "out")
+    loaded = minillm.load(tmp_path / "run")
+    text = "a fine [MASK], no?"
+    (ours,) = fill(loaded.model, loaded.require_tokenizer(), text, top_k=5).holes
+    said = pipeline("fill-mask", tmp_path / "out")(text, top_k=20)
+    theirs = {loaded.require_tokenizer().piece(answer["token"]): answer["score"] for answer in said}
     for candidate in ours:
         assert theirs[candidate.piece] == pytest.approx(candidate.probability, abs=CLOSE)
 

@@ -79,7 +79,10 @@ def test_settings(saved: Any, settings: dict[str, Any], match: str) -> None:
         ({f"{Q}.lora_B.weight": torch.ones(48, 3)}, r"lora_B \(48, 2\), the file has \(48, 3\)"),
         ({f"{Q}.lora_A.weight": torch.ones(())}, "is damaged"),
         ({f"{Q}.lora_A.weight": torch.ones(0, 16), f"{Q}.lora_B.weight": torch.ones(48, 0)}, "is damaged"),
-        ({"base_model.model.score.weight": torch.ones(2, 2)}, "tensor score.weight"),
+        (
+            {"base_model.model.score.weight": torch.ones(2, 2)},
+            r"adapter_model.safetensors has a tensor score.weight \(2, 2\) that the model does not ask for",
+        ),
         (
             {"base_model.model.h.9.attn.lora_A.weight": torch.ones(2, 2)},
             "adapter at h.9.attn, which GPT-2 here has not",
