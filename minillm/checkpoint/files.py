@@ -177,6 +177,14 @@ def new_folder(path: Path, *, safe: str = "") -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def other_entry(folder: Path, known: Callable[[str], bool]) -> str | None:
+    """Return the name of the first entry of a folder that is no file of a known name, None where there is none.
+
+    What is to be replaced is asked this before: somebody may have put something of their own there.
+    """
+    return min((path.name for path in folder.iterdir() if not known(path.name) or path.is_dir()), default=None)
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder so that it never stands half-empty under its own name."""
     doomed = path.with_name(f"{REMOVING}{path.name}")

@@ -70,13 +70,13 @@ def adapter_obstacle(folder: Path) -> str | None:
     for name in sorted(ADAPTER_FILES):
         if not (folder / ADAPTER_FOLDER / name).is_file():
             return f"{ADAPTER_FOLDER} has no {name}"
-    inside = _stranger(folder / ADAPTER_FOLDER, lambda name: name in ADAPTER_FILES) or model_obstacle(
-        folder / BASE_FOLDER
-    )
+    if other := _stranger(folder / ADAPTER_FOLDER, ADAPTER_FILES.__contains__):
+        return other
+    inside = model_obstacle(folder / BASE_FOLDER)
     return inside and inside.replace("it has", f"{BASE_FOLDER} has", 1)
 
 
 def _stranger(folder: Path, known: Callable[[str], bool]) -> str | None:
     """Return words about the first entry of a folder that is no file of an export, None where there is none."""
-    others = sorted(path.name for path in folder.iterdir() if not known(path.name) or path.is_dir())
-    return f"{others[0]} is none of an export's files" if others else None
+    other = files.other_entry(folder, known)
+    return None if other is None else f"{other} is none of an export's files"

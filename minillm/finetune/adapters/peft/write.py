@@ -51,7 +51,7 @@ def save_peft(
 
     Args:
         model: with the adapter; not merged.
-        folder: made anew; one that holds an adapter of PEFT's is replaced.
+        folder: made anew; one that holds such an adapter, and nothing else, is replaced.
         family, purpose: which class of transformers it is for; `checkpoint.hf.families.family_of` finds the family.
         name: of the adapter here.
         base: what PEFT shall take for the path of the base model, if anything.
@@ -63,6 +63,8 @@ def save_peft(
     config, tensors = to_peft(model, name, family, purpose)
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is not empty and holds no adapter of PEFT's; choose another place")
+    if folder.exists() and (other := files.other_entry(folder, {CONFIG, TENSORS}.__contains__)):
+        raise InputError(f"{folder} has {other} beside an adapter, and would be replaced; choose another place")
     with files.explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with files.new_folder(folder) as draft:

@@ -141,10 +141,14 @@ def test_prefixes_that_would_do_something_else(pairs: Any, tmp_path: Path, name:
 
 
 def test_a_folder_of_something_else_is_not_replaced(saved: Any, tmp_path: Path) -> None:
-    """Only an empty folder, or one with an adapter."""
+    """Only an empty folder, or one with an adapter and nothing else."""
     pair, folder = saved
     attach(pair.ours, LoRAConfig(rank=2))
     save_peft(pair.ours, folder, family=pair.family, purpose=pair.purpose)
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="has thesis.txt beside an adapter"):
+        save_peft(pair.ours, folder, family=pair.family, purpose=pair.purpose)
+    assert (folder / "thesis.txt").exists()
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters/dear.txt").write_text("Dear")
     with pytest.raises(InputError, match="holds no adapter of PEFT's"):
