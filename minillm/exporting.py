@@ -21,7 +21,7 @@ from minillm.checkpoint.hf.family import Family, Purpose
 from minillm.checkpoint.hf.folder import SHARD_BYTES, is_model_folder, write_folder
 from minillm.checkpoint.hf.keys import MEANINGLESS
 from minillm.checkpoint.hf.llama_cpp import llama_cpp_notes
-from minillm.checkpoint.hf.origin import Origin
+from minillm.checkpoint.hf.origin import GENERATION, Origin
 from minillm.checkpoint.hf.tokenizer_files import tokenizer_files
 from minillm.checkpoint.native import tensors_of
 from minillm.checkpoint.run_folder import RunFolder
@@ -130,7 +130,9 @@ def export_model(
     )
     notes += llama_cpp_notes(kind.model_type, config, tokenizer)
     settings = settings_for(kind, config, purpose, tokenizer=tokenizer, origin=origin)
-    others = {} if tokenizer is None else tokenizer_files(tokenizer, model.config)
+    others = {} if tokenizer is None else dict(tokenizer_files(tokenizer, model.config))
+    if purpose == "causal_lm" and origin is not None and origin.generation is not None:
+        others[GENERATION] = origin.generation
     write_folder(out, settings, tensors, others, shard_bytes=shard_bytes)
     return Exported(
         folder=out,
