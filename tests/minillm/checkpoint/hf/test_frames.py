@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import json_models
 import pytest
@@ -134,7 +135,7 @@ def test_an_imported_classifier_says_what_its_pipeline_says(
     import_folder(folder, tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "out")
     for place in (folder, tmp_path / "out"):
-        said = pipeline("text-classification", str(place), device="cpu", top_k=None)(TEXTS[::2])
+        said: Any = pipeline("text-classification", str(place), device="cpu", top_k=None)(TEXTS[::2])
         for run in (folder, tmp_path / "run"):
             for answer, wanted in zip(load_finetuned(run).predict(text_table(TEXTS[::2])), said, strict=True):
                 scores = {label["label"]: label["score"] for label in wanted}

@@ -114,7 +114,7 @@ def test_a_decoder_with_a_head_reads_what_it_read_here(tiny_runs, task, tmp_path
         run = tuned(tiny_runs["decoder"], tmp_path, lines, ".conll", "--task.name", "tagging")
     export_run(run, tmp_path / "out")
     loaded, there = load_finetuned(run), pipeline(task, tmp_path / "out")
-    texts = ["A warm letter", "cold  rain </s>", "Grüße"]
+    texts = ["A  letter", "cold</s>", "ü"]
     for text in texts:
         assert there.tokenizer(text, truncation=True)["input_ids"] == loaded.encoder.sequences([text]).tokens.tolist()
         both = loaded.encoder.sequences([text], ["and more"]).tokens.tolist()
