@@ -23,7 +23,7 @@ from minillm.checkpoint.hf.family import Family, Purpose
 from minillm.checkpoint.hf.folder import SHARD_BYTES, write_folder
 from minillm.checkpoint.hf.keys import MEANINGLESS, Keys
 from minillm.checkpoint.hf.llama_cpp import llama_cpp_notes
-from minillm.checkpoint.hf.origin import HALVES, Origin
+from minillm.checkpoint.hf.origin import GENERATION, HALVES, Origin
 from minillm.checkpoint.hf.replacing import check_free, model_obstacle
 from minillm.checkpoint.hf.tokenizer_files import tokenizer_files
 from minillm.checkpoint.native import tensors_of
@@ -171,7 +171,9 @@ def model_content(
     notes += llama_cpp_notes(kind.model_type, config, tokenizer)
     notes += dropout_notes(kind, config)
     settings = settings_for(kind, config, purpose, tokenizer=tokenizer, origin=origin) | dtype_of(tensors)
-    others = {} if tokenizer is None else tokenizer_files(tokenizer, model.config)
+    others = {} if tokenizer is None else dict(tokenizer_files(tokenizer, model.config))
+    if purpose == "causal_lm" and origin is not None and origin.generation is not None:
+        others[GENERATION] = origin.generation
     return Content(settings=settings, tensors=tensors, others=others, notes=tuple(notes))
 
 

@@ -1,6 +1,7 @@
 """What a run keeps of the Hugging Face folder that it was made from, so that an export can be the same folder again.
 
     imported/config.json            its settings: the family's name, ids of control symbols, ...
+    imported/generation_config.json how it writes, where it says that
     imported/dtypes.json            which of its tensors were in half precision, where any were
     imported/unread.safetensors     rows that no pass reads and our model does not have, where there are any
 
@@ -25,17 +26,20 @@ from minillm.checkpoint.hf.folder import ModelFolder, read_table
 from minillm.checkpoint.native import read_tensors, write_tensors
 from minillm.errors import InputError
 
-FOLDER, UNREAD, DTYPES = "imported", "unread.safetensors", "dtypes.json"
+FOLDER, UNREAD, DTYPES, GENERATION = "imported", "unread.safetensors", "dtypes.json", "generation_config.json"
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """settings: of its config.json. unread: rows, halves: names of `HALVES`; by the file's names without prefix."""
+    """settings: of its config.json. unread: rows, halves: names of `HALVES`; by the file's names without prefix.
+    generation: the content of generation_config.json, which nothing here reads; None: there is none.
+    """
 
     settings: Mapping[str, Any]
     unread: Mapping[str, Tensor]
     halves: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    generation: bytes | None = None
 
     @classmethod
     def of(cls, folder: ModelFolder) -> Origin:
@@ -46,7 +50,8 @@ class Origin:
             for name, tensor in folder.tensors.items()
             if tensor.dtype in names
         }
-        return cls(settings=folder.settings, unread=folder.unread(), halves=halves)
+        generation = _content(folder.path / GENERATION)
+        return cls(settings=folder.settings, unread=folder.unread(), halves=halves, generation=generation)
 
     @classmethod
     def read(cls, run: Path) -> Origin | None:
@@ -65,7 +70,7 @@ class Origin:
         halves = read_table(place / DTYPES) if (place / DTYPES).exists() else {}
         if not all(isinstance(name, str) and name in HALVES for name in halves.values()):
             raise InputError(f"{place / DTYPES} is damaged: it names another type than {', '.join(HALVES)}")
-        return cls(settings=settings, unread=unread, halves=halves)
+        return cls(settings=settings, unread=unread, halves=halves, generation=_content(place / GENERATION))
 
     def write(self, run: Path) -> None:
         """Keep it in a run's folder.
@@ -78,5 +83,14 @@ class Origin:
             for name, table in tables.items():
                 with files.explained(run / FOLDER / name):
                     (draft / name).write_text(json.dumps(dict(table), indent=2) + "\n", encoding="utf-8")
+            if self.generation is not None:
+                with files.explained(run / FOLDER / GENERATION):
+                    (draft / GENERATION).write_bytes(self.generation)
             if self.unread:
                 write_tensors(draft / UNREAD, self.unread, named=run / FOLDER / UNREAD)
+
+
+def _content(path: Path) -> bytes | None:
+    """Return what is in a file, None where there is none."""
+    with files.explained(path):
+        return path.read_bytes() if path.is_file() else None
