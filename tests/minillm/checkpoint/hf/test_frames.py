@@ -15,6 +15,7 @@ import minillm
 from minillm.cli import main
 from minillm.errors import InputError
 from minillm.exporting import export_run
+from minillm.fill import fill
 from minillm.finetune.config import TaskConfig, TextConfig
 from minillm.finetune.encoding import TextEncoder
 from minillm.finetune.predict import load_finetuned
@@ -155,6 +156,21 @@ def test_an_imported_model_goes_on_as_its_pipeline_does(peer, tokenizer_folder, 
     writer = pipeline("text-generation", str(tmp_path / "theirs"), device="cpu")
     (theirs,) = writer("the sun", max_new_tokens=8, do_sample=False, return_full_text=False)
     assert ours["text"] == theirs["generated_text"]
+
+
+def test_a_hole_is_filled_as_its_pipeline_fills_it(peer, tokenizer_folder, tmp_path) -> None:
+    """Framed by the file, although no role says which symbols those are."""
+    ids = {"vocab_size": 500, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    theirs = tmp_path / "theirs"
+    peer("roberta", "MaskedLM", **ids).model.save_pretrained(theirs)
+    tokenizer_folder(FRAMES["RoBERTa"], {"mask": "<mask>", "pad": "<pad>"}, theirs)
+    loaded = minillm.load(theirs)
+    (ours,) = fill(loaded.model, loaded.require_tokenizer(), "The[MASK] is warm", top_k=3).holes
+    said = pipeline("fill-mask", str(theirs), device="cpu")("The<mask> is warm", top_k=20)
+    scores = {answer["token"]: answer["score"] for answer in said}
+    pieces = {loaded.require_tokenizer().piece(token): score for token, score in scores.items()}
+    for candidate in ours:
+        assert pieces[candidate.piece] == pytest.approx(candidate.probability, abs=CLOSE)
 
 
 def test_an_imported_tokenizer_goes_out_with_its_files(peer, tokenizer_folder, tmp_path) -> None:
