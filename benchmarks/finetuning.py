@@ -30,9 +30,10 @@ from benchmarks.kept import apart, read, spread, write
 from benchmarks.machine import commit, header
 
 SIZES = ("--model.num_layers", "2", "--model.width", "128", "--model.num_heads", "4", "--model.context", "128")
+BIASES = ("--model.bias", "true")  # of which BitFit trains nothing else
 STEPS = {"encoder": 3000, "decoder": 1500}  # of pretraining
 VOCABULARY = "4096"
-HIGH, MIDDLE, LOW = (1e-3, 3e-3, 1e-2), (3e-4, 1e-3, 3e-3), (1e-4, 3e-4, 1e-3)
+RANDOM, LOW, MIDDLE, HIGH = (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2), (1e-2, 3e-2, 1e-1)
 COLUMNS = ("backbone", "what learns", "parameters", "rate", "dev, %", "test, %", "seconds", "examples/s", "peak MiB")
 
 
@@ -46,26 +47,24 @@ class Method:
     rates: tuple[float, ...]
 
 
-def adapter(kind: str, rates: tuple[float, ...], *words: str) -> Method:
+def adapter(kind: str, rates: tuple[float, ...], *words: str, name: str = "") -> Method:
     """Return an adapter on the encoder."""
-    return Method(
-        name=" ".join((kind, *words[1::2])), backbone="encoder", words=("--adapter.kind", kind, *words), rates=rates
-    )
+    return Method(name=name or kind, backbone="encoder", words=("--adapter.kind", kind, *words), rates=rates)
 
 
 METHODS = (
-    Method(name="everything, from random weights", backbone="encoder", words=("--random",), rates=LOW),
+    Method(name="everything, from random weights", backbone="encoder", words=("--random",), rates=RANDOM),
     Method(name="everything", backbone="encoder", words=(), rates=LOW),
     Method(name="the head alone", backbone="encoder", words=("--scope.top_layers", "0"), rates=HIGH),
     adapter("lora", MIDDLE),
-    adapter("lora", MIDDLE, "--adapter.dora", "true"),
+    adapter("lora", MIDDLE, "--adapter.dora", "true", name="dora"),
     adapter("adalora", MIDDLE),
     adapter("houlsby", MIDDLE),
     adapter("pfeiffer", MIDDLE),
     adapter("prefix", HIGH),
     adapter("ia3", HIGH),
     adapter("bitfit", HIGH),
-    Method(name="everything, from random weights", backbone="decoder", words=("--random",), rates=LOW),
+    Method(name="everything, from random weights", backbone="decoder", words=("--random",), rates=RANDOM),
     Method(name="everything", backbone="decoder", words=(), rates=LOW),
 )
 
@@ -105,9 +104,13 @@ class Laboratory:
             texts = self.folder / "texts.txt"
             lines = (self.data / "train.tsv").read_text(encoding="utf-8").splitlines()
             texts.write_text("".join(f"{line.partition(chr(9))[0]}\n" for line in lines), encoding="utf-8")
-            words = ["--preset", f"tiny-{kind}", *SIZES, "--tokenizer.vocab_size", VOCABULARY, "--overwrite"]
-            steps = ["--train.max_steps", str(STEPS[kind])]
-            told(["pretrain", *words, *steps, "--data.input", str(texts), "--out", str(run), "--json"])
+            words = ["--preset", f"tiny-{kind}", *SIZES, *BIASES, "--tokenizer.vocab_size", VOCABULARY, "--overwrite"]
+            words += [
+                "--train.max_steps",
+                str(STEPS[kind]),
+                *(["--objective.rate", "0.3"] if kind == "encoder" else []),
+            ]
+            told(["pretrain", *words, "--data.input", str(texts), "--out", str(run), "--json"])
         return run
 
     def run(self, method: Method, rate: float, seed: int) -> Run:

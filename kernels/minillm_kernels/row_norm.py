@@ -53,7 +53,7 @@ def tile(num_cols: int, elements: int) -> tuple[int, int, int]:
     >>> tile(768, FORWARD_TILE), tile(768, BACKWARD_TILE), tile(8192, BACKWARD_TILE)
     ((4, 1024, 256), (2, 1024, 256), (1, 8192, 512))
     """
-    block_c = next_power_of_2(num_cols)
+    block_c = max(4, next_power_of_2(num_cols))  # 4 columns share a block of random numbers
     block_r = max(1, elements // max(block_c, 64))  # at most 64 rows: narrower ones are rare
     return block_r, block_c, 256 if block_c <= elements else 512
 

@@ -13,7 +13,7 @@ Names and equations are those of `layer_norm/reference.py`; with CENTRE off the 
 
 What a call does not have is None, a constant to the compiler, and what it takes is not compiled.
 
-keep is recomputed in the backward pass from the seed and each element's index, so that no mask is stored; s and the
+keep is recomputed in the backward pass from the seed and each element's place, so that no mask is stored; s and the
 statistics are. The sums (10) have two stages: each program walks down its own row tiles with accumulators in registers
 and writes one row of partial sums, then a second pass adds those rows. No atomics: the same input gives the same bits.
 
@@ -25,12 +25,30 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from minillm_kernels.philox_tiles import uniform_row, uniform_tile
+
 
 @triton.jit
-def _drop(x, seed, index, dropout):
-    """Return x / (1 - p) where uniform(seed, index) >= p, else 0."""
-    p, factor = dropout
-    return tl.where(tl.rand(seed, index) >= p, x * factor, 0.0)
+def _drop(x, kept, dropout):
+    """Return x / (1 - p) where kept, else 0."""
+    _, factor = dropout
+    return tl.where(kept, x * factor, 0.0)
+
+
+@triton.jit
+def _kept_tile(seed_ptr, rows, mask, dropout, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Return which elements of whole rows stay, (BLOCK_R, BLOCK_C); without dropout the mask."""
+    if seed_ptr is not None:
+        mask = uniform_tile(tl.load(seed_ptr), rows, 0, BLOCK_R, BLOCK_C) >= dropout[0]
+    return mask
+
+
+@triton.jit
+def _kept_part(seed_ptr, row, start, mask, dropout, BLOCK_C: tl.constexpr):
+    """Return which elements of a part of one row stay, (BLOCK_C,); without dropout the mask."""
+    if seed_ptr is not None:
+        mask = uniform_row(tl.load(seed_ptr), row, start, BLOCK_C) >= dropout[0]
+    return mask
 
 
 @triton.jit
@@ -40,14 +58,14 @@ def _sum(
     seed_ptr,
     x_offs,
     residual_offs,
-    index,
     mask,
+    kept,
     dropout,
 ):
     """Return s of (1), rounded to the dtype of x, in float32; 0 where masked."""
     s = tl.load(x_ptr + x_offs, mask=mask, other=0.0).to(tl.float32)
     if seed_ptr is not None:
-        s = _drop(s, tl.load(seed_ptr), index, dropout)
+        s = _drop(s, kept, dropout)
     if residual_ptr is not None:
         s += tl.load(residual_ptr + residual_offs, mask=mask, other=0.0).to(tl.float32)
     return s.to(x_ptr.dtype.element_ty).to(tl.float32)  # y is the norm of the s that is returned
@@ -81,7 +99,8 @@ def _row_norm_forward_kernel(
     offs = offs_r[:, None] * num_cols + offs_c[None, :]
     x_offs = offs_r[:, None] * x_row_stride + offs_c[None, :]
     residual_offs = offs_r[:, None] * residual_row_stride + offs_c[None, :]
-    s = _sum(x_ptr, residual_ptr, seed_ptr, x_offs, residual_offs, offs, mask, dropout)  # (BLOCK_R, BLOCK_C)
+    kept = _kept_tile(seed_ptr, offs_r[:, None], mask, dropout, BLOCK_R, BLOCK_C)
+    s = _sum(x_ptr, residual_ptr, seed_ptr, x_offs, residual_offs, mask, kept, dropout)  # (BLOCK_R, BLOCK_C)
     if residual_ptr is not None or seed_ptr is not None:
         tl.store(s_ptr + offs, s.to(s_ptr.dtype.element_ty), mask=mask)
     if CENTRE:
@@ -149,7 +168,8 @@ def _row_norm_backward_kernel(
             total += tl.load(ds_ptr + ds_offs, mask=mask, other=0.0).to(tl.float32)  # (8)
         if seed_ptr is not None:
             tl.store(dresidual_ptr + offs, total.to(dresidual_ptr.dtype.element_ty), mask=mask)
-            total = _drop(total, tl.load(seed_ptr), offs, dropout)  # (9)
+            kept = _kept_tile(seed_ptr, offs_r[:, None], mask, dropout, BLOCK_R, BLOCK_C)
+            total = _drop(total, kept, dropout)  # (9)
         tl.store(dx_ptr + offs, total.to(dx_ptr.dtype.element_ty), mask=mask)
     partial = tl.cast(program, tl.int64) * num_cols + offs_c
     tl.store(dweight_ptr + partial, tl.sum(dweight, axis=0), mask=mask_c)
@@ -185,15 +205,17 @@ def _row_norm_wide_forward_kernel(
         sums = tl.zeros((BLOCK_C,), tl.float32)
         for start in range(0, num_cols, BLOCK_C):
             offs_c = start + tl.arange(0, BLOCK_C)
-            mask, index = offs_c < num_cols, row * num_cols + offs_c
-            sums += _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, index, mask, dropout)
+            mask = offs_c < num_cols
+            kept = _kept_part(seed_ptr, row, start, mask, dropout, BLOCK_C)
+            sums += _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, mask, kept, dropout)
         mean = tl.sum(sums, axis=0) / num_cols  # (2)
         tl.store(mean_ptr + row, mean)
     squares = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, num_cols, BLOCK_C):
         offs_c = start + tl.arange(0, BLOCK_C)
-        mask, index = offs_c < num_cols, row * num_cols + offs_c
-        s = _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, index, mask, dropout)
+        mask = offs_c < num_cols
+        kept = _kept_part(seed_ptr, row, start, mask, dropout, BLOCK_C)
+        s = _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, mask, kept, dropout)
         s = tl.where(mask, s - mean, 0.0)
         squares += s * s
     rstd = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / num_cols + eps)  # (3)
@@ -201,7 +223,8 @@ def _row_norm_wide_forward_kernel(
     for start in range(0, num_cols, BLOCK_C):
         offs_c = start + tl.arange(0, BLOCK_C)
         mask, index = offs_c < num_cols, row * num_cols + offs_c
-        s = _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, index, mask, dropout)
+        kept = _kept_part(seed_ptr, row, start, mask, dropout, BLOCK_C)
+        s = _sum(x_ptr, residual_ptr, seed_ptr, offs_c, offs_c, mask, kept, dropout)
         if residual_ptr is not None or seed_ptr is not None:
             tl.store(s_ptr + index, s.to(s_ptr.dtype.element_ty), mask=mask)
         y = (s - mean) * rstd * tl.load(weight_ptr + offs_c, mask=mask, other=0.0).to(tl.float32)  # (4)
@@ -256,7 +279,8 @@ def _row_norm_wide_backward_kernel(
             total += tl.load(ds_ptr + row * ds_row_stride + offs_c, mask=mask, other=0.0).to(tl.float32)  # (8)
         if seed_ptr is not None:
             tl.store(dresidual_ptr + index, total.to(dresidual_ptr.dtype.element_ty), mask=mask)
-            total = _drop(total, tl.load(seed_ptr), index, dropout)  # (9)
+            kept = _kept_part(seed_ptr, row, start, mask, dropout, BLOCK_C)
+            total = _drop(total, kept, dropout)  # (9)
         tl.store(dx_ptr + index, total.to(dx_ptr.dtype.element_ty), mask=mask)
 
 

@@ -51,7 +51,7 @@ def truth(q, k, v, **o):
     weights = torch.where(anything, torch.softmax(torch.where(anything, score, 0.0), -1), 0.0)
     used = weights
     if "dropout_p" in o:
-        kept = uniform(o["seed"], torch.arange(weights.numel()).view(weights.shape)) >= o["dropout_p"]
+        kept = uniform(o["seed"], tuple(weights.shape)) >= o["dropout_p"]
         used = weights * kept / (1 - o["dropout_p"])
     return torch.einsum("bhts,bshd->bthd", used, v), weights
 

@@ -91,7 +91,12 @@ FAULTS = {
         "mask=rows & columns & (start < 16))\n\n\n@",
         without_options,
     ),
-    "dropout-differs-in-backward": (backward, "kept_pairs(i, j, batch", "kept_pairs(j, i, batch", dropped),
+    "dropout-differs-in-backward": (
+        backward,
+        "kept_pairs(i, j, first_key, batch",
+        "kept_pairs(i, j, first_key + 4, batch",
+        dropped,
+    ),
     "undropped-gradient": (backward, "z = tl.where(kept, p, 0.0)", "z = p", dropped),
     "wrong-head": (forward, "head // sizes.group", "head % (sizes.num_heads // sizes.group)", grouped),
     "one-head-of-a-group": (backward, "for member in range(sizes.group):", "for member in range(1):", grouped),

@@ -23,22 +23,28 @@ KNOWN_ANSWERS = [
 ]
 
 SEEDS = [0, 7, -1, 2**32 + 5, 2**63 - 1]
-OFFSETS = [0, 1, 2, 1000, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**40 + 12345, 2**62]
+ROWS = [0, 1, 1000, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40 + 12345]
 
 TRITON_PROGRAM = """
 import torch, triton, triton.language as tl
+from minillm_kernels.philox_tiles import uniform_row, uniform_tile, uniform_tile_across
 
 @triton.jit
-def kernel(seed_ptr, offsets_ptr, out_ptr, BLOCK: tl.constexpr):
-    offs = tl.arange(0, BLOCK)
-    tl.store(out_ptr + offs, tl.rand(tl.load(seed_ptr), tl.load(offsets_ptr + offs)))
+def kernel(seed_ptr, row_ptr, tile_ptr, across_ptr, last_ptr, START: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
+    seed, offs_r, offs_c = tl.load(seed_ptr), tl.arange(0, R), tl.arange(0, C)
+    rows = tl.load(row_ptr + offs_r)
+    place = offs_r[:, None] * C + offs_c[None, :]
+    tl.store(tile_ptr + place, uniform_tile(seed, rows[:, None], START, R, C))
+    place = offs_c[:, None] * R + offs_r[None, :]
+    tl.store(across_ptr + place, uniform_tile_across(seed, rows[None, :], START, R, C))
+    tl.store(last_ptr + offs_c, uniform_row(seed, tl.load(row_ptr + R - 1), START, C))
 
-listed = torch.tensor({offsets})
-offsets = torch.cat([listed, torch.arange(512 - len(listed))])
+rows = torch.tensor({rows})
 for seed in {seeds}:
-    out = torch.empty(512)
-    kernel[(1,)](torch.tensor([seed]), offsets, out, BLOCK=512)
-    print(*out.view(torch.int32).tolist())
+    tile, across, last = torch.empty(8, 16), torch.empty(16, 8), torch.empty(16)
+    kernel[(1,)](torch.tensor([seed]), rows, tile, across, last, START=12, R=8, C=16)
+    assert torch.equal(tile, across.T) and torch.equal(tile[-1], last)
+    print(*tile.view(torch.int32).flatten().tolist())
 """
 
 
@@ -48,28 +54,46 @@ def test_four_words_are_the_published_ones(counter, key, expected):
     assert tuple(int(word) for word in philox.philox((c0, c1, c2, c3), key)) == expected
 
 
-def test_uniform_is_bit_equal_to_triton(tmp_path):
-    program = TRITON_PROGRAM.format(offsets=OFFSETS, seeds=SEEDS)
+def by_definition(seed: int, row: int, column: int) -> float:
+    """Equation (3), an element at a time; the ten rounds are those that the published answers check."""
+    counter = tuple(torch.tensor([word]) for word in (column // 4, 0, row % 2**32, row // 2**32))
+    word = int(philox.philox(counter, (seed % 2**32, seed % 2**64 // 2**32))[column % 4])
+    signed = word - 2**32 if word >= 2**31 else word
+    magnitude = -signed - 1 if signed < 0 else signed
+    return float(torch.tensor(float(magnitude), dtype=torch.float32) * 4.6566127342e-10)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 4), (2, 3, 7), (5,), ()], ids=str)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_uniform_is_its_definition(seed, shape):
+    columns = shape[-1] if shape else 1
+    numbers = philox.uniform(seed, shape)
+    assert numbers.shape == shape
+    places = [divmod(place, columns) for place in range(numbers.numel())]
+    assert numbers.flatten().tolist() == [by_definition(seed, row, column) for row, column in places]
+
+
+def test_kernels_draw_the_same_numbers(tmp_path):
+    """Tiles that begin at column 12, of rows beyond 2**32: by the definition, whichever way the tile lies."""
     path = tmp_path / "rand.py"  # a file, because Triton reads the kernel's source
-    path.write_text(program)
+    path.write_text(TRITON_PROGRAM.format(rows=ROWS, seeds=SEEDS))
     done = subprocess.run(
         [sys.executable, path], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    offsets = torch.cat([torch.tensor(OFFSETS), torch.arange(512 - len(OFFSETS))])
     for seed, line in zip(SEEDS, done.stdout.splitlines(), strict=True):
         triton_bits = torch.tensor([int(number) for number in line.split()], dtype=torch.int32)
-        assert torch.equal(philox.uniform(seed, offsets).view(torch.int32), triton_bits), f"seed {seed}"
+        truth = torch.tensor([by_definition(seed, row, column) for row in ROWS for column in range(12, 28)])
+        assert torch.equal(truth.view(torch.int32), triton_bits), f"seed {seed}"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_seed_may_be_a_tensor(seed):
-    offsets = torch.tensor(OFFSETS)
-    assert torch.equal(philox.uniform(seed, offsets), philox.uniform(torch.tensor(seed), offsets))
+    assert torch.equal(philox.uniform(seed, (3, 9)), philox.uniform(torch.tensor(seed), (3, 9)))
 
 
 def test_uniform_is_uniform():
-    numbers = philox.uniform(1, torch.arange(100_000))
+    numbers = philox.uniform(1, (100, 1000))
     assert numbers.min() >= 0
     assert numbers.max() < 1
     counts = torch.histc(numbers, bins=20, min=0.0, max=1.0)
@@ -77,8 +101,27 @@ def test_uniform_is_uniform():
     assert chi_square < 43.8  # the 0.999 quantile with 19 degrees of freedom
 
 
-@pytest.mark.parametrize("shape", [(1,), (3, 7, 11), (2, 40_000)], ids=["one", "ragged", "past-one-chunk"])
-def test_keep_follows_the_linear_index(shape):
-    count = torch.Size(shape).numel()
-    expected = (philox.uniform(5, torch.arange(count)) >= 0.3).view(shape)
-    assert torch.equal(philox.keep(shape, 0.3, 5, "cpu"), expected)
+def test_neighbours_in_a_block_know_nothing_of_each_other():
+    """Correlations between the four words of 25,000 blocks: standard errors of 0.0063, so 0.025 is four of them."""
+    words = philox.uniform(2, (25_000, 4)).double()
+    correlation = torch.corrcoef(words.T) - torch.eye(4)
+    assert correlation.abs().max() < 0.025
+
+
+SHAPES = [(1,), (), (3, 7, 11), (0, 5), (5, 0), (2, 300_000), (1, 600_001), (40_000, 9)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_keep_is_where_the_number_is_not_below_p(shape):
+    """Also past one chunk, which is some 130,000 elements a thread, of long rows and of many."""
+    assert torch.equal(philox.keep(shape, 0.3, 5, "cpu"), philox.uniform(5, shape) >= 0.3)
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-12, 2**-24, 0.1, 1 / 3, 0.5, 0.75, 0.9999999, 1 - 2**-30])
+def test_words_are_compared_as_numbers_are(p):
+    """At the least integer itself and around it, and at its mirror beyond 2**31."""
+    least = philox._least(p)
+    near = [word for word in range(least - 3, least + 4) if 0 <= word < 2**31]
+    words = torch.tensor([*near, *(2**32 - 1 - word for word in near)])
+    kept = (words >= least) & (words < 2**32 - least)
+    assert torch.equal(kept, philox._number(words) >= p)

@@ -103,15 +103,16 @@ FAULTS = [
     Fault(
         "another-mask-in-backward",
         NORM,
-        "total, tl.load(seed_ptr), offs, dropout",
-        "total, tl.load(seed_ptr), offs + 1, dropout",
+        "            kept = _kept_tile(seed_ptr, offs_r[:, None], mask",
+        "            kept = _kept_tile(seed_ptr, offs_r[:, None] + 1, mask",
         layer(dropout_p=0.5, seed=3),
     ),
     Fault(
         "dresidual-is-dropped-too",
         NORM,
         "tl.store(dresidual_ptr + offs, total.to",
-        "tl.store(dresidual_ptr + offs, _drop(total, tl.load(seed_ptr), offs, dropout).to",
+        "kept = _kept_tile(seed_ptr, offs_r[:, None], mask, dropout, BLOCK_R, BLOCK_C)\n"
+        "            tl.store(dresidual_ptr + offs, _drop(total, kept, dropout).to",
         layer(residual=True, dropout_p=0.5, seed=3),
     ),
     Fault(
@@ -162,7 +163,7 @@ FAULTS = [
         "row * q_strides[0] + place * q_strides[1]",
         turned(),
     ),
-    Fault("kept-where-dropped", "dropout.fused", ">= p, x", "< p, x", dropped()),
+    Fault("kept-where-dropped", "dropout.fused", "BLOCK_C) >= p", "BLOCK_C) < p", dropped()),
     Fault("not-scaled", "dropout.fused", "x * factor", "x", dropped()),
     Fault("pieces-overlap", "embedding.fused", "tl.minimum(stop, start + PIECE)", "stop", looked_up([1] * 600)),
     Fault(

@@ -64,7 +64,7 @@ def attention(
         bias: (1 or B, 1 or H, T, S), any floating dtype, with gradient; -inf hides a key.
         softcap: bound of the scores before alibi and bias.
         dropout_p: share of the weights that is dropped; the others are scaled by 1 / (1 - dropout_p). The random number
-            of a weight belongs to its linear index ((b * H + h) * T + i) * S + j.
+            of a weight belongs to its row (b * H + h) * T + i and column j; see `../philox.py`.
         seed: int or 0-dim int64 tensor; needed when dropout_p > 0.
         scale: D ** -0.5 unless given.
     Returns:

@@ -78,7 +78,7 @@ def _add_queries(
     statistics,                # pointers to lse and delta of query 0
     q_strides,                 # in elements
     dy_strides,
-    j,                         # (BLOCK_N, 1) which keys
+    first_key,                 # of the tile
     batch,
     head,
     see,                       # Visibility
@@ -100,6 +100,7 @@ def _add_queries(
     dk, dv = sums
     k, v = own
     lse_row, delta_row = statistics
+    j = first_key + tl.arange(0, k.shape[0])[:, None]
     for start in range(begin, end, BLOCK_M):
         q = load_rows(q_rows, q_strides, start, sizes.num_queries, HEAD_DIM, BLOCK_M, BLOCK_D, MASKED)
         raw = tl.dot(k, tl.trans(q), input_precision="ieee")  # (BLOCK_N, BLOCK_M)
@@ -117,7 +118,7 @@ def _add_queries(
         z = p
         dp = tl.dot(v, tl.trans(dy), input_precision="ieee")
         if drop.seed is not None:
-            kept = kept_pairs(i, j, batch, head, drop, sizes)
+            kept = kept_pairs(i, j, first_key, batch, head, drop, sizes)
             z = tl.where(kept, p, 0.0)  # the factor 1 / (1 - p) comes at the end
             dp = tl.where(kept, dp * drop.factor, 0.0)  # (8)
         dv = tl.dot(z.to(dy.dtype), dy, dv, input_precision="ieee")  # (7)
@@ -157,7 +158,6 @@ def _attention_dk_dv_kernel(
     row = tl.program_id(0) // num_tiles
     num_key_heads = sizes.num_heads // sizes.group
     batch, key_head = row // num_key_heads, row % num_key_heads
-    j = first_key + tl.arange(0, BLOCK_N)[:, None]
 
     k_rows = row_pointers(k_ptr, k_strides, batch, key_head, BLOCK_N, BLOCK_D)
     v_rows = row_pointers(v_ptr, v_strides, batch, key_head, BLOCK_N, BLOCK_D)
@@ -175,15 +175,15 @@ def _attention_dk_dv_kernel(
         statistics = (lse_ptr + query, delta_ptr + query)
         if see.right is not None or see.key_spans is not None:  # else begin = full_begin
             dk, dv = _add_queries(
-                (dk, dv), (k, v), q_rows, dy_rows, statistics, q_strides, dy_strides, j, batch, head,
+                (dk, dv), (k, v), q_rows, dy_rows, statistics, q_strides, dy_strides, first_key, batch, head,
                 see, terms, drop, sizes, begin, tl.minimum(full_begin, end), HEAD_DIM, BLOCK_D, BLOCK_M, MASKED=True,
             )  # fmt: skip
         dk, dv = _add_queries(
-            (dk, dv), (k, v), q_rows, dy_rows, statistics, q_strides, dy_strides, j, batch, head,
+            (dk, dv), (k, v), q_rows, dy_rows, statistics, q_strides, dy_strides, first_key, batch, head,
             see, terms, drop, sizes, full_begin, full_end, HEAD_DIM, BLOCK_D, BLOCK_M, MASKED=False,
         )  # fmt: skip
         dk, dv = _add_queries(
-            (dk, dv), (k, v), q_rows, dy_rows, statistics, q_strides, dy_strides, j, batch, head,
+            (dk, dv), (k, v), q_rows, dy_rows, statistics, q_strides, dy_strides, first_key, batch, head,
             see, terms, drop, sizes, full_end, end, HEAD_DIM, BLOCK_D, BLOCK_M, MASKED=True,
         )  # fmt: skip
 
@@ -202,7 +202,7 @@ def _score_gradient(
     k,                         # (BLOCK_N, BLOCK_D)
     v,
     i,                         # (BLOCK_M, 1)
-    j,                         # (1, BLOCK_N)
+    first_key,                 # of the tile
     batch,
     head,
     spans,
@@ -214,12 +214,13 @@ def _score_gradient(
 ):  # fmt: skip
     """Return da of (10), and t, for a tile (BLOCK_M, BLOCK_N)."""
     q, dy, lse, delta = of_queries
+    j = first_key + tl.arange(0, k.shape[0])[None, :]
     raw = tl.dot(q, tl.trans(k), input_precision="ieee")
     a, unit, t = score_tile(raw, i, j, batch, head, spans, see, terms, sizes, MASKED)  # pyright: ignore[reportGeneralTypeIssues]
     p = tl.exp2(a * unit - lse[:, None])
     dp = tl.dot(dy, tl.trans(v), input_precision="ieee")
     if drop.seed is not None:
-        kept = kept_pairs(i, j, batch, head, drop, sizes)
+        kept = kept_pairs(i, j, first_key, batch, head, drop, sizes)
         dp = tl.where(kept, dp * drop.factor, 0.0)  # (8)
     return p * (dp - delta[:, None]), t  # (10)
 
@@ -251,9 +252,8 @@ def _add_keys(
     for start in range(begin, end, BLOCK_N):
         k = load_rows(k_rows, k_strides, start, sizes.num_keys, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
         v = load_rows(v_rows, v_strides, start, sizes.num_keys, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
-        j = start + tl.arange(0, BLOCK_N)[None, :]
         draw, t = _score_gradient(
-            own, k, v, i, j, batch, head, spans, see, terms, drop, sizes, MASKED
+            own, k, v, i, start, batch, head, spans, see, terms, drop, sizes, MASKED
         )  # fmt: skip
         if terms.softcap is not None:
             draw *= 1.0 - t * t  # (12)
@@ -378,7 +378,7 @@ def _attention_dbias_kernel(
         delta = tl.load(delta_ptr + statistics, mask=queries < sizes.num_queries, other=0.0)
         spans = spans_of(i, batch, see, sizes)
         da, _ = _score_gradient(
-            (q, dy, lse, delta), k, v, i, j, batch, head, spans, see, terms, drop, sizes, MASKED=True
+            (q, dy, lse, delta), k, v, i, first_key, batch, head, spans, see, terms, drop, sizes, MASKED=True
         )  # fmt: skip
         dbias += da  # (11)
     row = dbias_ptr + plane.to(tl.int64) * sizes.num_queries * sizes.num_keys

@@ -90,7 +90,7 @@ def online_softmax(
         rescale = tl.exp2(m - subtracted)
         w = w * rescale + tl.sum(p, 1)  # (17)
         if drop.seed is not None:
-            p = tl.where(kept_pairs(i, j, batch, head, drop, sizes), p, 0.0)
+            p = tl.where(kept_pairs(i, j, start, batch, head, drop, sizes), p, 0.0)
         v = load_rows(v_rows, v_strides, start, sizes.num_keys, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
         o = tl.dot(p.to(v.dtype), v, o * rescale[:, None], input_precision="ieee")  # (18)
         m = m_new

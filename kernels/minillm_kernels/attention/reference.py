@@ -106,8 +106,7 @@ class Attention(torch.autograd.Function):
         P = softmax_over_visible(scores(raw, masks, alibi_slopes, bias, softcap))  # (2), (3), (4)
         keep = None
         if dropout_p > 0 and seed is not None:
-            offsets = torch.arange(P.numel(), device=P.device).view(P.shape)
-            keep = (uniform(seed, offsets) >= dropout_p).to(wide) / (1 - dropout_p)
+            keep = (uniform(seed, tuple(P.shape), P.device) >= dropout_p).to(wide) / (1 - dropout_p)
         y = (P if keep is None else keep * P) @ heads_first(v, H, wide)  # (5), (6), (B, H, T, D)
         ctx.save_for_backward(q, k, v, bias, P, keep, None if softcap is None else (raw / softcap).tanh())
         ctx.scale = scale

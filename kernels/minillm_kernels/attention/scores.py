@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from minillm_kernels.philox_tiles import uniform_tile, uniform_tile_across
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -226,10 +228,18 @@ def score_tile(raw, i, j, batch, head, spans, see, terms, sizes, MASKED: tl.cons
 
 
 @triton.jit
-def kept_pairs(i, j, batch, head, drop, sizes):
-    """Return keep_ij of (5): the random number of a pair belongs to its linear index in (B, H, T, S)."""
-    row = (batch.to(tl.int64) * sizes.num_heads + head) * sizes.num_queries + i
-    return tl.rand(tl.load(drop.seed), row * sizes.num_keys + j) >= drop.p
+def kept_pairs(i, j, first_key, batch, head, drop, sizes):
+    """Return keep_ij of (5): the random number of a pair belongs to its place in (B, H, T, S).
+
+    `first_key` is the first of `j`, and a multiple of 4: that many keys of a query share a block of random numbers.
+    """
+    rows = (batch.to(tl.int64) * sizes.num_heads + head) * sizes.num_queries + i
+    seed = tl.load(drop.seed)
+    if j.shape[0] == 1:
+        numbers = uniform_tile(seed, rows, first_key, i.shape[0], j.shape[1])
+    else:
+        numbers = uniform_tile_across(seed, rows, first_key, i.shape[1], j.shape[0])
+    return numbers >= drop.p
 
 
 @triton.jit

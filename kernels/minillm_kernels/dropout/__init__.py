@@ -1,4 +1,4 @@
-"""dropout: zero a share of the elements, as a pure function of the seed and each element's index.
+"""dropout: zero a share of the elements, as a pure function of the seed and each element's place.
 
 Read next: `reference.py` for the maths, `../philox.py` for the random numbers.
 """
@@ -16,7 +16,7 @@ __all__ = ["dropout"]
 def dropout(x: Tensor, p: float, seed: int | Tensor | None) -> Tensor:
     """Zero each element with probability `p` and scale the others, so that the expectation stays.
 
-        y[i] = x[i] / (1 - p) if uniform(seed, i) >= p else 0          i: linear index into x as if contiguous
+        y[i] = x[i] / (1 - p) if uniform(seed)[i] >= p else 0          i: row and column; see `../philox.py`
 
     Args:
         x: (...), any floating dtype.
@@ -28,13 +28,13 @@ def dropout(x: Tensor, p: float, seed: int | Tensor | None) -> Tensor:
         ValueError: `p` outside [0, 1), or no seed.
         TypeError: a dtype that is not floating.
 
-    Cost: about 100 integer operations an element for the random numbers; one byte an element is kept for backward, by
+    Cost: about 25 integer operations an element for the random numbers; one byte an element is kept for backward, by
         the kernel none: it draws them again.
     Source: Srivastava et al. (2014), JMLR 15.
 
     >>> import torch
     >>> dropout(torch.ones(4), 0.5, seed=3)
-    tensor([0., 2., 0., 0.])
+    tensor([0., 0., 2., 0.])
     """
     checks.floating("x", x)
     checks.dropout(p, seed)

@@ -1,7 +1,7 @@
 r"""dropout in Triton: one kernel for both passes, since (1) and (2) of `reference.py` are the same function.
 
-    y_i = x_i / (1 - p) where uniform(seed, i) >= p, else 0                                      (1)
-    dx_i = dy_i / (1 - p) where uniform(seed, i) >= p, else 0                                    (2)
+    y_i = x_i / (1 - p) where uniform(seed)_i >= p, else 0                                      (1)
+    dx_i = dy_i / (1 - p) where uniform(seed)_i >= p, else 0                                    (2)
 
 The random numbers are drawn again in the backward pass: nothing is kept but the seed.
 
@@ -20,28 +20,52 @@ from torch import Tensor
 
 from minillm_kernels import dispatch
 from minillm_kernels.dropout import reference
-from minillm_kernels.launching import DTYPES, TRITON_TYPE, cdiv, launch, make_variant, seed_on, with_factor
+from minillm_kernels.launching import (
+    DTYPES,
+    TRITON_TYPE,
+    cdiv,
+    launch,
+    make_variant,
+    next_power_of_2,
+    rows_of,
+    seed_on,
+    with_factor,
+)
+from minillm_kernels.philox_tiles import uniform_tile
 from minillm_kernels.variant import Variant
 
-BLOCK = 1024  # elements of a program: 8 a thread, whose random numbers are independent chains of 10 rounds
+BLOCK = 1024  # elements of a program: 8 a thread, for two of the random generator's blocks
 THREADS = 128
 
 
 @triton.jit
 def _dropout_kernel(
-    x_ptr,  # in   (N,)
+    x_ptr,  # in   (R, C)
     seed_ptr,  # in   () int64
-    y_ptr,  # out  (N,)
-    num_cols,  # N
+    y_ptr,  # out  (R, C)
+    num_rows,  # R
+    num_cols,  # C
     dropout,  # (p, 1 / (1 - p))
-    BLOCK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,  # 4 at least: that many columns share a block of random numbers
 ):
-    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # int64: the index of element 2**31 counts too
-    mask = offs < num_cols
+    column_tiles = tl.cdiv(num_cols, BLOCK_C)
+    start = tl.program_id(0) % column_tiles * BLOCK_C
+    offs_r = (tl.program_id(0) // column_tiles).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    offs_c = start + tl.arange(0, BLOCK_C)
+    mask = (offs_r < num_rows)[:, None] & (offs_c < num_cols)[None, :]
+    offs = offs_r[:, None] * num_cols + offs_c[None, :]  # int64: the index of element 2**31 counts too
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     p, factor = dropout
-    y = tl.where(tl.rand(tl.load(seed_ptr), offs) >= p, x * factor, 0.0)  # (1), (2)
+    kept = uniform_tile(tl.load(seed_ptr), offs_r[:, None], start, BLOCK_R, BLOCK_C) >= p
+    y = tl.where(kept, x * factor, 0.0)  # (1), (2)
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+def tile(num_cols: int) -> dict[str, int]:
+    """Return the tile of a program: whole rows where they are short."""
+    block_c = min(BLOCK, max(4, next_power_of_2(num_cols)))
+    return {"BLOCK_R": BLOCK // block_c, "BLOCK_C": block_c}
 
 
 @torch.library.custom_op("minillm_kernels::dropout", mutates_args=())
@@ -52,8 +76,10 @@ def _op(x: Tensor, seed: Tensor, p: float) -> Tensor:
     x = x.contiguous()
     y = torch.empty_like(x)
     if x.numel():
-        grid = (cdiv(x.numel(), BLOCK),)
-        launch(_dropout_kernel, grid, x, seed, y, x.numel(), with_factor(p), BLOCK=BLOCK, threads=THREADS)
+        R, C = rows_of(x).shape
+        block = tile(C)
+        grid = (cdiv(R, block["BLOCK_R"]) * cdiv(C, block["BLOCK_C"]),)
+        launch(_dropout_kernel, grid, x, seed, y, R, C, with_factor(p), **block, threads=THREADS)
     return y
 
 
@@ -80,11 +106,11 @@ def dropout(x: Tensor, p: float, seed: int | Tensor) -> Tensor:
 
 
 def variants() -> Iterator[Variant]:
-    """Yield every way in which the kernel is compiled."""
+    """Yield every way in which the kernel is compiled, for the shortest rows, for common ones and for wide ones."""
     for warp in (32, 64):
         for dtype in DTYPES:
             types: dict[str, Any] = {"x_ptr": TRITON_TYPE[dtype], "y_ptr": TRITON_TYPE[dtype], "seed_ptr": "*i64"}
             types["dropout"] = ("fp32", "fp32")
-            yield make_variant(
-                "dropout", str(dtype), _dropout_kernel, types, {"BLOCK": BLOCK}, threads=THREADS, warp=warp
-            )
+            for width in (4, 128, 1024):
+                name = f"{dtype}, C = {width}"
+                yield make_variant("dropout", name, _dropout_kernel, types, tile(width), threads=THREADS, warp=warp)

@@ -1,6 +1,6 @@
 r"""dropout by hand, forward and backward.
 
-With keep_i = 1 where uniform(seed, i) >= p, else 0:
+With keep_i = 1 where uniform(seed)_i >= p, else 0:
 
     y_i = keep_i * x_i / (1 - p)                 (1)
     dx_i = keep_i * dy_i / (1 - p)               (2)  (1) is linear in x
@@ -24,8 +24,7 @@ class Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float, seed: int | Tensor) -> Tensor:
-        offsets = torch.arange(x.numel(), device=x.device).view(x.shape)
-        factor = (uniform(seed, offsets) >= p).to(working_dtype(x.dtype)) / (1 - p)
+        factor = (uniform(seed, tuple(x.shape), x.device) >= p).to(working_dtype(x.dtype)) / (1 - p)
         ctx.save_for_backward(factor)
         return (x * factor).to(x.dtype)  # (1)
 

@@ -70,8 +70,7 @@ class LayerNorm(torch.autograd.Function):
         keep = None
         s = x.to(wide)
         if dropout_p > 0 and seed is not None:
-            offsets = torch.arange(x.numel(), device=x.device).view(x.shape)
-            keep = (uniform(seed, offsets) >= dropout_p).to(wide) / (1 - dropout_p)
+            keep = (uniform(seed, tuple(x.shape), x.device) >= dropout_p).to(wide) / (1 - dropout_p)
             s = s * keep
         if residual is not None:
             s = s + residual.to(wide)  # (1)
