@@ -93,6 +93,23 @@ def test_texts_and_pairs_of_an_imported_tokenizer(tokenizer_folder, frame, kind)
             assert short.sequences([text], [other]).tokens.tolist() == cut
 
 
+@pytest.mark.parametrize("bos", [True, False], ids=["bos", "no bos"])
+@pytest.mark.parametrize("eos", [True, False], ids=["eos", "no eos"])
+def test_gpt2s_two_files_frame_as_their_settings_ask(prose, bos, eos, tmp_path) -> None:
+    """`add_bos_token` and `add_eos_token` count where there is no tokenizer.json."""
+    model = json.loads(json_models.byte_level(prose, ["<|endoftext|>"]).to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("".join(f"{' '.join(pair)}\n" for pair in model["merges"]))
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": bos, "add_eos_token": eos}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs, tokenizer = AutoTokenizer.from_pretrained(tmp_path), import_tokenizer(tmp_path)
+    assert tokenizer is not None
+    encoder = TextEncoder(tokenizer, ModelConfig(vocab_size=500, width=8, num_heads=1, context=64), TextConfig())
+    for text in TEXTS:
+        assert encoder.sequences([text]).tokens.tolist() == theirs(text)["input_ids"]
+        assert encoder.sequences([text], ["a letter"]).tokens.tolist() == theirs(text, "a letter")["input_ids"]
+
+
 UNKNOWN = [
     pytest.param({"pair": [{"Sequence": {"id": name, "type_id": 0}} for name in "BA"]}, "texts B A, not A B", id="B A"),
     pytest.param({"pair": [{"Sequence": {"id": "A", "type_id": 0}}]}, "texts A, not A B", id="A alone"),
