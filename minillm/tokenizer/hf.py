@@ -206,6 +206,27 @@ def _frame(pieces: Mapping[str, int], cls: str, sep: str, **settings: Any) -> di
     return {"cls": (cls, pieces[cls]), "sep": (sep, pieces[sep]), **settings}
 
 
+def _bos_and_eos(pieces: Mapping[str, int], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return GPT-2's frame: before each text bos, after it eos, where tokenizer_config.json asks for them."""
+    asked = {role: _name(settings.get(f"{role}_token", GPT2[role])) for role in ("bos", "eos")}
+    names = {role: name for role, name in asked.items() if settings.get(f"add_{role}_token") and name in pieces}
+
+    def around(text: str, kind: int) -> list[dict[str, Any]]:
+        before, after = (
+            [{"SpecialToken": {"id": names[role], "type_id": kind}}] if role in names else [] for role in asked
+        )
+        return [*before, {"Sequence": {"id": text, "type_id": kind}}, *after]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": around("A", 0),
+        "pair": [*around("A", 0), *around("B", 1)],
+        "special_tokens": {
+            name: {"id": name, "ids": [pieces[name]], "tokens": [name]} for name in names.values() if name is not None
+        },
+    }
+
+
 def _wordpiece(vocabulary: str, settings: Mapping[str, Any]) -> bytes:
     """Return the tokenizer.json of a BERT vocabulary, one piece a line."""
     pieces = {piece: i for i, piece in enumerate(vocabulary.removesuffix("\n").split("\n"))}
@@ -252,7 +273,8 @@ def _byte_level(vocabulary: str, merges: str, settings: Mapping[str, Any]) -> by
         "pre_tokenizer": byte_level,
         "post_processor": _frame(
             pieces, "<s>", "</s>", type="RobertaProcessing", trim_offsets=True, add_prefix_space=False
-        ),
+        )
+        or _bos_and_eos(pieces, settings),
         "decoder": byte_level,
         "model": {
             "type": "BPE",

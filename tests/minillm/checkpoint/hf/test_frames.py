@@ -15,6 +15,7 @@ import minillm
 from minillm.cli import main
 from minillm.errors import InputError
 from minillm.exporting import export_run
+from minillm.fill import fill
 from minillm.finetune.config import TaskConfig, TextConfig
 from minillm.finetune.encoding import TextEncoder
 from minillm.finetune.predict import load_finetuned
@@ -92,6 +93,23 @@ def test_texts_and_pairs_of_an_imported_tokenizer(tokenizer_folder, frame, kind)
             assert short.sequences([text], [other]).tokens.tolist() == cut
 
 
+@pytest.mark.parametrize("bos", [True, False], ids=["bos", "no bos"])
+@pytest.mark.parametrize("eos", [True, False], ids=["eos", "no eos"])
+def test_gpt2s_two_files_frame_as_their_settings_ask(prose, bos, eos, tmp_path) -> None:
+    """`add_bos_token` and `add_eos_token` count where there is no tokenizer.json."""
+    model = json.loads(json_models.byte_level(prose, ["<|endoftext|>"]).to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("".join(f"{' '.join(pair)}\n" for pair in model["merges"]))
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": bos, "add_eos_token": eos}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs, tokenizer = AutoTokenizer.from_pretrained(tmp_path), import_tokenizer(tmp_path)
+    assert tokenizer is not None
+    encoder = TextEncoder(tokenizer, ModelConfig(vocab_size=500, width=8, num_heads=1, context=64), TextConfig())
+    for text in TEXTS:
+        assert encoder.sequences([text]).tokens.tolist() == theirs(text)["input_ids"]
+        assert encoder.sequences([text], ["a letter"]).tokens.tolist() == theirs(text, "a letter")["input_ids"]
+
+
 UNKNOWN = [
     pytest.param({"pair": [{"Sequence": {"id": name, "type_id": 0}} for name in "BA"]}, "texts B A, not A B", id="B A"),
     pytest.param({"pair": [{"Sequence": {"id": "A", "type_id": 0}}]}, "texts A, not A B", id="A alone"),
@@ -155,6 +173,21 @@ def test_an_imported_model_goes_on_as_its_pipeline_does(peer, tokenizer_folder, 
     writer = pipeline("text-generation", str(tmp_path / "theirs"), device="cpu")
     (theirs,) = writer("the sun", max_new_tokens=8, do_sample=False, return_full_text=False)
     assert ours["text"] == theirs["generated_text"]
+
+
+def test_a_hole_is_filled_as_its_pipeline_fills_it(peer, tokenizer_folder, tmp_path) -> None:
+    """Framed by the file, although no role says which symbols those are."""
+    ids = {"vocab_size": 500, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    theirs = tmp_path / "theirs"
+    peer("roberta", "MaskedLM", **ids).model.save_pretrained(theirs)
+    tokenizer_folder(FRAMES["RoBERTa"], {"mask": "<mask>", "pad": "<pad>"}, theirs)
+    loaded = minillm.load(theirs)
+    (ours,) = fill(loaded.model, loaded.require_tokenizer(), "The[MASK] is warm", top_k=3).holes
+    said = pipeline("fill-mask", str(theirs), device="cpu")("The<mask> is warm", top_k=20)
+    scores = {answer["token"]: answer["score"] for answer in said}
+    pieces = {loaded.require_tokenizer().piece(token): score for token, score in scores.items()}
+    for candidate in ours:
+        assert pieces[candidate.piece] == pytest.approx(candidate.probability, abs=CLOSE)
 
 
 def test_an_imported_tokenizer_goes_out_with_its_files(peer, tokenizer_folder, tmp_path) -> None:
