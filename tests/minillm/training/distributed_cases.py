@@ -51,7 +51,7 @@ class Case:
     train: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float64
-    hold: str | None = None  # what rank 1 does at step 3: "sleep", "stop", "die", "fail", "full" or "mistake"
+    hold: str | None = None  # what rank 1 does at step 3: "sleep", "stop", "die", "fail", "full", "lie" or "mistake"
     after: str | None = None  # the case that it goes on with, run before by as many processes
     no_room_at: int | None = None  # the step at which the first process cannot make the folder for shares
 
@@ -84,7 +84,8 @@ CASES = {
     "sharded-rest": Case(kind="encoder", optim=STEADY, distributed=SHARDED, train=HALVES, model=DROPS),
     "half": Case(kind="encoder", optim=STEADY, distributed=FSDP, train=HALVES | {"max_steps": 3}, model=DROPS),
     "rest": Case(kind="encoder", optim=STEADY, distributed=FSDP, train=HALVES, model=DROPS),
-    "no-room": Case(distributed=SHARDED, no_room_at=2),
+    "no-room": Case(distributed=SHARDED, no_room_at=2, train={"keep_checkpoints": 9}),
+    "lie": Case(hold="lie", distributed=SHARDED, train={"keep_checkpoints": 9}),
 }
 for kind in ("", "sharded-"):
     CASES[f"{kind}unbroken"] = CASES[f"{kind}rest"]
@@ -109,6 +110,8 @@ class Loader:
                 raise RuntimeError("a defect")
             case "full":  # no file of this process may grow past this: writing fails as on a full disk
                 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+            case "lie":
+                lie_once()
             case "mistake":
                 raise InputError("a mistake")
         generator = torch.Generator().manual_seed(step)
@@ -117,6 +120,23 @@ class Loader:
         targets = torch.randint(WORDS, (ROWS, TOKENS), generator=generator)
         batch = Batch(tokens=tokens, lengths=lengths, targets=targets, seed=1000 * step)
         return dataclasses.replace(batch, targets=targets.masked_fill(~batch.real(), -100))
+
+
+def lie_once() -> None:
+    """Let the disk of this process keep other bytes of its next share than it was given."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    real = HuggingFaceStorageWriter.write_data
+
+    def lying(self: Any, plan: Any, planner: Any) -> Any:
+        HuggingFaceStorageWriter.write_data = real
+        done = real(self, plan, planner)
+        for result in done.wait():
+            path = Path(self.path) / result.storage_data.relative_path
+            path.write_bytes(path.read_bytes()[:-40] + bytes(40))
+        return done
+
+    HuggingFaceStorageWriter.write_data = lying
 
 
 def trainer_of(case: Case, folder: RunFolder, processes: Processes) -> Trainer:

@@ -29,7 +29,7 @@ TRUTH = 1e-12  # float64: the largest difference allowed between two orders of s
 EVERY_SIZE = [pytest.param(2, id="2"), pytest.param(4, id="4", marks=pytest.mark.slow)]
 SPREAD = ["ddp", "ddp-masked-muon", "fsdp", "fsdp-masked-muon", "fsdp-recomputed", "fsdp-sgd", "float32-ddp"]
 SPREAD += ["float32-fsdp", "half", "rest", "sharded-half", "head-rule"]
-SPREAD += ["narrow-ddp", "narrow-fsdp", "unbroken", "resumed", "sharded-unbroken", "sharded-resumed", "no-room"]
+SPREAD += ["narrow-ddp", "narrow-fsdp", "unbroken", "resumed", "sharded-unbroken", "sharded-resumed", "no-room", "lie"]
 SPREAD += ["stopped"]  # last: it leaves the process deaf to signals
 Launch = Callable[[int], Path]
 
@@ -147,9 +147,12 @@ def test_a_run_that_several_processes_stopped_and_resumed_is_the_unbroken_one_bi
 
 
 @pytest.mark.parametrize("size", EVERY_SIZE)
-def test_a_folder_for_shares_that_cannot_be_made_costs_its_checkpoint_alone(launch, size):
-    run = RunFolder(launch(size) / f"no-room.{size}")
-    assert run.load().step == 6 and read_columns(run.metrics_path)["step"] == [1, 2, 3, 4, 5, 6]
+@pytest.mark.parametrize("name, step", [pytest.param("no-room", 2, id="no-folder"), pytest.param("lie", 3, id="lie")])
+def test_a_share_that_is_not_on_the_disk_costs_its_checkpoint_alone(launch, size, name, step):
+    """One process cannot make the folder, or finds other bytes in its file: all go on, and the next one is written."""
+    run = RunFolder(launch(size) / f"{name}.{size}")
+    assert step not in run.steps() and run.steps()[-1] == run.load().step == 6
+    assert read_columns(run.metrics_path)["step"] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("size", EVERY_SIZE)
