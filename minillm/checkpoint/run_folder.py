@@ -237,7 +237,7 @@ class RunFolder:
         keep_every: int = 0,
         shards: Path | None = None,
     ) -> Path:
-        """Write a checkpoint, point `latest` (and `best`) to it, and remove those no longer kept.
+        """Write a checkpoint, point (`best` and) `latest` to it, and remove those no longer kept.
 
         Checkpoints of later steps go too: the run went back to an earlier one and takes another course.
 
@@ -281,7 +281,9 @@ class RunFolder:
                 if shards is not None:
                     move_shards(shards, draft)
                 write_manifest(draft, {"step": step, "score": score, "tokenizer": self._tokenizer_digest()})
-        for marker in ("latest", "best") if best else ("latest",):
+        # `best` first: after a crash between the two the run goes on from the older checkpoint, and comes here again;
+        # with `latest` first it would go on after this one, and never say that it was the best
+        for marker in ("best", "latest") if best else ("latest",):
             files.write_text(self.checkpoints / marker, f"{target.name}\n", safe=self.safe())
         with files.explained(self.checkpoints, self.safe()):
             self._remove_old(keep, keep_best, keep_every, newest=step)
