@@ -1,7 +1,7 @@
 """From a model to a Hugging Face folder that transformers opens as its own class: `minillm export RUN --format hf`.
 
 Which class that is the model's own settings say; a run that was imported is written as the family that it came from.
-The tensors are the model's, bit for bit, in float32.
+The tensors are the model's, bit for bit, in float32, or in the half precision in which they came if that loses nothing.
 
 Read next: `checkpoint/hf/family.py`, for what a family can say.
 """
@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minillm.checkpoint import files
+import torch
+from torch import Tensor
+
 from minillm.checkpoint.hf.entries import write_entries
 from minillm.checkpoint.hf.families import FAMILIES, family_of
 from minillm.checkpoint.hf.family import Family, Purpose
-from minillm.checkpoint.hf.folder import SHARD_BYTES, is_model_folder, write_folder
-from minillm.checkpoint.hf.keys import MEANINGLESS
+from minillm.checkpoint.hf.folder import SHARD_BYTES, write_folder
+from minillm.checkpoint.hf.keys import MEANINGLESS, Keys
 from minillm.checkpoint.hf.llama_cpp import llama_cpp_notes
-from minillm.checkpoint.hf.origin import Origin
+from minillm.checkpoint.hf.origin import GENERATION, HALVES, Origin
+from minillm.checkpoint.hf.replacing import check_free, model_obstacle
 from minillm.checkpoint.hf.tokenizer_files import tokenizer_files
 from minillm.checkpoint.native import tensors_of
 from minillm.checkpoint.run_folder import RunFolder
@@ -33,7 +36,7 @@ from minillm.tokenizer.base import Tokenizer
 
 # Of a folder that a run came from these are not kept: they are written anew, or were true of its files alone.
 RENEWED = {"architectures", "dtype", "torch_dtype", "id2label", "label2id", "num_labels", "problem_type", "minillm"}
-RENEWED |= {"_name_or_path", "transformers_version", "n_ctx"}
+RENEWED |= {"_name_or_path", "transformers_version", "n_ctx", "rope_parameters"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,39 @@ class Exported:
     tensors: int
     parameters: int
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """A Hugging Face folder before it is written: all that can be refused has been by then.
+
+    settings: of config.json. tensors: by the file's names. others: further files by name. notes: as in `Exported`.
+    """
+
+    settings: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    others: Mapping[str, bytes]
+    notes: tuple[str, ...] = ()
+
+    def write(self, out: Path, *, shard_bytes: int) -> Exported:
+        """Write the folder, whole or not at all.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        write_folder(out, self.settings, self.tensors, self.others, shard_bytes=shard_bytes)
+        return self.exported(out)
+
+    def exported(self, out: Path) -> Exported:
+        """Return what there is to say of the folder."""
+        return Exported(
+            folder=out,
+            model_type=self.settings["model_type"],
+            architecture=self.settings["architectures"][0],
+            tensors=len(self.tensors),
+            parameters=sum(tensor.numel() for tensor in self.tensors.values()),
+            notes=self.notes,
+        )
 
 
 def export_run(
@@ -70,7 +106,7 @@ def export_run(
     """
     from minillm.finetune.predict import seed_folders
 
-    check_free(out, overwrite)
+    check_free(out, overwrite, model_obstacle)
     if seeds := seed_folders(run):
         raise InputError(f"{run} holds {len(seeds)} seeds of one run; export one of them, such as {seeds[0]}")
     whole = RunFolder(run).load(checkpoint_name(which)).model_config
@@ -113,7 +149,15 @@ def export_model(
     Raises:
         InputError: no family has such a model (what differs is named), or the folder cannot be written.
     """
-    check_free(out, overwrite)
+    check_free(out, overwrite, model_obstacle)
+    content = model_content(model, tokenizer=tokenizer, origin=origin, family=family)
+    return content.write(out, shard_bytes=shard_bytes)
+
+
+def model_content(
+    model: Transformer, *, tokenizer: Tokenizer | None, origin: Origin | None = None, family: str | None = None
+) -> Content:
+    """Return what `export_model` writes; arguments and errors as there."""
     purpose: Purpose = "hidden_states"
     if model.config.head != "none":
         purpose = "causal_lm" if model.config.kind == "decoder" else "masked_lm"
@@ -123,35 +167,14 @@ def export_model(
     if config.pooler and (purpose != "hidden_states" or kind.pooler is None):
         config = dataclasses.replace(config, pooler=False)
         notes.append(f"the pooler is left out: {kind.class_for(purpose)} has none")
-    tensors = write_entries(
-        kind.entries(config, purpose, prefix=kind.prefix_for(purpose)),
-        tensors_of(model),
-        unread_of(kind, purpose, origin),
-    )
+    tensors = named_tensors(kind, config, purpose, tensors_of(model), origin)
     notes += llama_cpp_notes(kind.model_type, config, tokenizer)
-    settings = settings_for(kind, config, purpose, tokenizer=tokenizer, origin=origin)
-    others = {} if tokenizer is None else tokenizer_files(tokenizer, model.config)
-    write_folder(out, settings, tensors, others, shard_bytes=shard_bytes)
-    return Exported(
-        folder=out,
-        model_type=kind.model_type,
-        architecture=settings["architectures"][0],
-        tensors=len(tensors),
-        parameters=sum(tensor.numel() for tensor in tensors.values()),
-        notes=tuple(notes),
-    )
-
-
-def check_free(out: Path, overwrite: bool) -> None:
-    """Raise InputError where something stands that an export must not replace."""
-    with files.explained(out):
-        if out.is_dir() and not any(out.iterdir()):
-            return
-    if not out.exists() or (overwrite and is_model_folder(out)):
-        return
-    if is_model_folder(out):
-        raise InputError(f"{out} already holds a model; choose another --out or add --overwrite")
-    raise InputError(f"{out} is not empty and holds no exported model; choose another --out")
+    notes += dropout_notes(kind, config)
+    settings = settings_for(kind, config, purpose, tokenizer=tokenizer, origin=origin) | dtype_of(tensors)
+    others = {} if tokenizer is None else dict(tokenizer_files(tokenizer, model.config))
+    if purpose == "causal_lm" and origin is not None and origin.generation is not None:
+        others[GENERATION] = origin.generation
+    return Content(settings=settings, tensors=tensors, others=others, notes=tuple(notes))
 
 
 def chosen_family(model: ModelConfig, asked: str | None, origin: Origin | None) -> Family:
@@ -163,38 +186,56 @@ def chosen_family(model: ModelConfig, asked: str | None, origin: Origin | None) 
     return family_of(model, asked)
 
 
-def unread_of(family: Family, purpose: Purpose, origin: Origin | None) -> Mapping[str, Any]:
-    """Return the origin's unread rows by the names that are written."""
+def named_tensors(
+    family: Family, model: ModelConfig, purpose: Purpose, own: Mapping[str, Tensor], origin: Origin | None
+) -> dict[str, Tensor]:
+    """Return a model's tensors by transformers' names, with what its origin knew of them.
+
+    Rows that no pass reads are the origin's. What came in half precision goes out in it where every number of all such
+    tensors is one of it still; else all are in float32.
+    """
+    prefix = family.prefix_for(purpose)
     if origin is None or origin.settings["model_type"] != family.model_type:
-        return {}
-    return {family.prefix_for(purpose) + name: rows for name, rows in origin.unread.items()}
+        origin = Origin(settings={}, unread={})
+    unread = {prefix + name: rows for name, rows in origin.unread.items()}
+    tensors = write_entries(family.entries(model, purpose, prefix=prefix), own, unread)
+    halves = {name: origin.halves.get(name.removeprefix(prefix)) for name in tensors}
+    narrow = {name: tensors[name].to(HALVES[half]) for name, half in halves.items() if half is not None}
+    if all(torch.equal(half.float(), tensors[name]) for name, half in narrow.items()):
+        tensors |= narrow
+    return tensors
+
+
+def dtype_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the setting of the type in which transformers shall open a model: that of all tensors, else float32."""
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    return {"torch_dtype": str(dtype).removeprefix("torch.")}
+
+
+def dropout_notes(family: Family, model: ModelConfig) -> list[str]:
+    """Return a note where a family has no setting for the dropout outside attention."""
+    if family.read(Keys(family.write(model), family.title)).dropout == model.dropout:
+        return []
+    return [f"the dropout of {model.dropout} is left out: {family.title} has none outside attention"]
 
 
 def settings_for(
     family: Family, model: ModelConfig, purpose: Purpose, *, tokenizer: Tokenizer | None, origin: Origin | None
 ) -> dict[str, Any]:
-    """Return config.json: what the model is, and of its origin what means nothing to the numbers.
+    """Return config.json without its dtype: what the model is, in its origin's words where these still say it.
 
     Raises:
         InputError: a tokenizer whose padding the family cannot have.
     """
-    kept: Mapping[str, Any] = {}
-    if origin is not None:
-        kept = {name: value for name, value in origin.settings.items() if name in MEANINGLESS - RENEWED}
     ids: dict[str, int | None] = {}
     if tokenizer is not None:
         specials = tokenizer.specials
         ids = {f"{name}_token_id": getattr(specials, name) for name in ("pad", "bos", "eos", "cls", "sep")}
     elif origin is None:
         ids = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    own = family.write(model)
-    if model.head == "none":  # no output weight, so that nothing is tied
-        kept_tie = {} if origin is None else {"tie_word_embeddings": origin.settings.get("tie_word_embeddings")}
-        own = {
-            name: value
-            for name, value in (own | kept_tie).items()
-            if name != "tie_word_embeddings" or value is not None
-        }
+    own = _written(family, model)
+    same, kept = _kept(family, model, origin)
     if tokenizer is not None and own.get("pad_token_id", ids["pad_token_id"]) != ids["pad_token_id"]:
         raise InputError(
             f"{family.title} needs a tokenizer whose padding is {own['pad_token_id']}, and this one's is "
@@ -206,5 +247,31 @@ def settings_for(
         **ids,
         **{name: value for name, value in kept.items() if value is not None},  # such as several ids that end a text
         **own,
-        "torch_dtype": "float32",
+        **same,
     }
+
+
+def _written(family: Family, model: ModelConfig) -> dict[str, Any]:
+    """Return a model's own settings; without an output weight nothing is tied."""
+    settings = family.write(model)
+    if model.head == "none":
+        settings.pop("tie_word_embeddings", None)
+    return settings
+
+
+def _kept(family: Family, model: ModelConfig, origin: Origin | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what stays of an origin's settings: those that say what ours would, and those that we do not write.
+
+    The latter are bookkeeping alone where the model is of another family or was changed: then they may not be true.
+    """
+    if origin is None:
+        return {}, {}
+    others, same = MEANINGLESS - RENEWED, {}
+    if origin.settings["model_type"] == family.model_type:
+        own = _written(family, model)
+        came = family.read(Keys(origin.settings, "imported/config.json"))
+        was = _written(family, dataclasses.replace(came, head=model.head, head_bias=model.head_bias))
+        same = {name: origin.settings[name] for name in own.keys() & origin.settings if was.get(name) == own[name]}
+        if was == own:
+            others = origin.settings.keys() - own.keys() - RENEWED
+    return same, {name: value for name, value in origin.settings.items() if name in others}

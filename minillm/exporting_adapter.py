@@ -3,30 +3,31 @@
     out/adapter/    adapter_config.json, adapter_model.safetensors: the adapter and the head
     out/base/       the model that they go onto, as transformers' class for the task, with the tokenizer
 
+The adapter names its base by the absolute path, which PEFT reads from any working directory: who moves the two folders
+gives PEFT the base's new place.
+
 Read next: `finetune/adapters/peft/sites.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import torch
 
 from minillm.checkpoint import files
 from minillm.checkpoint.hf.family import Purpose
-from minillm.checkpoint.hf.folder import SHARD_BYTES
+from minillm.checkpoint.hf.folder import SHARD_BYTES, fill_folder
 from minillm.checkpoint.hf.labels import PURPOSES
 from minillm.checkpoint.hf.origin import Origin
+from minillm.checkpoint.hf.replacing import ADAPTER_FOLDER, BASE_FOLDER, adapter_obstacle, check_free
 from minillm.errors import InputError
 from minillm.exporting import Exported, chosen_family
-from minillm.exporting_tasks import check_head, final_tensors, one_model, write_finetuned
+from minillm.exporting_tasks import check_head, final_tensors, finetuned_content, one_model
 from minillm.finetune.adapters.attach import detach
-from minillm.finetune.adapters.peft import save_peft
+from minillm.finetune.adapters.peft.write import fill_adapter, to_peft
 from minillm.finetune.task_model import ADAPTER, TaskModel
-
-FOLDERS = ("adapter", "base")
 
 
 def export_adapter(
@@ -44,7 +45,7 @@ def export_adapter(
         InputError: a run without an adapter, one that PEFT has not or that does something else there, no family with
             such a model or head, or a folder that cannot be written; nothing half-written stays behind.
     """
-    _check_free(out, overwrite)
+    check_free(out, overwrite, adapter_obstacle)
     opened, model = one_model(run, which)
     if model.config.adapter is None:
         raise InputError(f"{run} was fine-tuned without an adapter; export it with --format hf")
@@ -60,19 +61,19 @@ def export_adapter(
             for name, parameter in model.head.named_parameters(prefix="head"):
                 parameter.copy_(own[name])
         opened = dataclasses.replace(opened, calibration={})
-    try:
-        with files.explained(out):
-            shutil.rmtree(out, ignore_errors=True)
-            out.mkdir(parents=True)
-        save_peft(model, out / "adapter", family=kind, purpose=purpose, name=ADAPTER, base=str(out / "base"))
-        bare = _without_adapter(model)
-        written = write_finetuned(
-            opened, bare, out / "base", origin=origin, family=kind.model_type, shard_bytes=shard_bytes
-        )
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
-    return dataclasses.replace(written, folder=out, notes=tuple(notes))
+    settings, tensors = to_peft(model, ADAPTER, kind, purpose)
+    settings |= {"base_model_name_or_path": str((out / BASE_FOLDER).absolute())}
+    content = finetuned_content(opened, _without_adapter(model), origin=origin, family=kind.model_type)
+    with files.explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with files.new_folder(out) as draft:
+        for name in (ADAPTER_FOLDER, BASE_FOLDER):
+            with files.explained(out / name):
+                (draft / name).mkdir()
+        fill_adapter(draft / ADAPTER_FOLDER, settings, tensors, named=out / ADAPTER_FOLDER)
+        parts = (content.settings, content.tensors, content.others)
+        fill_folder(draft / BASE_FOLDER, *parts, shard_bytes=shard_bytes, named=out / BASE_FOLDER)
+    return dataclasses.replace(content.exported(out), notes=(*notes, *content.notes))
 
 
 def _without_adapter(model: TaskModel) -> TaskModel:
@@ -83,15 +84,3 @@ def _without_adapter(model: TaskModel) -> TaskModel:
         task = dataclasses.replace(task, scale=1.0, center=0.0)
     model.config = dataclasses.replace(model.config, adapter=None, task=task)
     return model
-
-
-def _check_free(out: Path, overwrite: bool) -> None:
-    """Raise InputError where something stands that an export must not replace."""
-    with files.explained(out):
-        there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; choose another --out")
-    if there and there != set(FOLDERS):
-        raise InputError(f"{out} is not empty and holds no exported adapter; choose another --out")
-    if there and not overwrite:
-        raise InputError(f"{out} already holds an adapter; choose another --out or add --overwrite")

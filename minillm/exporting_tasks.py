@@ -20,16 +20,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.checkpoint.hf.entries import write_entries
 from minillm.checkpoint.hf.family import Family, Purpose
-from minillm.checkpoint.hf.folder import SHARD_BYTES, write_folder
+from minillm.checkpoint.hf.folder import SHARD_BYTES
 from minillm.checkpoint.hf.labels import PURPOSES, write_task
 from minillm.checkpoint.hf.origin import Origin
+from minillm.checkpoint.hf.replacing import check_free, model_obstacle
 from minillm.checkpoint.hf.tokenizer_files import tokenizer_files
 from minillm.checkpoint.native import tensors_of
 from minillm.config import to_table
 from minillm.errors import InputError
-from minillm.exporting import Exported, check_free, chosen_family, export_model, settings_for, unread_of
+from minillm.exporting import (
+    Content,
+    Exported,
+    chosen_family,
+    dropout_notes,
+    dtype_of,
+    model_content,
+    named_tensors,
+    settings_for,
+)
 from minillm.finetune.adapters.attach import detach, merge
 from minillm.finetune.heads import TextHead, TokenHead
 from minillm.finetune.predict import Finetuned, load_finetuned
@@ -51,15 +60,13 @@ def export_finetuned(
         InputError: no family has such a model or such a head (what differs is named), an adapter that no weights can
             take in, several seeds, or a folder that cannot be written.
     """
-    check_free(out, overwrite)
+    check_free(out, overwrite, model_obstacle)
     opened, model = one_model(run, which)
     if model.config.adapter is not None:
         merge(model)
         detach(model)
-    origin = Origin.read(run)
-    return write_finetuned(
-        opened, model, out, origin=origin, family=family, overwrite=overwrite, shard_bytes=shard_bytes
-    )
+    content = finetuned_content(opened, model, origin=Origin.read(run), family=family)
+    return content.write(out, shard_bytes=shard_bytes)
 
 
 def one_model(run: Path, which: str | int) -> tuple[Finetuned, TaskModel]:
@@ -75,51 +82,26 @@ def one_model(run: Path, which: str | int) -> tuple[Finetuned, TaskModel]:
     return opened, model
 
 
-def write_finetuned(
-    opened: Finetuned,
-    model: TaskModel,
-    out: Path,
-    *,
-    origin: Origin | None,
-    family: str | None = None,
-    overwrite: bool = False,
-    shard_bytes: int = SHARD_BYTES,
-) -> Exported:
-    """Write a fine-tuned model, which has no adapter, as a Hugging Face folder; arguments as in `export_model`."""
+def finetuned_content(
+    opened: Finetuned, model: TaskModel, *, origin: Origin | None, family: str | None = None
+) -> Content:
+    """Return the Hugging Face folder of a fine-tuned model, which has no adapter; the rest as in `export_model`."""
     if model.config.task.name == "prompt_answer":
-        return export_model(
-            model.backbone,
-            out,
-            tokenizer=opened.tokenizer,
-            origin=origin,
-            family=family,
-            overwrite=overwrite,
-            shard_bytes=shard_bytes,
-        )
+        return model_content(model.backbone, tokenizer=opened.tokenizer, origin=origin, family=family)
     purpose = PURPOSES[model.config.task.name]
     kind = chosen_family(model.config.backbone, family, origin)
     check_head(kind, model, purpose)
     own, notes = final_tensors(opened, model)
-    prefix = kind.prefix_for(purpose)
-    tensors = write_entries(
-        kind.entries(model.config.backbone, purpose, prefix=prefix), own, unread_of(kind, purpose, origin)
-    )
+    notes += dropout_notes(kind, model.config.backbone)
+    tensors = named_tensors(kind, model.config.backbone, purpose, own, origin)
     settings = settings_for(kind, model.config.backbone, purpose, tokenizer=opened.tokenizer, origin=origin)
-    settings |= head_settings(kind, model, purpose)
+    settings |= dtype_of(tensors) | head_settings(kind, model, purpose)
     control = set(opened.tokenizer.specials.ids()) - {opened.tokenizer.specials.eos}
     if "last" in kind.task_heads[purpose].pooling and settings.get("pad_token_id") not in control:
         settings["pad_token_id"] = None  # else transformers would take a text's last token for padding
         notes.append("the tokenizer has no symbol for padding alone: transformers takes one text at a time")
     others = tokenizer_files(opened.tokenizer, model.config.backbone)
-    write_folder(out, settings, tensors, others, shard_bytes=shard_bytes)
-    return Exported(
-        folder=out,
-        model_type=kind.model_type,
-        architecture=settings["architectures"][0],
-        tensors=len(tensors),
-        parameters=sum(tensor.numel() for tensor in tensors.values()),
-        notes=tuple(notes),
-    )
+    return Content(settings=settings, tensors=tensors, others=others, notes=tuple(notes))
 
 
 def check_head(family: Family, model: TaskModel, purpose: Purpose) -> None:

@@ -93,7 +93,7 @@ def fill(model: Encoder | Decoder, tokenizer: Tokenizer, text: str, top_k: int =
 
 
 def tokens_with_holes(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[int]]:
-    """Return the tokens of a text with the mask symbol for each [MASK], between cls and sep, and where the masks stand.
+    """Return the tokens of a text with the mask symbol for each [MASK], framed, and where the masks stand.
 
     Raises:
         InputError: no [MASK] in the text.
@@ -101,15 +101,16 @@ def tokens_with_holes(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[
     *before, last = text.split(MASK)
     if not before:
         raise InputError(f"the text has no {MASK}; write {MASK} where a piece is to be found")
-    specials = tokenizer.specials
-    assert specials.mask is not None
-    tokens = [] if specials.cls is None else [specials.cls]
+    mask = tokenizer.specials.mask
+    assert mask is not None
+    frame = tokenizer.frame("encoder")
+    tokens = [*frame.before]
     holes = []
     for part in before:
         if tokenizer.carries_the_space:
             part = part.removesuffix(" ")
         tokens += tokenizer.encode(part)
         holes.append(len(tokens))
-        tokens.append(specials.mask)
+        tokens.append(mask)
     tokens += tokenizer.encode(last)
-    return tokens + ([] if specials.sep is None else [specials.sep]), holes
+    return [*tokens, *frame.after], holes

@@ -69,7 +69,8 @@ def generate(
 ) -> list[Generation]:
     """Continue each prompt, all of them as one batch.
 
-    A prompt is read as the beginning of a document: after the tokenizer's bos where it has one. Control symbols other
+    A prompt is read as the beginning of a document: after the tokenizer's bos where it has one, or after what an
+    imported tokenizer's file puts before a text, which may be nothing. Control symbols other
     than the end of document are never drawn. A sequence of n prompt tokens in a context of M gets M - n + 1 new ones at
     most: the last of them needs no place, since nothing is predicted from it.
 
@@ -145,11 +146,11 @@ def _run(
 
 
 def _prompt_tokens(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:
-    """Return a prompt as the model met the beginnings of documents in training: bos, then its tokens."""
+    """Return a prompt after what stands before a text; what stands after one would end it."""
     specials = tokenizer.specials
-    tokens = ([] if specials.bos is None else [specials.bos]) + tokenizer.encode(prompt)
-    if not tokens and specials.eos is not None:  # the end of a document is what stood before the next one
-        tokens = [specials.eos]
+    tokens = [*tokenizer.frame("decoder").before, *tokenizer.encode(prompt)]
+    if not tokens:  # the end of a document is what stood before the next one
+        tokens = [token for token in (specials.bos, specials.eos) if token is not None][:1]
     if not tokens:
         raise InputError("an empty prompt needs a tokenizer with bos or eos, this one has neither; begin with a letter")
     if len(tokens) > context:

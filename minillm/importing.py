@@ -5,6 +5,7 @@ Read next: `exporting.py`, the way back.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,20 @@ class Imported:
     tokenizer: str | None
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def of(
+        cls, source: ModelFolder, run: Path, model: nn.Module, tokenizer: Tokenizer | None, notes: Sequence[str] = ()
+    ) -> Imported:
+        """Return what there is to say of a run that was made of a folder; `notes` come after the folder's."""
+        return cls(
+            run=run,
+            model_type=source.family.model_type,
+            architecture=source.settings["architectures"][0],
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            tokenizer=None if tokenizer is None else tokenizer.kind,
+            notes=(*source.notes, *notes),
+        )
+
 
 def import_folder(folder: Path, out: Path) -> Imported:
     """Make a run folder of a Hugging Face folder.
@@ -66,21 +81,14 @@ def import_folder(folder: Path, out: Path) -> Imported:
         loaded = loaded_from(source)
         model, tokenizer = loaded.model, loaded.tokenizer
         save_run(loaded, out)
-    return Imported(
-        run=out,
-        model_type=source.family.model_type,
-        architecture=source.settings["architectures"][0],
-        parameters=sum(p.numel() for p in model.parameters()),
-        tokenizer=None if tokenizer is None else tokenizer.kind,
-        notes=source.notes,
-    )
+    return Imported.of(source, out, model, tokenizer)
 
 
 def _save_task_run(source: ModelFolder, out: Path) -> tuple[nn.Module, Tokenizer]:
     """Write a model with a task's head as a run that `minillm predict` takes; return it and its tokenizer."""
-    from minillm.finetune.predict import load_finetuned
+    from minillm.finetune.predict import finetuned_from
 
-    opened = load_finetuned(source.path)
+    opened = finetuned_from(source)
     (model,) = opened.models
     save_task_run(source, model, opened.tokenizer, out)
     return model, opened.tokenizer

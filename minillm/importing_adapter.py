@@ -17,9 +17,9 @@ from minillm.checkpoint.hf.folder import open_folder
 from minillm.checkpoint.run_folder import RunFolder, read_json
 from minillm.errors import InputError
 from minillm.finetune.adapters.attach import detach, merge
-from minillm.finetune.adapters.peft import load_peft
+from minillm.finetune.adapters.peft.read import load_peft, missing_head
 from minillm.finetune.adapters.peft.write import CONFIG, TASK_TYPES
-from minillm.finetune.predict import load_finetuned
+from minillm.finetune.predict import finetuned_from
 from minillm.finetune.task_model import ADAPTER
 from minillm.importing import Imported, save_run, save_task_run
 from minillm.loading import loaded_from
@@ -40,12 +40,15 @@ def import_adapter(folder: Path, base: Path, out: Path) -> Imported:
     run.check_free()
     source = open_folder(base)
     facts: dict[str, Any] = {"family": source.family, "purpose": source.purpose}
+    notes = []
     _check_task(folder, base, source.settings["architectures"][0], TASK_TYPES[source.purpose])
     if source.purpose in TASK_PURPOSES:
-        opened = load_finetuned(base)
+        opened = finetuned_from(source)
         (model,) = opened.models
         tokenizer = opened.tokenizer
-        config = load_peft(model, folder, name=ADAPTER, **facts)
+        config = load_peft(model, folder, name=ADAPTER, has_head=True, **facts)
+        if missing := missing_head(folder, source.family, source.purpose):
+            notes.append(f"{folder} has no {', '.join(missing)}: taken from {base}")
         model.config = dataclasses.replace(model.config, adapter=config)
         save_task_run(source, model, tokenizer, out)
     else:
@@ -55,14 +58,7 @@ def import_adapter(folder: Path, base: Path, out: Path) -> Imported:
         merge(model)
         detach(model)
         save_run(loaded, out)
-    return Imported(
-        run=out,
-        model_type=source.family.model_type,
-        architecture=source.settings["architectures"][0],
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        tokenizer=None if tokenizer is None else tokenizer.kind,
-        notes=source.notes,
-    )
+    return Imported.of(source, out, model, tokenizer, notes)
 
 
 def _check_task(folder: Path, base: Path, architecture: str, wanted: str | None) -> None:

@@ -166,8 +166,8 @@ def new_folder(path: Path, *, safe: str = "") -> Iterator[Path]:
             draft.mkdir()
         yield draft
         with explained(path, safe):
-            for file in draft.iterdir():
-                sync_file(file)
+            for inside in draft.rglob("*"):
+                sync_folder(inside) if inside.is_dir() else sync_file(inside)
             sync_folder(draft)
             if path.exists():
                 remove_folder(path)
@@ -175,6 +175,14 @@ def new_folder(path: Path, *, safe: str = "") -> Iterator[Path]:
             sync_folder(path.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def other_entry(folder: Path, known: Callable[[str], bool]) -> str | None:
+    """Return the name of the first entry of a folder that is no file of a known name, None where there is none.
+
+    What is to be replaced is asked this before: somebody may have put something of their own there.
+    """
+    return min((path.name for path in folder.iterdir() if not known(path.name) or path.is_dir()), default=None)
 
 
 def remove_folder(path: Path) -> None:

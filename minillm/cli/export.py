@@ -7,10 +7,12 @@ Read next: `minillm/exporting.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from minillm.cli.arguments import Parser, print_json, say
+from minillm.errors import InputError
 
 GIGABYTE = 10**9
 
@@ -41,6 +43,10 @@ def main(argv: Sequence[str]) -> None:
     parser.json_option()
     arguments = parser.parse(argv)
 
+    if not 0 < arguments.shard_gigabytes < math.inf:
+        raise InputError(
+            f"--shard-gigabytes takes a number above 0, got {arguments.shard_gigabytes}; leave it out for 5"
+        )
     if arguments.format == "peft":
         from minillm.exporting_adapter import export_adapter as export
     else:

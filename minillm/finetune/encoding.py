@@ -1,7 +1,8 @@
-r"""Rows of texts -> token sequences, framed as the backbone met documents in pretraining.
+r"""Rows of texts -> token sequences, framed as the tokenizer says (`Tokenizer.frame`).
 
-    encoder   cls A sep          cls A sep B sep       types 0 0 0, 0 0 0 1 1
-    decoder   bos A eos          bos A eos B eos       a control symbol that the tokenizer lacks is left out
+    encoder    cls A sep      cls A sep B sep     types 0 0 0, 0 0 0 1 1
+    decoder    bos A eos      bos A eos B eos     a control symbol that the tokenizer lacks is left out
+    imported   before A after, before A between B after, as its tokenizer.json has it
 
 With room for R tokens beside the control symbols, what is longer is
 
@@ -110,7 +111,7 @@ def window_starts(length: int, room: int, overlap: int) -> range | list[int]:
 class TextEncoder:
     """Texts of rows -> framed token sequences: one text, or a pair; cut, or in windows.
 
-    before, between, after: the control symbols of the frame, each none or one. max_length: tokens of a sequence.
+    single, pair: the control symbols around one text and around two. max_length: tokens of a sequence.
     causal: whether a token sees only those before it.
     """
 
@@ -118,23 +119,22 @@ class TextEncoder:
         """Take what framing needs.
 
         Args:
-            model: its kind says which control symbols frame a text: cls and sep, or a decoder's bos and eos.
+            model: its kind says which control symbols frame a text, where the tokenizer was made here.
         Raises:
-            InputError: `text.max_length` above the model's context, or an overlap that leaves windows no room.
+            InputError: a frame that is not known, `text.max_length` above the model's context, or an overlap that
+                leaves windows no room.
         """
-        specials = tokenizer.specials
-        before, after = (specials.bos, specials.eos) if model.kind == "decoder" else (specials.cls, specials.sep)
         self.tokenizer, self.config = tokenizer, config
-        self.before = [] if before is None else [before]
-        self.after = [] if after is None else [after]
-        self.between = self.after
+        self.single, self.pair = tokenizer.frame(model.kind), tokenizer.frame(model.kind, pair=True)
         self.typed = model.token_types > 1
         self.causal = model.kind == "decoder"
         self.max_length = model.context if config.max_length is None else config.max_length
         if self.max_length > model.context:
             raise InputError(f"text.max_length ({self.max_length}) is above the model's context of {model.context}")
         if self.room(pair=True) < 2:
-            raise InputError(f"text.max_length ({self.max_length}) leaves no room for two texts; take 5 or more")
+            raise InputError(
+                f"text.max_length ({self.max_length}) leaves no room for two texts; take {self.pair.size + 2} or more"
+            )
         if config.long_texts == "windows" and config.overlap >= self.room(pair=True) // 2:
             raise InputError(
                 f"text.overlap ({config.overlap}) must be below half of a sequence of {self.max_length} tokens; "
@@ -143,7 +143,7 @@ class TextEncoder:
 
     def room(self, *, pair: bool) -> int:
         """Return R, the tokens of a sequence that are no control symbols."""
-        return self.max_length - len(self.before) - len(self.after) - (len(self.between) if pair else 0)
+        return self.max_length - (self.pair if pair else self.single).size
 
     def sequences(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Sequences:
         """Return the sequences of N rows, in order, without targets."""
@@ -156,18 +156,23 @@ class TextEncoder:
         for row, a in enumerate(first):
             if second is None:
                 parts, lost = self._one(a)
-                framed = [(self.before + part + self.after, 0) for part in parts]
+                framed = [
+                    ([*self.single.before, *part, *self.single.after], self.single.types_of(len(part)))
+                    for part in parts
+                ]
             else:
                 kept, parts, lost = self._two(a, second[row])
-                head = self.before + kept + self.between
-                framed = [(head + part + self.after, len(head)) for part in parts]
-            for sequence, begin in framed:
+                head = [*self.pair.before, *kept, *self.pair.between]
+                framed = [
+                    ([*head, *part, *self.pair.after], self.pair.types_of(len(kept), len(part))) for part in parts
+                ]
+            for sequence, kinds in framed:
                 tokens += sequence
                 bounds.append(len(tokens))
                 rows.append(row)
                 weights.append(1.0 / len(framed))
                 if self.typed and second is not None:
-                    types += [0] * begin + [1] * (len(sequence) - begin)
+                    types += kinds
             cut_rows, cut_tokens = cut_rows + (lost > 0), cut_tokens + lost
         return Sequences(
             tokens=np.array(tokens, dtype=np.int32),

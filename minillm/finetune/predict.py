@@ -104,7 +104,7 @@ def load_finetuned(
     Cost: reads `model.safetensors` once; PyTorch's random state is left as it was.
     """
     if is_model_folder(Path(folder)):
-        return _opened(open_folder(Path(folder)), task or {}, torch.device(device))
+        return finetuned_from(open_folder(Path(folder)), task or {}, device=device)
     run = RunFolder(folder)
     members = [RunFolder(path) for path in seed_folders(run.path)] or [run]
     loaded = [_member(member, which, task or {}, torch.device(device)) for member in members]
@@ -123,12 +123,20 @@ def load_finetuned(
     )
 
 
-def _opened(folder: ModelFolder, changed: Mapping[str, Any], device: torch.device) -> Finetuned:
-    """Return the model of a Hugging Face folder; it computes in float32."""
+def finetuned_from(
+    folder: ModelFolder, changed: Mapping[str, Any] | None = None, *, device: torch.device | str = "cpu"
+) -> Finetuned:
+    """Return the model of a Hugging Face folder that is open; it computes in float32.
+
+    Args:
+        changed: settings of the section [task], as in `load_finetuned`.
+    Raises:
+        InputError: it has no task's head or no tokenizer, or its tensors do not fit.
+    """
     tokenizer = tokenizer_of(folder)
     if tokenizer is None:
         raise InputError(f"{folder.path} has no tokenizer, and text needs one; bring its tokenizer.json")
-    model, task = opened_task_model(folder, changed)
+    model, task = opened_task_model(folder, changed or {})
     return Finetuned(
         models=[model.eval().to(device)],
         task=task,

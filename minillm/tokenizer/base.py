@@ -3,7 +3,7 @@
 Text can never produce a control symbol: "[MASK]" or "<s>" in a text are encoded as the characters that they are. Who
 needs one takes its id from `specials`.
 
-Read next: `pieces.py`.
+Read next: `pieces.py`, then `frame.py`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minillm.errors import InputError
+from minillm.tokenizer.frame import Frame, symbols_between
 
 FILE = "tokenizer.toml"
 Span = tuple[int, int]  # start and stop, as in text[start:stop]
@@ -102,7 +103,25 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def files(self) -> Mapping[str, bytes]:
-        """Return the content of all files that `save` writes, by name, tokenizer.toml among them."""
+        """Return the content of the files that decide how text is encoded, by name, tokenizer.toml among them."""
+
+    def beside(self) -> Mapping[str, bytes]:
+        """Return the content of further files that `save` writes: what others than this project read."""
+        return {}
+
+    def frame(self, reader: Literal["encoder", "decoder"], *, pair: bool = False) -> Frame:
+        """Return the control symbols around a text that a model reads, or around two texts.
+
+            encoder   cls A sep     cls A sep B sep
+            decoder   bos A eos     bos A eos B eos     a symbol that the tokenizer lacks is left out
+
+        Raises:
+            InputError: an imported tokenizer whose file frames texts in a way that is not known.
+        """
+        specials = self.specials
+        if reader == "decoder":
+            return symbols_between(specials.bos, specials.eos, pair=pair)
+        return symbols_between(specials.cls, specials.sep, pair=pair)
 
     def word_classes(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return (begins_inside, ends_inside), each (V,): the token's first, or last, character is a word character.
@@ -131,7 +150,7 @@ class Tokenizer(ABC):
         """Write the tokenizer into a folder, which is made if need be; each file appears whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in sorted(
-            self.files().items(), key=lambda file: file[0] == FILE
+            {**self.beside(), **self.files()}.items(), key=lambda file: file[0] == FILE
         ):  # the one that is looked for last
             handle, draft = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
             try:
@@ -147,6 +166,11 @@ class Tokenizer(ABC):
 def _in_word(character: str) -> bool:
     """Return whether a character belongs to a word: letters, digits and the underscore do."""
     return character.isalnum() or character == "_"
+
+
+def encodable(text: str) -> str:
+    """Return text that UTF-8 can hold: a lone surrogate becomes a question mark."""
+    return text.encode("utf-8", errors="replace").decode()
 
 
 def card(**values: Any) -> bytes:

@@ -15,12 +15,17 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from minillm.errors import InputError
-from minillm.tokenizer.base import FILE, Span, Specials, Tokenizer, card
+from minillm.tokenizer.base import FILE, Span, Specials, Tokenizer, card, encodable
+from minillm.tokenizer.frame import Frame, frame_of_file
 
-JSON_FILE = "tokenizer.json"
+JSON_FILE, CONFIG_FILE, MAP_FILE = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+ADDED_FILE, VOCABULARY, GPT2_VOCABULARY, GPT2_MERGES = "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt"
+# What else a tokenizer consists of in a Hugging Face folder: kept, so that it can go out as it came.
+BESIDE = (CONFIG_FILE, MAP_FILE, ADDED_FILE, VOCABULARY, GPT2_VOCABULARY, GPT2_MERGES, "chat_template.jinja")
+BESIDE += ("tokenizer.model",)
 ROLES = tuple(field.name for field in dataclasses.fields(Specials))  # unk, bos, eos, pad, mask, cls, sep
 
 
@@ -29,12 +34,13 @@ class JsonTokenizer(Tokenizer):
 
     kind = "json"
 
-    def __init__(self, content: bytes, names: Mapping[str, str]) -> None:
+    def __init__(self, content: bytes, names: Mapping[str, str], beside: Mapping[str, bytes] | None = None) -> None:
         """Read a tokenizer.json.
 
         Args:
             content: of the file.
             names: the name of the control symbol for each role of `Specials` that the tokenizer has: mask to [MASK].
+            beside: the content of files that came with it, by name: of those in BESIDE.
         Raises:
             ValueError: it is not one, a control symbol is not in it, or text could produce one.
             InputError: the `tokenizers` library is not installed.
@@ -49,7 +55,7 @@ class JsonTokenizer(Tokenizer):
             self.carries_the_space = self.model_kind in ("BPE", "Unigram")
             ids = token_ids(table)
             unknown_id(table)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{JSON_FILE} is not a tokenizer's file ({error})") from error
         for role, name in names.items():
             if name not in ids:
@@ -57,7 +63,7 @@ class JsonTokenizer(Tokenizer):
         self.names = {role: names[role] for role in ROLES if role in names}
         self.specials = Specials(**{role: ids[name] for role, name in self.names.items()})
         self.vocab_size = max(ids.values()) + 1
-        self._content = content
+        self._content, self._beside = content, dict(beside or {})
         control = control_names(table) | set(self.names.values())
         self._control = {ids[name]: name for name in control}
         try:
@@ -79,11 +85,11 @@ class JsonTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text."""
-        return self._backend.encode(_clean(text), add_special_tokens=False).ids
+        return self._backend.encode(encodable(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text; the library's threads share the work."""
-        found = self._backend.encode_batch_fast([_clean(text) for text in texts], add_special_tokens=False)
+        found = self._backend.encode_batch_fast([encodable(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
@@ -92,7 +98,7 @@ class JsonTokenizer(Tokenizer):
         What the tokenizer drops (spaces, mostly) belongs to the token after it, and at the end to the last one. A
         token that it puts in, such as a first space, has the empty place where it stands.
         """
-        encoding = self._backend.encode(_clean(text), add_special_tokens=False)
+        encoding = self._backend.encode(encodable(text), add_special_tokens=False)
         spans: list[Span] = []
         edge = 0
         for start, stop in encoding.offsets:
@@ -157,10 +163,27 @@ class JsonTokenizer(Tokenizer):
         """Return tokenizer.toml and tokenizer.json, which stays as it came."""
         return {FILE: card(kind=self.kind, **self.names), JSON_FILE: self._content}
 
+    def beside(self) -> Mapping[str, bytes]:
+        """Return the files that it came with."""
+        return self._beside
+
+    def frame(self, reader: Literal["encoder", "decoder"], *, pair: bool = False) -> Frame:
+        """Return the control symbols around a text, or around two, as the file's post-processor puts them."""
+        try:
+            return frame_of_file(self._table.get("post_processor"), pair=pair)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise InputError(f"{JSON_FILE} cannot be used to frame texts ({error})") from error
+
     @classmethod
     def from_files(cls, table: Mapping[str, Any], folder: Path) -> JsonTokenizer:
         """Return the tokenizer in a folder."""
-        return cls((folder / JSON_FILE).read_bytes(), {role: str(table[role]) for role in ROLES if role in table})
+        names = {role: str(table[role]) for role in ROLES if role in table}
+        return cls((folder / JSON_FILE).read_bytes(), names, files_beside(folder))
+
+
+def files_beside(folder: Path) -> dict[str, bytes]:
+    """Return the content of the files in a folder that belong to its tokenizer.json."""
+    return {name: (folder / name).read_bytes() for name in BESIDE if (folder / name).is_file()}
 
 
 def model_kind(table: Mapping[str, Any]) -> str:
@@ -229,7 +252,11 @@ def _hidden(table: Mapping[str, Any], control: set[str]) -> dict[str, Any]:
         model["vocab"] = {renamed(piece): token for piece, token in vocabulary.items()}
     if model.get("unk_token") is not None:
         model["unk_token"] = renamed(model["unk_token"])
-    added = [{**token, "content": renamed(token["content"])} for token in table.get("added_tokens") or ()]
+    added = [
+        # one that the file does not call special is hidden too: the library would find it in text, spaces and all
+        {**token, "content": renamed(token["content"]), "special": token.get("special") or token["content"] in control}
+        for token in table.get("added_tokens") or ()
+    ]
     return {**table, "model": model, "added_tokens": added, "post_processor": None, "truncation": None, "padding": None}
 
 
@@ -244,8 +271,3 @@ def _byte_letters() -> dict[str, int]:
 
 
 BYTE_OF = _byte_letters()
-
-
-def _clean(text: str) -> str:
-    """Return text that UTF-8 can hold: a lone surrogate becomes a question mark."""
-    return text.encode("utf-8", errors="replace").decode()

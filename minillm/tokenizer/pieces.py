@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from minillm.errors import InputError
-from minillm.tokenizer.base import ALL_SPECIALS, FILE, NAMES, Span, Tokenizer, card
+from minillm.tokenizer.base import ALL_SPECIALS, FILE, NAMES, Span, Tokenizer, card, encodable
 from minillm.tokenizer.config import TokenizerConfig
 
 MODEL_FILE = "tokenizer.model"
@@ -58,11 +58,11 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text."""
-        return self._processor.Encode(_clean(text))
+        return self._processor.Encode(encodable(text))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text, two threads at work."""
-        return self._processor.Encode([_clean(text) for text in texts], num_threads=THREADS)
+        return self._processor.Encode([encodable(text) for text in texts], num_threads=THREADS)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
         """Return the tokens of a text with their places.
@@ -73,7 +73,7 @@ class SentencePieceTokenizer(Tokenizer):
         Raises:
             InputError: the model does normalise: it was not trained by this file.
         """
-        written = _clean(text).replace(" ", SPACE)
+        written = encodable(text).replace(" ", SPACE)
         ids, spans = self.encode(text), []
         place, rest = 0, 0  # the next character, and how many of its bytes are still to come
         for token in ids:
@@ -218,7 +218,7 @@ def _lines(documents: Iterable[str], limit: int) -> Iterator[str]:
     """Yield the lines of documents for training, `limit` bytes of them and the rest of a line, long ones cut."""
     seen = 0
     for document in documents:
-        for line in _clean(document).split("\n"):
+        for line in encodable(document).split("\n"):
             data = line.encode()
             yield from (data[start:stop].decode() for start, stop in _cuts(data))
             seen += len(data) + 1
@@ -241,8 +241,3 @@ def _cuts(line: bytes) -> Iterator[tuple[int, int]]:
         yield start, stop
         start = stop
     yield start, len(line)
-
-
-def _clean(text: str) -> str:
-    """Return text that UTF-8 can hold: a lone surrogate becomes a question mark."""
-    return text.encode("utf-8", errors="replace").decode()

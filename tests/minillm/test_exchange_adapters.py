@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,73 @@ def test_what_is_refused(
     assert main(["import", str(classifier[0]), "--out", str(tmp_path / "bare")]) == 0
     capsys.readouterr()
     refused(["export", tmp_path / "bare", "--format", "peft"], "without an adapter", capsys, out)
+
+
+def test_an_adapter_without_the_pooler(classifier: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """PEFT saves none unless told to: the base's is taken, and the import says so."""
+    base = classifier[0]
+    model = transformers.BertForSequenceClassification.from_pretrained(base)
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)
+    trained = peft.get_peft_model(model, config).eval()
+    trained.save_pretrained(str(tmp_path / "plain"))
+    assert main(["import", str(tmp_path / "plain"), "--base", str(base), "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert f"has no bert.pooler.dense.weight, bert.pooler.dense.bias: taken from {base}" in said
+    wanted = torch.tensor(probabilities(trained, base, TEXTS))
+    torch.testing.assert_close(torch.tensor(ours(tmp_path / "run", TEXTS)), wanted, rtol=1e-4, atol=1e-5)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of all files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_export_that_fails_leaves_what_was_there(
+    classifier: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter that PEFT has not, and a disk that is full at the last file: the earlier export stands."""
+    base, adapter, _ = classifier
+    run, other, two, table = tmp_path / "run", tmp_path / "other", tmp_path / "two", tmp_path / "table.csv"
+    assert main(["import", str(adapter), "--base", str(base), "--out", str(run)]) == 0
+    assert main(["export", str(run), "--format", "peft", "--out", str(two)]) == 0
+    before = contents(two)
+    table.write_text("text,label\nab,good\nyz,bad\n")
+    words = [
+        "finetune",
+        base,
+        "--train",
+        table,
+        "--valid",
+        table,
+        "--out",
+        other,
+        "--adapter.kind",
+        "houlsby",
+        "--quiet",
+    ]
+    words += ["--head.pooling", "pooler", "--train.max_steps", 1, "--train.device", "cpu"]
+    assert main([*map(str, words)]) == 0
+    again = ["--format", "peft", "--out", str(two), "--overwrite"]
+    assert main(["export", str(other), *again]) == 2
+    assert "PEFT has no adapter of the kind houlsby" in capsys.readouterr().err and contents(two) == before
+
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        assert main(["export", str(run), *again]) == 2
+    assert f"cannot write {two / 'base'}" in capsys.readouterr().err and contents(two) == before
+    assert not list(tmp_path.glob(".*"))
+    assert main(["export", str(run), *again, "--shard-gigabytes", "1e-5"]) == 0
+    assert len(contents(two)) > len(before)
+
+
+def test_the_base_is_found_from_any_folder(classifier: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT opens the path that the adapter names, wherever it runs, though the export was told a relative one."""
+    base, adapter, _ = classifier
+    assert main(["import", str(adapter), "--base", str(base), "--out", str(tmp_path / "run")]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "run", "--format", "peft", "--out", "two"]) == 0
+    monkeypatch.chdir("/")
+    peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "two/adapter")

@@ -14,6 +14,7 @@ from minillm.checkpoint.hf.keys import Keys
 from minillm.model.config import ModelConfig
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+ACTIVATION_NAMES = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
 POST_NORM: Mapping[str, Allowed] = {
     "kind": ("encoder",),
     "norm": ("layer_norm",),
@@ -48,6 +49,7 @@ def encoder(keys: Keys, **changed: Any) -> ModelConfig:
         "tied_embeddings": keys.flag("tie_word_embeddings", True),
         "dropout": dropout,
         "attention_dropout": keys.share("attention_probs_dropout_prob", 0.1),
+        "init_std": keys.fraction("initializer_range", 0.02),
     }
     return ModelConfig(**settings | changed)
 
@@ -60,7 +62,7 @@ def settings_of(model: ModelConfig) -> dict[str, Any]:
         "num_hidden_layers": model.num_layers,
         "num_attention_heads": model.num_heads,
         "intermediate_size": model.hidden,
-        "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}[model.activation],
+        "hidden_act": ACTIVATION_NAMES[model.activation],
         "hidden_dropout_prob": model.dropout,
         "attention_probs_dropout_prob": model.attention_dropout,
         "max_position_embeddings": model.context,

@@ -41,6 +41,7 @@ def read(keys: Keys) -> ModelConfig:
         tied_embeddings=keys.flag("tie_word_embeddings", True),
         dropout=keys.share("dropout", 0.1),
         attention_dropout=keys.share("attention_dropout", 0.1),
+        init_std=keys.fraction("initializer_range", 0.02),
     )
 
 

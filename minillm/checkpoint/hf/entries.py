@@ -75,7 +75,12 @@ def affine(theirs: str, *ours: str, bias: bool = True, transposed: bool = False)
 
 
 def read_entries(
-    entries: Iterable[Entry], theirs: Mapping[str, Tensor], own: Mapping[str, Tensor], *, source: Any
+    entries: Iterable[Entry],
+    theirs: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    *,
+    source: Any,
+    asker: str = "its config.json",
 ) -> dict[str, Tensor]:
     """Return a file's tensors by our names, as views, after checking that every name and shape agrees.
 
@@ -83,7 +88,7 @@ def read_entries(
         entries: the table of the model.
         theirs: the file's tensors.
         own: the model's tensors, of which only the shapes are asked.
-        source: where the file's tensors came from, for the error's text.
+        source: where the file's tensors came from, asker: what says which they must be; for the error's text.
     Raises:
         InputError: the first tensor that is missing, misshapen, of whole numbers or not in the table.
     """
@@ -93,12 +98,10 @@ def read_entries(
         known.add(entry.theirs)
         wanted = entry.shape_there([tuple(own[name].shape) for name in entry.ours])
         if entry.theirs not in theirs:
-            raise InputError(f"{source} has no tensor {entry.theirs} {wanted}, which its config.json asks for")
+            raise InputError(f"{source} has no tensor {entry.theirs} {wanted}, which {asker} asks for")
         tensor = theirs[entry.theirs]
         if tuple(tensor.shape) != wanted:
-            raise InputError(
-                f"{source}: its config.json asks for {entry.theirs} {wanted}, the file has {tuple(tensor.shape)}"
-            )
+            raise InputError(f"{source}: {asker} asks for {entry.theirs} {wanted}, the file has {tuple(tensor.shape)}")
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise InputError(
                 f"{source}: {entry.theirs} is of {str(tensor.dtype).removeprefix('torch.')}, a quantised model; "
@@ -107,9 +110,7 @@ def read_entries(
         found |= entry.read(tensor)
     for name, tensor in theirs.items():
         if name not in known:
-            raise InputError(
-                f"{source} has a tensor {name} {tuple(tensor.shape)} that its config.json does not ask for"
-            )
+            raise InputError(f"{source} has a tensor {name} {tuple(tensor.shape)} that {asker} does not ask for")
     missing = sorted(own.keys() - found.keys())
     assert not missing, f"the table of names lacks {missing}"
     return found

@@ -4,9 +4,10 @@
     config.json  model.safetensors.index.json  model-00001-of-00003.safetensors ...
 
 Tensors are mapped, not read: their bytes come from the disk when they are copied into a model. A folder may be
-anyone's: no pickle is opened, and an index leads to no file outside the folder.
+anyone's: no pickle is opened, and an index names files of the folder alone. Links among these are followed, wherever
+they lead: the hub's cache consists of them.
 
-Read next: `../../interchange.py`.
+Read next: `origin.py`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from minillm.model.config import ModelConfig
 
 CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+OF_TRAINING = {"optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin", "rng_state.pth"}  # no weights
 SHARD_BYTES = 5 * 10**9  # as transformers does
 MOST_POSITIONS = 2**21  # of rotary tables, which are made when the model is
 
@@ -105,7 +107,7 @@ def is_model_folder(path: Path) -> bool:
 
 
 def open_folder(path: Path) -> ModelFolder:
-    """Return what lies in a folder; of its tensors only names and shapes are read.
+    """Return what lies in a folder; of its tensors names and shapes are read, and both of two that must be equal.
 
     Raises:
         InputError: no such folder, a model of another kind or with a setting that cannot be built here, files that are
@@ -127,10 +129,11 @@ def open_folder(path: Path) -> ModelFolder:
         model = family.read(keys)
     except InputError:
         raise
-    except ValueError as error:  # what a ModelConfig says of settings that do not go together
-        raise InputError(f"{path / CONFIG}: {error}") from error
+    except ValueError as error:  # what a ModelConfig says of settings that do not go together, and how to change ours
+        fact, _, _ = str(error).partition("; ")
+        raise InputError(f"{path / CONFIG} does not go together: {fact}; fetch it again") from error
     keys.share(family.dropout_key, 0.0)
-    tensors = _renamed(map_tensors(path))
+    tensors = _renamed(path, map_tensors(path))
     if model.num_layers > len(tensors):
         raise InputError(f"{path / CONFIG} asks for {model.num_layers} layers, and there are {len(tensors)} tensors")
     if model.position == "rotary" and model.context > MOST_POSITIONS:
@@ -145,6 +148,9 @@ def open_folder(path: Path) -> ModelFolder:
     kept, notes = _without_extras(
         path, family, tensors, {e.theirs for e in table}, {e.ours[0]: e.theirs for e in table}
     )
+    wide = sorted(name for name, tensor in kept.items() if tensor.dtype == torch.float64)
+    if wide:
+        notes.append(f"tensors in float64 are narrowed to float32: {', '.join(wide[:3])}{', ...' * (len(wide) > 3)}")
     if strangers := keys.strangers():
         notes.append(f"keys of {path / CONFIG} that {family.title} does not have, ignored: {', '.join(strangers)}")
     return ModelFolder(
@@ -177,13 +183,20 @@ def _purpose(keys: Keys, family: Family) -> Purpose:
     return family.classes[names[0]]
 
 
-def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors with names of today: the first BERTs call a norm's weight and bias gamma and beta."""
+def _renamed(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with names of today: the first BERTs call a norm's weight and bias gamma and beta.
+
+    Raises:
+        InputError: a tensor is there under both names.
+    """
     ends = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
     def renamed(name: str) -> str:
         return next((name.removesuffix(old) + new for old, new in ends.items() if name.endswith(old)), name)
 
+    for name in tensors:
+        if renamed(name) != name and renamed(name) in tensors:
+            raise InputError(f"{path} has both {name} and {renamed(name)}, which are one; take out the one that is not")
     return {renamed(name): tensor for name, tensor in tensors.items()}
 
 
@@ -217,7 +230,8 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
         return _mapped(path / WHOLE)
     if (path / INDEX).is_file():
         return _shards(path)
-    pickled = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
+    names = {file.name for file in path.iterdir() if file.suffix in PICKLES} - OF_TRAINING
+    pickled = sorted(names, key=lambda name: (not name.startswith("pytorch_model"), name))
     if pickled:
         raise InputError(
             f"{path} has its weights as {pickled[0]}, a pickle: it can run any code when it is opened, and is not; "
@@ -293,8 +307,31 @@ def write_folder(
 
     Args:
         path: where it goes; nothing may be there, or what `files.new_folder` shall replace.
+        The others as in `fill_folder`.
+    Raises:
+        InputError: it cannot be written.
+    """
+    with files.explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with files.new_folder(path) as draft:
+        fill_folder(draft, settings, tensors, others, shard_bytes=shard_bytes, named=path)
+
+
+def fill_folder(
+    draft: Path,
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    others: Mapping[str, bytes],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    named: Path,
+) -> None:
+    """Write the files of a folder into one that is there and empty.
+
+    Args:
         settings: of config.json. tensors: by the file's names. others: further files by name.
         shard_bytes: of one file; more makes several and an index. A larger tensor has a file of its own.
+        named: the folder as the user knows it.
     Raises:
         InputError: it cannot be written.
     """
@@ -306,15 +343,12 @@ def write_folder(
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         places = {name: file for file, part in zip(names, parts, strict=True) for name in part}
         texts[INDEX] = json.dumps({"metadata": {"total_size": size}, "weight_map": places}, indent=2) + "\n"
-    with files.explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with files.new_folder(path) as draft:
-        for name, part in zip(names, parts, strict=True):
-            write_tensors(draft / name, part, named=path / name)
-            (draft / name).chmod(0o644)  # safetensors makes it readable by its owner alone, and a server is another
-        for name, content in {**{n: t.encode() for n, t in texts.items()}, **others}.items():
-            with files.explained(path / name):
-                (draft / name).write_bytes(content)
+    for name, part in zip(names, parts, strict=True):
+        write_tensors(draft / name, part, named=named / name)
+        (draft / name).chmod(0o644)  # safetensors makes it readable by its owner alone, and a server is another
+    for name, content in {**{n: t.encode() for n, t in texts.items()}, **others}.items():
+        with files.explained(named / name):
+            (draft / name).write_bytes(content)
 
 
 def shards_of(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from minillm.checkpoint.hf.bert import ACTIVATIONS
+from minillm.checkpoint.hf.bert import ACTIVATION_NAMES, ACTIVATIONS
 from minillm.checkpoint.hf.entries import Entry, affine
 from minillm.checkpoint.hf.family import Family, Purpose, TaskHead
 from minillm.checkpoint.hf.keys import Keys
@@ -40,6 +40,7 @@ def read(keys: Keys) -> ModelConfig:
         tied_embeddings=keys.flag("tie_word_embeddings", True),
         dropout=keys.share("resid_pdrop", 0.1),
         attention_dropout=keys.share("attn_pdrop", 0.1),
+        init_std=keys.fraction("initializer_range", 0.02),
     )
 
 
@@ -53,7 +54,7 @@ def write(model: ModelConfig) -> dict[str, Any]:
         "n_layer": model.num_layers,
         "n_head": model.num_heads,
         "n_inner": model.hidden,
-        "activation_function": {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}[model.activation],
+        "activation_function": ACTIVATION_NAMES[model.activation],
         "layer_norm_epsilon": model.norm_eps,
         "resid_pdrop": model.dropout,
         "embd_pdrop": model.dropout,

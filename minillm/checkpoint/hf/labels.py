@@ -75,6 +75,11 @@ def _labels(keys: Keys) -> list[str]:
     if table is None:
         return [f"LABEL_{number}" for number in range(keys.whole("num_labels", 2))]
     names = [table.get(str(number)) for number in range(len(table))]
-    if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+    if not names or not all(map(_is_name, names)) or len(set(names)) < len(names):
         keys.wrong("id2label", 'names of labels, each another one, by their numbers "0", "1", ...')
     return [str(name) for name in names]
+
+
+def _is_name(word: object) -> bool:
+    """Return whether a label can be written anywhere: JSON lets half of a surrogate pair through."""
+    return isinstance(word, str) and word != "" and not any("\ud800" <= letter <= "\udfff" for letter in word)

@@ -53,6 +53,7 @@ def decoder(keys: Keys, **changed: Any) -> ModelConfig:
         "bias": False,
         "tied_embeddings": keys.flag("tie_word_embeddings", False),
         "attention_dropout": keys.share("attention_dropout", 0.0),
+        "init_std": keys.fraction("initializer_range", 0.02),
     }
     return ModelConfig(**settings | changed)
 
@@ -92,11 +93,15 @@ def write_llama(model: ModelConfig) -> dict[str, Any]:
 
 def read_mistral(keys: Keys) -> ModelConfig:
     """Return the configuration that Mistral's settings describe; transformers' defaults are those of the 7B model."""
-    window = None if "sliding_window" in keys.table and keys.table["sliding_window"] is None else 4096
-    window = keys.whole("sliding_window", window)
+    window = sliding_window(keys)
     kv_heads = keys.whole("num_key_value_heads", 8)
     keys.absent("layer_types")
     return decoder(keys, window=window, global_every=0 if window else 1, num_kv_heads=kv_heads)
+
+
+def sliding_window(keys: Keys) -> int | None:
+    """Return the window that Mistral's and Qwen-3's settings have: null is none, a missing one the 7B model's."""
+    return keys.whole("sliding_window", None if "sliding_window" in keys.table else 4096)
 
 
 def write_mistral(model: ModelConfig) -> dict[str, Any]:
@@ -107,14 +112,18 @@ def write_mistral(model: ModelConfig) -> dict[str, Any]:
 def read_qwen3(keys: Keys) -> ModelConfig:
     """Return the configuration that Qwen-3's settings describe."""
     keys.only("attention_bias", False)
-    layers, width = keys.layers("num_hidden_layers"), keys.whole("sliding_window", 4096)
+    layers, width = keys.layers("num_hidden_layers"), sliding_window(keys)
     sliding, first = keys.flag("use_sliding_window", False), keys.whole("max_window_layers", 28, least=0)
     words = keys.words("layer_types")
-    if words is None:
+    if words is None and width is None:
+        words = ["full_attention"] * layers
+    elif words is None:
         words = ["sliding_attention" if sliding and n >= first else "full_attention" for n in range(layers)]
     every = alternation(keys, words, layers)
     if every != 1 and not sliding:
         keys.refuse("use_sliding_window", "layer_types has layers with a window")
+    if every != 1 and width is None:
+        keys.refuse("sliding_window", "layer_types has layers with a window")
     window = None if every == 1 else width
     return decoder(keys, qk_norm=True, head_width=keys.whole("head_dim", 128), window=window, global_every=every)
 

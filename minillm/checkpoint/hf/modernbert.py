@@ -65,6 +65,7 @@ def read(keys: Keys) -> ModelConfig:
         global_every=every,
         dropout=keys.share("mlp_dropout", 0.0),
         attention_dropout=keys.share("attention_dropout", 0.0),
+        init_std=keys.fraction("initializer_range", 0.02),
     )
 
 

@@ -1,6 +1,8 @@
 """What a run keeps of the Hugging Face folder that it was made from, so that an export can be the same folder again.
 
     imported/config.json            its settings: the family's name, ids of control symbols, ...
+    imported/generation_config.json how it writes, where it says that
+    imported/dtypes.json            which of its tensors were in half precision, where any were
     imported/unread.safetensors     rows that no pass reads and our model does not have, where there are any
 
 Read next: `../../exporting.py`.
@@ -8,12 +10,14 @@ Read next: `../../exporting.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from minillm.checkpoint import files
@@ -22,20 +26,32 @@ from minillm.checkpoint.hf.folder import ModelFolder, read_table
 from minillm.checkpoint.native import read_tensors, write_tensors
 from minillm.errors import InputError
 
-FOLDER, UNREAD = "imported", "unread.safetensors"
+FOLDER, UNREAD, DTYPES, GENERATION = "imported", "unread.safetensors", "dtypes.json", "generation_config.json"
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """settings: of its config.json. unread: rows by the file's names without prefix."""
+    """settings: of its config.json. unread: rows, halves: names of `HALVES`; by the file's names without prefix.
+    generation: the content of generation_config.json, which nothing here reads; None: there is none.
+    """
 
     settings: Mapping[str, Any]
     unread: Mapping[str, Tensor]
+    halves: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    generation: bytes | None = None
 
     @classmethod
     def of(cls, folder: ModelFolder) -> Origin:
         """Return what is to be kept of a folder."""
-        return cls(settings=folder.settings, unread=folder.unread())
+        names = {dtype: name for name, dtype in HALVES.items()}
+        halves = {
+            name.removeprefix(folder.prefix): names[tensor.dtype]
+            for name, tensor in folder.tensors.items()
+            if tensor.dtype in names
+        }
+        generation = _content(folder.path / GENERATION)
+        return cls(settings=folder.settings, unread=folder.unread(), halves=halves, generation=generation)
 
     @classmethod
     def read(cls, run: Path) -> Origin | None:
@@ -51,7 +67,10 @@ class Origin:
         settings = read_table(place / "config.json")
         if settings.get("model_type") not in FAMILIES:
             raise InputError(f"{place / 'config.json'} is damaged: its model_type is none of {', '.join(FAMILIES)}")
-        return cls(settings=settings, unread=unread)
+        halves = read_table(place / DTYPES) if (place / DTYPES).exists() else {}
+        if not all(isinstance(name, str) and name in HALVES for name in halves.values()):
+            raise InputError(f"{place / DTYPES} is damaged: it names another type than {', '.join(HALVES)}")
+        return cls(settings=settings, unread=unread, halves=halves, generation=_content(place / GENERATION))
 
     def write(self, run: Path) -> None:
         """Keep it in a run's folder.
@@ -59,9 +78,19 @@ class Origin:
         Raises:
             InputError: it cannot be written.
         """
+        tables = {"config.json": self.settings} | ({DTYPES: self.halves} if self.halves else {})
         with files.new_folder(run / FOLDER) as draft:
-            text = json.dumps(dict(self.settings), indent=2) + "\n"
-            with files.explained(run / FOLDER / "config.json"):
-                (draft / "config.json").write_text(text, encoding="utf-8")
+            for name, table in tables.items():
+                with files.explained(run / FOLDER / name):
+                    (draft / name).write_text(json.dumps(dict(table), indent=2) + "\n", encoding="utf-8")
+            if self.generation is not None:
+                with files.explained(run / FOLDER / GENERATION):
+                    (draft / GENERATION).write_bytes(self.generation)
             if self.unread:
                 write_tensors(draft / UNREAD, self.unread, named=run / FOLDER / UNREAD)
+
+
+def _content(path: Path) -> bytes | None:
+    """Return what is in a file, None where there is none."""
+    with files.explained(path):
+        return path.read_bytes() if path.is_file() else None

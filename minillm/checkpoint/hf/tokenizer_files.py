@@ -10,7 +10,7 @@ Control symbols in text. Here "</s>" in a text is four characters. transformers 
 `split_special_tokens` is set; so it is set, for every model but one with a masked-LM head: the fill-mask pipeline finds
 its hole by "[MASK]" in the text. Who feeds such a model with text from strangers says split_special_tokens=True to the
 tokenizer. llama.cpp decides it in each call (`parse_special`, false by default). A tokenizer that came as a
-tokenizer.json goes out as it came, and in transformers its control symbols are found in text, as they were before.
+tokenizer.json goes out as it came, with the files that it came with, and so does in transformers what it did before.
 
 Read next: `../../tokenizer/hf.py`, the way in.
 """
@@ -23,11 +23,10 @@ from typing import Any
 
 from minillm.errors import InputError
 from minillm.model.config import ModelConfig
-from minillm.tokenizer.base import NAMES, Specials, Tokenizer
+from minillm.tokenizer.base import NAMES, Tokenizer
 from minillm.tokenizer.byte import ByteTokenizer
 from minillm.tokenizer.character import CharacterTokenizer
-from minillm.tokenizer.hf import CONFIG_FILE, MAP_FILE
-from minillm.tokenizer.json_file import BYTE_OF, JSON_FILE, ROLES, JsonTokenizer
+from minillm.tokenizer.json_file import BYTE_OF, CONFIG_FILE, JSON_FILE, MAP_FILE, ROLES, JsonTokenizer
 from minillm.tokenizer.pieces import MODEL_FILE, SPACE, BPETokenizer, SentencePieceTokenizer
 
 BYTES = 256  # sentencepiece's pieces for bytes, right after the control symbols
@@ -38,9 +37,11 @@ def tokenizer_files(tokenizer: Tokenizer, model: ModelConfig) -> Mapping[str, by
     """Return the content of the files that make transformers and llama.cpp give this tokenizer's ids, by name.
 
     Args:
-        tokenizer: of any kind. One that came as a tokenizer.json goes out as it came, byte for byte.
-        model: what the files stand beside: an encoder's texts are framed by cls and sep, a decoder's begin with bos,
-            as they did in training, and `context` is their length at most. It does not change an imported one's frame.
+        tokenizer: of any kind. One that came as a tokenizer.json goes out as it came, byte for byte, with the files
+            that it came with.
+        model: what the files stand beside. Texts are framed as the model reads them (`Tokenizer.frame`), but that a
+            decoder with its output weight is to go on with a text, which therefore does not end with eos; `context` is
+            their length at most. It does not change an imported tokenizer.
     Raises:
         InputError: the tokenizer is of a kind that has no such file.
     """
@@ -55,11 +56,13 @@ def tokenizer_files(tokenizer: Tokenizer, model: ModelConfig) -> Mapping[str, by
         **symbols,
     }
     if isinstance(tokenizer, JsonTokenizer):
-        return {JSON_FILE: tokenizer.files()[JSON_FILE], CONFIG_FILE: _json(config), MAP_FILE: _json(symbols)}
+        came = tokenizer.beside()
+        made = {} if CONFIG_FILE in came else {CONFIG_FILE: _json(config), MAP_FILE: _json(symbols)}
+        return {**made, **came, JSON_FILE: tokenizer.files()[JSON_FILE]}
     config["split_special_tokens"] = model.kind == "decoder" or model.head == "none"
     if model.kind == "decoder":  # llama.cpp reads these
-        config |= {"add_prefix_space": False, "add_bos_token": True, "add_eos_token": False}
-    table = tokenizer_json(tokenizer) | {"post_processor": _frame(tokenizer.specials, names, model)}
+        config |= {"add_prefix_space": False, "add_bos_token": True, "add_eos_token": not _goes_on(model)}
+    table = tokenizer_json(tokenizer) | {"post_processor": _post_processor(tokenizer, model)}
     files = {JSON_FILE: _json(table), CONFIG_FILE: _json(config), MAP_FILE: _json(symbols)}
     if isinstance(tokenizer, BPETokenizer):
         files[MODEL_FILE] = tokenizer.files()[MODEL_FILE]
@@ -172,19 +175,24 @@ def _apart(characters: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": f"[{listed}]"}, "behavior": "Isolated", "invert": False}
 
 
-def _frame(specials: Specials, names: Mapping[str, str], model: ModelConfig) -> dict[str, Any]:
+def _post_processor(tokenizer: Tokenizer, model: ModelConfig) -> dict[str, Any]:
     """Return the template of control symbols around one text, and around two."""
-    before, after = (["bos"], []) if model.kind == "decoder" else (["cls"], ["sep"])
+    left_out = tokenizer.specials.eos if _goes_on(model) else None
+    templates: dict[str, list[dict[str, Any]]] = {}
+    used: dict[int, str] = {}
+    for name in ("single", "pair"):
+        templates[name] = []
+        for place, kind in tokenizer.frame(model.kind, pair=name == "pair").places():
+            type_id = kind if model.token_types > 1 else 0
+            if isinstance(place, str):
+                templates[name].append({"Sequence": {"id": place, "type_id": type_id}})
+            elif place != left_out:
+                used[place] = tokenizer.piece(place)
+                templates[name].append({"SpecialToken": {"id": used[place], "type_id": type_id}})
+    symbols = {name: {"id": name, "ids": [token], "tokens": [name]} for token, name in used.items()}
+    return {"type": "TemplateProcessing", **templates, "special_tokens": symbols}
 
-    def symbols(roles: list[str], kind: int) -> list[dict[str, Any]]:
-        return [{"SpecialToken": {"id": names[role], "type_id": kind}} for role in roles]
 
-    second = int(model.token_types > 1)
-    single = [*symbols(before, 0), {"Sequence": {"id": "A", "type_id": 0}}, *symbols(after, 0)]
-    used = {names[role]: getattr(specials, role) for role in before + after}
-    return {
-        "type": "TemplateProcessing",
-        "single": single,
-        "pair": [*single, {"Sequence": {"id": "B", "type_id": second}}, *symbols(after, second)],
-        "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]} for name, token in used.items()},
-    }
+def _goes_on(model: ModelConfig) -> bool:
+    """Return whether a model continues texts: such a text must not be ended before."""
+    return model.kind == "decoder" and model.head != "none"

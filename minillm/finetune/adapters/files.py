@@ -49,7 +49,7 @@ def save(model: nn.Module, folder: Path | str, *, name: str = "adapter") -> None
 
     Args:
         model: merged or not: the adapter's own weights are written.
-        folder: made anew; one that holds an adapter is replaced.
+        folder: made anew; one that holds an adapter, and nothing else, is replaced.
         name: of the adapter.
     Raises:
         InputError: something else stands there, or it cannot be written.
@@ -60,6 +60,8 @@ def save(model: nn.Module, folder: Path | str, *, name: str = "adapter") -> None
     card = AdapterCard(name=name, adapter=attached(model)[name], model=backbone_of(model).config)
     if folder.exists() and not (folder / CARD).is_file():
         raise InputError(f"{folder} is not a folder with an adapter, and would be replaced; choose another place")
+    if folder.exists() and (other := files.other_entry(folder, {CARD, TENSORS}.__contains__)):
+        raise InputError(f"{folder} has {other} beside an adapter, and would be replaced; choose another place")
     with files.explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with files.new_folder(folder) as draft:

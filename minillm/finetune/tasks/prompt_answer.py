@@ -128,10 +128,12 @@ class PromptAnswer:
         prompts = table.texts(columns.text)
         answers = table.texts(columns.label) if labelled and columns.label is not None else None
         tokenizer = encoder.tokenizer
-        room = encoder.max_length + labelled - len(encoder.before)  # an answer's last token is predicted, not read
+        before, eos = encoder.single.before, tokenizer.specials.eos
+        room = encoder.max_length + labelled - len(before)  # an answer's last token is predicted, not read
         asked = [prompt + self.facts.separator for prompt in prompts]
         first = tokenizer.encode_batch(asked)
-        second = [[*ids, *encoder.after] for ids in tokenizer.encode_batch(answers or [])] or [[] for _ in prompts]
+        ending = [] if eos is None else [eos]  # whatever the frame: generation stops there
+        second = [[*ids, *ending] for ids in tokenizer.encode_batch(answers or [])] or [[] for _ in prompts]
         parts: list[tuple[list[int], list[int]]] = []
         cut_rows = cut_tokens = 0
         for prompt, answer in zip(first, second, strict=True):
@@ -139,7 +141,7 @@ class PromptAnswer:
             lost = len(prompt) - kept + max(0, kept + len(answer) - room)
             cut_rows, cut_tokens = cut_rows + (lost > 0), cut_tokens + lost
             answer = answer[: room - kept]
-            whole = [*encoder.before, *prompt[len(prompt) - kept :], *answer]
+            whole = [*before, *prompt[len(prompt) - kept :], *answer]
             following = [IGNORED] * (len(whole) - len(answer)) + answer
             parts.append((whole[: len(whole) - labelled], following[1:] if labelled else following))
         rows = packed([len(tokens) for tokens, _ in parts], encoder.max_length if self.config.packing else 0)

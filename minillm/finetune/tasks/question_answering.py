@@ -164,7 +164,7 @@ class QuestionAnswering:
         for row, question in enumerate(encoder.tokenizer.encode_batch(table.texts(columns.text))):
             kept = question[: room // 2]
             cut_rows, cut_tokens = cut_rows + (len(kept) < len(question)), cut_tokens + len(question) - len(kept)
-            head = [*encoder.before, *kept, *encoder.between]
+            head = [*encoder.pair.before, *kept, *encoder.pair.between]
             context, edges = encoder.tokenizer.encode_with_offsets(contexts[row])
             where = np.array(edges, dtype=np.int64).reshape(-1, 2)  # (tokens of the context, 2)
             wanted = None
@@ -177,14 +177,14 @@ class QuestionAnswering:
             found = False
             for begin in window_starts(len(context), size, min(encoder.config.overlap, size // 2)):
                 window = context[begin : begin + size]
-                sequence = [*head, *window, *encoder.after]
+                sequence = [*head, *window, *encoder.pair.after]
                 none = len(sequence) - 1 if encoder.causal else 0
                 first, last = none, none
                 if wanted is not None and begin <= wanted[0] and wanted[1] < begin + len(window):
                     first, last = (len(head) + place - begin for place in wanted)
                     found = True
                 tokens += sequence
-                types += [0] * len(head) + [1] * (len(sequence) - len(head))
+                types += encoder.pair.types_of(len(kept), len(window))
                 bounds.append(len(tokens))
                 rows.append(row)
                 places.append(len(head))

@@ -163,6 +163,7 @@ class Tagging:
         sentences = read_sentences(table, columns, labelled=labelled)
         numbers = {tag: number for number, tag in enumerate(self.facts.labels)}
         room, left_only = encoder.room(pair=False), encoder.causal
+        before = encoder.single.before
         pieces_of = functools.lru_cache(maxsize=2**16)(functools.partial(word_pieces, encoder.tokenizer, room))
         tokens: list[int] = []
         targets: list[int] = []
@@ -183,11 +184,11 @@ class Tagging:
             sizes = [len(word.tokens) for word in pieces]
             for window in word_windows(sizes, room, min(encoder.config.overlap, room // 2), left_only=left_only):
                 within = pieces[window.first : window.stop]
-                begins = np.cumsum([len(encoder.before), *(len(word.tokens) for word in within)])[:-1]
+                begins = np.cumsum([len(before), *(len(word.tokens) for word in within)])[:-1]
                 wanted = np.array([word.last if left_only else word.first for word in within])
                 own = slice(window.own_first - window.first, window.own_stop - window.first)
                 column = (begins + wanted)[own]  # of the words that are predicted here
-                sequence = [*encoder.before, *(token for word in within for token in word.tokens), *encoder.after]
+                sequence = [*before, *(token for word in within for token in word.tokens), *encoder.single.after]
                 target = np.full(len(sequence), IGNORED)
                 if sentence.tags is not None:
                     target[column] = [numbers[tag] for tag in sentence.tags[window.own_first : window.own_stop]]

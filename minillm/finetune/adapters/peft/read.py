@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minillm.checkpoint.hf.entries import read_entries
+from minillm.checkpoint.hf.entries import read_entries, write_entries
 from minillm.checkpoint.hf.family import TASK_PURPOSES, Family, Purpose
 from minillm.checkpoint.native import read_tensors
 from minillm.checkpoint.run_folder import read_json
@@ -49,6 +49,7 @@ def load_peft(
     purpose: Purpose,
     name: str = "adapter",
     task: bool = True,
+    has_head: bool = False,
 ) -> AdapterConfig:
     """Attach an adapter from a folder of PEFT's to a model, and give the model's head the values that are beside it.
 
@@ -57,6 +58,8 @@ def load_peft(
         family, purpose: which class of transformers the adapter was trained on.
         name: to attach it under.
         task: False: leave the model's head as it is.
+        has_head: the model's head has the base's values, which stand where the folder has none: PEFT saves the last
+            layer, and BERT's pooler and ModernBERT's layer before it only when told to.
     Returns:
         the configuration that it has here.
     Raises:
@@ -79,13 +82,29 @@ def load_peft(
         settings, read_tensors(source), backbone_of(model), family=family, purpose=purpose, source=folder
     )
     own = task_tensors(model) if task and purpose in TASK_PURPOSES else {}
-    came = read_entries(family.task_names(purpose) if own else (), rest if task else {}, own, source=source)
+    table = list(family.task_names(purpose)) if own else []
+    given = rest if task else {}
+    if has_head:
+        given = write_entries(table, {key: tensor.detach() for key, tensor in own.items()}, {}) | given
+    came = read_entries(table, given, own, source=source, asker="the model")
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten: no one shall notice
         attach(model, config, name=name, tensors=tensors, source=source)
     with torch.no_grad():
         for key, parameter in own.items():
             parameter.copy_(came[key])
     return config
+
+
+def missing_head(folder: Path, family: Family, purpose: Purpose) -> list[str]:
+    """Return the tensors of a task's head that a folder of PEFT's does not have, by transformers' names.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    if purpose not in TASK_PURPOSES:
+        return []
+    there = read_tensors(folder / TENSORS)
+    return [e.theirs for e in family.task_names(purpose) if not any(name.endswith(f".{e.theirs}") for name in there)]
 
 
 def from_peft(

@@ -51,7 +51,7 @@ def save_peft(
 
     Args:
         model: with the adapter; not merged.
-        folder: made anew; one that holds an adapter of PEFT's is replaced.
+        folder: made anew; one that holds such an adapter, and nothing else, is replaced.
         family, purpose: which class of transformers it is for; `checkpoint.hf.families.family_of` finds the family.
         name: of the adapter here.
         base: what PEFT shall take for the path of the base model, if anything.
@@ -63,13 +63,23 @@ def save_peft(
     config, tensors = to_peft(model, name, family, purpose)
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is not empty and holds no adapter of PEFT's; choose another place")
+    if folder.exists() and (other := files.other_entry(folder, {CONFIG, TENSORS}.__contains__)):
+        raise InputError(f"{folder} has {other} beside an adapter, and would be replaced; choose another place")
     with files.explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with files.new_folder(folder) as draft:
-        write_tensors(draft / TENSORS, tensors, named=folder / TENSORS)
-        with files.explained(folder / CONFIG):
-            text = json.dumps(config | {"base_model_name_or_path": base or None}, indent=2, sort_keys=True)
-            (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
+        fill_adapter(draft, config | {"base_model_name_or_path": base or None}, tensors, named=folder)
+
+
+def fill_adapter(draft: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, named: Path) -> None:
+    """Write what `to_peft` gives into a folder that is there and empty; `named` as the user knows it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    write_tensors(draft / TENSORS, tensors, named=named / TENSORS)
+    with files.explained(named / CONFIG):
+        (draft / CONFIG).write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def to_peft(model: nn.Module, name: str, family: Family, purpose: Purpose) -> tuple[dict[str, Any], dict[str, Tensor]]:

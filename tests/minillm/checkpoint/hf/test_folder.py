@@ -153,6 +153,15 @@ def test_an_index_that_is_wrong(bert, places, hint) -> None:
         minillm.load(bert)
 
 
+def test_a_tensor_under_its_old_name_and_its_new_one(bert) -> None:
+    """Neither is taken: they may differ."""
+    tensors = load_file(bert / WHOLE)
+    tensors["bert.embeddings.LayerNorm.gamma"] = torch.full((32,), 7.0)
+    save_file(tensors, bert / WHOLE)
+    with pytest.raises(InputError, match=r"has both bert.embeddings.LayerNorm.gamma and bert.embeddings.LayerNorm.wei"):
+        minillm.load(bert)
+
+
 def test_an_index_in_order(peer, bert) -> None:
     """The same weights as from one file."""
     sharded(bert)
@@ -166,6 +175,28 @@ def test_a_pickle_is_not_opened(bert, name) -> None:
     (bert / WHOLE).unlink()
     (bert / name).write_bytes(b"\x80\x04cposix\nsystem\n(S'touch pwned'\ntR.")
     with pytest.raises(InputError, match=f"as {name}, a pickle.*from_pretrained.DIR..save_pretrained"):
+        minillm.load(bert)
+
+
+def test_float64_is_narrowed_and_told_of(bert) -> None:
+    """The first three tensors are named."""
+    save_file({name: tensor.double() for name, tensor in load_file(bert / WHOLE).items()}, bert / WHOLE)
+    (note,) = open_folder(bert).notes
+    assert note.startswith("tensors in float64 are narrowed to float32: bert.") and note.endswith(", ...")
+    assert {p.dtype for p in minillm.load(bert).model.parameters()} == {torch.float32}
+
+
+def test_pickles_of_a_training_run_are_not_taken_for_weights(bert) -> None:
+    """The weights are named, also where another pickle comes first; and they are missed where there are none."""
+    (bert / WHOLE).unlink()
+    for name in ("optimizer.pt", "training_args.bin", "scheduler.pt", "all.bin"):
+        (bert / name).write_bytes(b"x")
+    (bert / "pytorch_model-00001-of-00002.bin").write_bytes(b"x")
+    with pytest.raises(InputError, match="has its weights as pytorch_model-00001-of-00002.bin, a pickle"):
+        minillm.load(bert)
+    for name in ("pytorch_model-00001-of-00002.bin", "all.bin"):
+        (bert / name).unlink()
+    with pytest.raises(InputError, match=f"has no {WHOLE} and no {INDEX}"):
         minillm.load(bert)
 
 
@@ -211,7 +242,7 @@ REFUSED = [
     ("bert", {"add_cross_attention": True}, "add_cross_attention"),
     ("bert", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
     ("bert", {"quantization_config": {"bits": 4}}, "quantization_config"),
-    ("bert", {"num_attention_heads": 5}, "num_heads .5. must divide"),
+    ("bert", {"num_attention_heads": 5}, "not go together: [^;]*num_heads .5. must [^;]*; fetch it again$"),
     ("bert", {"num_attention_heads": 4.0}, "num_attention_heads takes a whole number"),
     ("bert", {"hidden_size": True}, "hidden_size takes a whole number"),
     ("bert", {"hidden_size": 10**12}, "hidden_size takes a whole number"),
@@ -246,9 +277,12 @@ REFUSED = [
     ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types"),
     ("qwen3", {"attention_bias": True}, "attention_bias"),
     ("qwen3", {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}, "use_sliding_window"),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": None} | {"layer_types": ["sliding_attention"] * 3},
+     "sliding_window = None"),
     ("qwen3", {"num_hidden_layers": 2**31 - 1, "layer_types": None}, "num_hidden_layers takes at most 10,000"),
     ("modernbert", {"num_hidden_layers": 2**31 - 1, "layer_types": None}, "num_hidden_layers takes at most 10,000"),
-    ("qwen3", {"use_sliding_window": True, "layer_types": None, "max_window_layers": 2}, "layer_types"),
+    ("qwen3", {"use_sliding_window": True, "layer_types": None, "sliding_window": 4} | {"max_window_layers": 2},
+     "layer_types"),
 ]  # fmt: skip
 
 
@@ -275,9 +309,9 @@ def test_an_export_does_not_replace_what_is_no_export(bert, tiny_runs, tmp_path,
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     words = ["export", str(tiny_runs["decoder"]), "--out"]
     assert main([*words, str(tmp_path / "mine"), "--overwrite"]) == 2
-    assert "is not empty and holds no exported model" in capsys.readouterr().err
+    assert "is not empty and holds no export to replace: it has no config.json" in capsys.readouterr().err
     assert main([*words, str(bert)]) == 2
-    assert "already holds a model; choose another --out or add --overwrite" in capsys.readouterr().err
+    assert "already holds an export; choose another --out or add --overwrite" in capsys.readouterr().err
     assert main([*words, str(bert), "--overwrite", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["architecture"] == "Qwen3ForCausalLM"
     assert (tmp_path / "mine/thesis.txt").exists()
@@ -288,3 +322,12 @@ def test_a_run_that_no_family_has_is_refused_on_the_command_line(tiny_runs, tmp_
     assert main(["export", str(tiny_runs["encoder"]), "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "model.norm is rms_norm, not layer_norm" in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "-1", "0"])
+def test_files_of_no_size_are_refused(tiny_runs, tmp_path, capsys, size) -> None:
+    """One line; nothing is written."""
+    words = ["export", str(tiny_runs["decoder"]), "--out", str(tmp_path / "out"), f"--shard-gigabytes={size}"]
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--shard-gigabytes takes a number above 0, got" in line and not (tmp_path / "out").exists()

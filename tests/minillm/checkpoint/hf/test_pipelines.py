@@ -14,6 +14,7 @@ from minillm.exporting import export_run
 from minillm.fill import fill
 from minillm.finetune.predict import load_finetuned
 from minillm.finetune.table import text_table
+from minillm.importing import import_folder
 from minillm.pretrain import pretrain
 
 CLOSE = 1e-5
@@ -45,6 +46,20 @@ def test_fill_mask(encoder, tmp_path) -> None:
     (ours,) = fill(loaded.model, tokenizer, text, top_k=3).holes
     said = pipeline("fill-mask", tmp_path / "out")(text, top_k=20)  # control symbols are among these
     theirs = {tokenizer.piece(answer["token"]): answer["score"] for answer in said}
+    for candidate in ours:
+        assert theirs[candidate.piece] == pytest.approx(candidate.probability, abs=CLOSE)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert"])
+def test_fill_mask_of_what_was_imported(peer, with_tokenizer, name, tmp_path) -> None:
+    """By way of a run, with the vocabulary that it came with."""
+    import_folder(with_tokenizer(peer(name, "MaskedLM").folder, name), tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "out")
+    loaded = minillm.load(tmp_path / "run")
+    text = "a fine [MASK], no?"
+    (ours,) = fill(loaded.model, loaded.require_tokenizer(), text, top_k=5).holes
+    said = pipeline("fill-mask", tmp_path / "out")(text, top_k=20)
+    theirs = {loaded.require_tokenizer().piece(answer["token"]): answer["score"] for answer in said}
     for candidate in ours:
         assert theirs[candidate.piece] == pytest.approx(candidate.probability, abs=CLOSE)
 
@@ -100,3 +115,26 @@ def test_token_classification(encoder, tmp_path) -> None:
     assert [answer["entity"] for answer in said] == [names[int(row.argmax())] for row in shares]
     assert [answer["score"] for answer in said] == pytest.approx([float(row.max()) for row in shares], abs=CLOSE)
     assert {answer["entity"] for answer in said} <= set(names) and len(names) == 3
+
+
+@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
+def test_a_decoder_with_a_head_reads_what_it_read_here(tiny_runs, task, tmp_path) -> None:
+    """<s> before a text and </s> after it, whose logits a classifier answers from."""
+    if task == "text-classification":
+        rows = [("I like the warm garden", "glad"), ("The rain is cold", "sad"), ("A kind letter came", "glad")] * 6
+        lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in [*rows, ("No letter", "sad")]]
+        run = tuned(tiny_runs["decoder"], tmp_path, lines, ".jsonl")
+    else:
+        lines = ["Dear O\nEllen B-PER\nthe O\nrain O\ncame O\n\n", "Tom B-PER\nis O\nwarm O\n\n"] * 6
+        run = tuned(tiny_runs["decoder"], tmp_path, lines, ".conll", "--task.name", "tagging")
+    export_run(run, tmp_path / "out")
+    loaded, there = load_finetuned(run), pipeline(task, tmp_path / "out")
+    texts = ["A  letter", "cold</s>", "ü"]
+    for text in texts:
+        assert there.tokenizer(text, truncation=True)["input_ids"] == loaded.encoder.sequences([text]).tokens.tolist()
+        both = loaded.encoder.sequences([text], ["and more"]).tokens.tolist()
+        assert there.tokenizer(text, "and more", truncation=True)["input_ids"] == both
+    if task == "text-classification":
+        for answer, said in zip(loaded.predict(text_table(texts)), there(texts), strict=True):
+            assert said["label"] == answer["label"]
+            assert said["score"] == pytest.approx(answer["probabilities"][answer["label"]], abs=CLOSE)

@@ -107,6 +107,7 @@ def test_other_problems_than_one_label(peer, with_tokenizer, problem, number, na
 BAD = [
     pytest.param({"id2label": {"0": "a", "2": "b", "1": "a"}}, "id2label takes names", id="one name twice"),
     pytest.param({"id2label": {"0": "a", "2": "b"}}, "id2label takes names", id="a number is missing"),
+    pytest.param({"id2label": {"0": "a", "1": "b\ud800", "2": "c"}}, "id2label takes names", id="half a character"),
     pytest.param({"problem_type": "ranking"}, "problem_type = 'ranking' is not supported", id="unknown problem"),
     pytest.param({"problem_type": "regression"}, "regression of one number is", id="regression of several"),
     pytest.param({"architectures": ["BertForMultipleChoice"]}, "it names one of BertModel, ", id="unknown head"),

@@ -1,5 +1,6 @@
 """The exported tokenizer gives this project's ids in transformers, and comes back as it was."""
 
+import dataclasses
 import json
 import random
 
@@ -117,13 +118,18 @@ def test_decoding(trained, theirs, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_frames(trained, theirs, kind, tmp_path):
-    """A decoder's text begins with <s>; an encoder's stands between [CLS] and [SEP], and a pair has two types."""
+    """A decoder's text begins with <s>, and one that is not to go on ends with </s>; an encoder's stands between [CLS]
+    and [SEP], and a pair has two types.
+    """
     a, b = (trained[kind].encode(text) for text in ("the cat", "a dog"))
     assert theirs[kind]("the cat")["input_ids"] == [1, *a]
-    encoder = written(trained[kind], MASKED, tmp_path)("the cat", "a dog")
+    reader = written(trained[kind], dataclasses.replace(DECODER, head="none"), tmp_path / "reader")
+    assert reader("the cat")["input_ids"] == [1, *a, 2]
+    assert reader("the cat", "a dog")["input_ids"] == [1, *a, 2, *b, 2]
+    encoder = written(trained[kind], MASKED, tmp_path / "masked")("the cat", "a dog")
     assert encoder["input_ids"] == [5, *a, 6, *b, 6]
     assert encoder["token_type_ids"] == [0] * (len(a) + 2) + [1] * (len(b) + 1)
-    assert "token_type_ids" not in written(trained[kind], CLASSIFIER, tmp_path)("the cat", "a dog")
+    assert "token_type_ids" not in written(trained[kind], CLASSIFIER, tmp_path / "classifier")("the cat", "a dog")
 
 
 @pytest.mark.parametrize("kind", KINDS)

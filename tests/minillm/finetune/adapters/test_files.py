@@ -84,6 +84,10 @@ def test_saving_again_replaces_an_adapter_and_nothing_else(stand_in, tmp_path):
     attach(model, LoRAConfig(rank=3))
     save(model, tmp_path / "adapter")
     save(model, tmp_path / "adapter")
+    (tmp_path / "adapter/to-keep.txt").write_text("dear")
+    with pytest.raises(InputError, match="has to-keep.txt beside an adapter, and would be replaced"):
+        save(model, tmp_path / "adapter")
+    assert (tmp_path / "adapter/to-keep.txt").exists()
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "to-keep.txt").write_text("dear")
     with pytest.raises(InputError, match="letters is not a folder with an adapter, and would be replaced"):

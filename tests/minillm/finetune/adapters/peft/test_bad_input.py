@@ -79,7 +79,10 @@ def test_settings(saved: Any, settings: dict[str, Any], match: str) -> None:
         ({f"{Q}.lora_B.weight": torch.ones(48, 3)}, r"lora_B \(48, 2\), the file has \(48, 3\)"),
         ({f"{Q}.lora_A.weight": torch.ones(())}, "is damaged"),
         ({f"{Q}.lora_A.weight": torch.ones(0, 16), f"{Q}.lora_B.weight": torch.ones(48, 0)}, "is damaged"),
-        ({"base_model.model.score.weight": torch.ones(2, 2)}, "tensor score.weight"),
+        (
+            {"base_model.model.score.weight": torch.ones(2, 2)},
+            r"adapter_model.safetensors has a tensor score.weight \(2, 2\) that the model does not ask for",
+        ),
         (
             {"base_model.model.h.9.attn.lora_A.weight": torch.ones(2, 2)},
             "adapter at h.9.attn, which GPT-2 here has not",
@@ -138,10 +141,14 @@ def test_prefixes_that_would_do_something_else(pairs: Any, tmp_path: Path, name:
 
 
 def test_a_folder_of_something_else_is_not_replaced(saved: Any, tmp_path: Path) -> None:
-    """Only an empty folder, or one with an adapter."""
+    """Only an empty folder, or one with an adapter and nothing else."""
     pair, folder = saved
     attach(pair.ours, LoRAConfig(rank=2))
     save_peft(pair.ours, folder, family=pair.family, purpose=pair.purpose)
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="has thesis.txt beside an adapter"):
+        save_peft(pair.ours, folder, family=pair.family, purpose=pair.purpose)
+    assert (folder / "thesis.txt").exists()
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters/dear.txt").write_text("Dear")
     with pytest.raises(InputError, match="holds no adapter of PEFT's"):

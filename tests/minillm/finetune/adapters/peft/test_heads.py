@@ -17,6 +17,7 @@ from minillm.errors import InputError
 from minillm.finetune.adapters.attach import attach, detach
 from minillm.finetune.adapters.config import LoRAConfig
 from minillm.finetune.adapters.peft import load_peft, save_peft
+from minillm.finetune.adapters.peft.read import missing_head
 from minillm.finetune.config import HeadConfig
 from minillm.finetune.heads import TextHead
 from minillm.model.transformer import build_model
@@ -120,11 +121,22 @@ def test_another_head(both: Any) -> None:
         save_peft(ours, Path("nowhere"), family=pair.family, purpose="classification")
 
 
-@pytest.mark.parametrize("both", ["bert"], indirect=True)
-def test_a_pooler_that_was_not_saved(both: Any, tmp_path: Path) -> None:
-    """PEFT leaves BERT's pooler out unless told, so the head would be another one: it is missed by name."""
+NOT_SAVED = {  # unless PEFT is told to
+    "bert": ["bert.pooler.dense.weight", "bert.pooler.dense.bias"],
+    "modernbert": ["head.dense.weight", "head.norm.weight"],
+}
+
+
+@pytest.mark.parametrize("both", NOT_SAVED, indirect=True)
+def test_a_layer_that_was_not_saved(both: Any, same: Any, tmp_path: Path) -> None:
+    """PEFT takes the base's, and so do we from a base that has its head; of any other model it is missed by name."""
     pair, ours, theirs = both
-    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"])
-    get_peft_model(theirs, config).save_pretrained(str(tmp_path))
-    with pytest.raises(InputError, match="has no tensor bert.pooler.dense.weight"):
+    name = pair.family.model_type
+    trained = get_peft_model(theirs, peft.LoraConfig(task_type="SEQ_CLS", target_modules=[TARGETS[name]])).eval()
+    stir(trained)
+    trained.save_pretrained(str(tmp_path))
+    assert missing_head(tmp_path, pair.family, "classification") == NOT_SAVED[name]
+    with pytest.raises(InputError, match=f"no tensor {NOT_SAVED[name][0]}.*, which the model asks"):
         load_peft(ours, tmp_path, family=pair.family, purpose="classification")
+    load_peft(ours, tmp_path, family=pair.family, purpose="classification", has_head=True)
+    same(logits(ours), logits(trained))
