@@ -22,7 +22,7 @@ from minillm.checkpoint.files import explained, write_text
 from minillm.checkpoint.hf.folder import is_model_folder, open_folder
 from minillm.checkpoint.native import put_tensors, tensors_of
 from minillm.checkpoint.run_folder import RunFolder
-from minillm.config import build, override, read_toml, to_table, toml_text
+from minillm.config import build, read_toml, to_table, toml_text
 from minillm.data.corpora import Corpus, open_corpus
 from minillm.errors import InputError
 from minillm.evaluate import Evaluation, compare
@@ -33,8 +33,9 @@ from minillm.model.transformer import Decoder, Encoder, build_model
 from minillm.pretrain_config import PretrainConfig, rehearsal
 from minillm.tokenizer.base import Tokenizer, load_tokenizer
 from minillm.tokenizer.training import train_tokenizer
+from minillm.training.changeable import change
 from minillm.training.distributed import Processes
-from minillm.training.distributed_config import DistributedConfig, is_first
+from minillm.training.distributed_config import is_first
 from minillm.training.failures import size_explained
 from minillm.training.launch import began, goes_on, joined, put_in_place
 from minillm.training.plots import draw_plots
@@ -44,12 +45,6 @@ from minillm.training.random_state import seed_random
 from minillm.training.state import Summary
 from minillm.training.trainer import Trainer
 
-CHANGEABLE = ("train.max_steps", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints")
-CHANGEABLE += ("train.keep_best", "train.keep_every", "train.on_failed_write", "train.deterministic")
-CHANGEABLE += ("train.on_non_finite", "train.max_skips", "train.max_skips_in_a_row")
-CHANGEABLE += ("train.log_every", "train.micro_batch_size", "train.device", "train.compute_dtype", "train.compile")
-CHANGEABLE += ("train.threads", "train.checkpoint_activations")
-CHANGEABLE += tuple(f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig))
 PLOTTED = ("unigram", "3-gram", "6-gram")  # anchors in the plot of the loss: more lines than these cannot be told apart
 
 
@@ -174,17 +169,9 @@ def _resumed(folder: RunFolder, overrides: Mapping[str, Any], progress: Progress
     """Do what `resume` says in a folder that is held."""
     done = folder.load().step  # says what is missing before anything else happens
     table = read_toml(folder.config_path)
-    for section, settings in overrides.items():
-        for key, value in settings.items():
-            name = f"{section}.{key}"
-            if name not in CHANGEABLE:
-                raise InputError(
-                    f"{name} cannot change in a run that has begun; --resume takes {', '.join(CHANGEABLE)}, "
-                    f"and --init {folder} begins a new run with these weights"
-                )
-            override(table, name, value)
-    config: PretrainConfig = build(PretrainConfig, table, source=str(folder.config_path))
-    config = rehearsal(config, progress.note, done=done)
+    change(table, overrides, otherwise=f", and --init {folder} begins a new run with these weights")
+    kept: PretrainConfig = build(PretrainConfig, table, source=str(folder.config_path))
+    config = rehearsal(kept, progress.note, done=done)
     with joined(config.distributed, choose_device(config.train.device)) as processes:
         progress = progress if processes.is_first else Mute()
 
@@ -196,7 +183,7 @@ def _resumed(folder: RunFolder, overrides: Mapping[str, Any], progress: Progress
         trainer = _trainer(config, folder, material, model, processes, progress)
         trainer.resume(done)
         if processes.is_first:
-            write_text(folder.config_path, toml_text(config), safe=folder.safe())
+            write_text(folder.config_path, toml_text(kept), safe=folder.safe())  # a rehearsal shortens no real run
         return _train(trainer, material, config, progress)
 
 

@@ -237,7 +237,7 @@ class RunFolder:
         keep_every: int = 0,
         shards: Path | None = None,
     ) -> Path:
-        """Write a checkpoint, point `latest` (and `best`) to it, and remove those no longer kept.
+        """Write a checkpoint, point (`best` and) `latest` to it, and remove those no longer kept.
 
         Checkpoints of later steps go too: the run went back to an earlier one and takes another course.
 
@@ -281,7 +281,11 @@ class RunFolder:
                 if shards is not None:
                     move_shards(shards, draft)
                 write_manifest(draft, {"step": step, "score": score, "tokenizer": self._tokenizer_digest()})
-        for marker in ("latest", "best") if best else ("latest",):
+        if not best and (self._marked("best") or 0) >= step:
+            self._mark_best_before(step)
+        # `best` first: after a crash between the two the run goes on from the older checkpoint, and comes here again;
+        # with `latest` first it would go on after this one, and never say that it was the best
+        for marker in ("best", "latest") if best else ("latest",):
             files.write_text(self.checkpoints / marker, f"{target.name}\n", safe=self.safe())
         with files.explained(self.checkpoints, self.safe()):
             self._remove_old(keep, keep_best, keep_every, newest=step)
@@ -296,13 +300,25 @@ class RunFolder:
     def _remove_old(self, keep: int, keep_best: int, keep_every: int, *, newest: int) -> None:
         """Remove all checkpoints but those up to `newest` that `save` was told to keep."""
         before = [step for step in self.steps() if step <= newest]
-        scores = {step: score for step in before if (score := self._score(step)) is not None}
-        kept = {*before[-keep:], self._marked("best")}
-        kept |= set(sorted(scores, key=lambda step: (-scores[step], step))[:keep_best])
+        kept = {*before[-keep:], self._marked("best"), *self._by_score(before)[:keep_best]}
         kept |= {step for step in before if keep_every and step % keep_every == 0}
         for step in self.steps():
             if step > newest or step not in kept:
                 files.remove_folder(self.folder_of(step))
+
+    def _mark_best_before(self, step: int) -> None:
+        """Let `best` name the best checkpoint before a step: the one that it names is of a course that was left."""
+        found = self._by_score([number for number in self.steps() if number < step])
+        if found:
+            files.write_text(self.checkpoints / "best", f"{self.folder_of(found[0]).name}\n", safe=self.safe())
+            return
+        with files.explained(self.checkpoints, self.safe()):
+            (self.checkpoints / "best").unlink()
+
+    def _by_score(self, steps: list[int]) -> list[int]:
+        """Return those of the steps that have a score, the best and of equal ones the earliest first."""
+        scores = {step: score for step in steps if (score := self._score(step)) is not None}
+        return sorted(scores, key=lambda step: (-scores[step], step))
 
     def _score(self, step: int) -> float | None:
         """Return the score that a checkpoint was saved with; None where it had none or cannot be read."""

@@ -19,7 +19,7 @@ from typing import Any
 from minillm.checkpoint.files import explained, write_text
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder, read_json
-from minillm.config import build, override, read_toml, toml_text
+from minillm.config import build, read_toml, toml_text
 from minillm.errors import InputError
 from minillm.finetune.adapters.adalora import RankAllocator, WithOrthogonality
 from minillm.finetune.adapters.config import AdaLoRAConfig
@@ -36,8 +36,9 @@ from minillm.finetune.tasks.tagging import Tagging
 from minillm.finetune.tasks.texts import TextTask
 from minillm.pretrain_config import rehearsal
 from minillm.tokenizer.base import load_tokenizer
+from minillm.training.changeable import change
 from minillm.training.distributed import Processes
-from minillm.training.distributed_config import DistributedConfig, is_first
+from minillm.training.distributed_config import is_first
 from minillm.training.gradient import Objective
 from minillm.training.launch import began, goes_on, joined, put_in_place
 from minillm.training.plots import draw_plots
@@ -45,13 +46,6 @@ from minillm.training.precision import choose_compute_dtype, choose_device
 from minillm.training.progress import Mute, Progress
 from minillm.training.state import Summary
 from minillm.training.trainer import Trainer
-
-CHANGEABLE = ("train.max_steps", "train.patience", "train.keep_checkpoints", "train.log_every")
-CHANGEABLE += ("train.keep_best", "train.keep_every", "train.on_failed_write", "train.deterministic")
-CHANGEABLE += ("train.on_non_finite", "train.max_skips", "train.max_skips_in_a_row")
-CHANGEABLE += ("train.eval_every", "train.checkpoint_every", "train.micro_batch_size")
-CHANGEABLE += ("train.device", "train.compute_dtype", "train.compile", "train.checkpoint_activations", "train.threads")
-CHANGEABLE += tuple(f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig))
 
 JUDGED = ("valid", "test")
 THIS, FROM_RANDOM = "this model", "from random weights"
@@ -64,7 +58,7 @@ class Result:
 
     run: its folder. summary: what the trainer says. step: of the chosen checkpoint.
     contenders: this model, the baselines and, on request, the same from random weights, with what each says of "valid"
-        and "test"; report: what was written of them. Empty and none where Ctrl-C ended the run early.
+        and "test"; report: what was written of them. Empty and none where Ctrl-C ended the run, or its twin, early.
     examples_per_second: of training, evaluation and saving left out.
     """
 
@@ -163,7 +157,8 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
     folder.check()
     with folder.held() if is_first() else nullcontext(), progress.shown():
         checkpoint = folder.load()
-        config = rehearsal(changed(folder, overrides), progress.note, done=checkpoint.step)
+        kept = changed(folder, overrides)
+        config = rehearsal(kept, progress.note, done=checkpoint.step)
         check_unchanged(config.data, read_json(folder.corpus_path), folder)
         path = str(checkpoint.folder / "config.json")
         shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
@@ -174,7 +169,7 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
             trainer = _trainer(config, folder, material, model, processes, progress)
             trainer.resume(checkpoint.step)
             if processes.is_first:
-                write_text(folder.config_path, toml_text(config), safe=folder.safe())
+                write_text(folder.config_path, toml_text(kept), safe=folder.safe())  # not as a rehearsal shortens it
             return _train(trainer, material, config, progress)
 
 
@@ -188,14 +183,7 @@ def changed(folder: RunFolder, overrides: Mapping[str, Any]) -> FinetuneConfig:
     table = read_toml(folder.config_path)
     if "task" not in table:
         raise InputError(f"{folder} is a pretraining run; go on with minillm pretrain --resume {folder}")
-    for section, settings in overrides.items():
-        for key, value in settings.items() if isinstance(settings, dict) else ((None, settings),):
-            name = section if key is None else f"{section}.{key}"
-            if name not in CHANGEABLE:
-                raise InputError(
-                    f"{name} cannot change in a run that has begun; --resume takes {', '.join(CHANGEABLE)}"
-                )
-            override(table, name, value)
+    change(table, overrides)
     return build(FinetuneConfig, table, source=str(folder.config_path))
 
 
@@ -274,7 +262,13 @@ def _train(trainer: Trainer, material: Material, config: FinetuneConfig, progres
     if isinstance(task, Tagging) and processes.is_first:
         contenders.append(most_frequent_tags(material, task))
     if config.against_random and not (config.random or config.preset):
-        contenders.append(_from_random(config, folder, progress))
+        twin = _from_random(config, folder, progress)
+        if twin.summary.stopped_early:
+            progress.warn(f"its twin from random weights is not done; go on with: minillm finetune --resume {folder}")
+            stopped = dataclasses.replace(summary, stopped_early=True, signal=twin.summary.signal)
+            return Result(run=folder.path, summary=stopped, step=best.step, contenders=(), examples_per_second=rate)
+        note = "nothing pretrained, all else alike"
+        contenders.append(dataclasses.replace(twin.contenders[0], name=FROM_RANDOM, note=note))
     if not processes.is_first:
         return Result(run=folder.path, summary=summary, step=best.step, contenders=contenders, examples_per_second=rate)
     report = Report(
@@ -344,17 +338,14 @@ def baselines(material: Material, task: TextTask) -> list[Contender]:
     ]
 
 
-def _from_random(config: FinetuneConfig, folder: RunFolder, progress: Progress) -> Contender:
-    """Return the same model, trained alike from random weights in a folder inside the run's."""
+def _from_random(config: FinetuneConfig, folder: RunFolder, progress: Progress) -> Result:
+    """Return what came of the same model, trained alike from random weights in a folder inside the run's."""
     progress.note("the same from random weights")
     twin = dataclasses.replace(config, random=True, against_random=False)
     place = folder.path / TWIN
-    result = (
+    return (
         resume(place, {}, progress=progress) if RunFolder(place).steps() else finetune(twin, place, progress=progress)
     )
-    if not result.contenders:
-        raise InputError(f"interrupted; go on with: minillm finetune --resume {folder}")
-    return dataclasses.replace(result.contenders[0], name=FROM_RANDOM, note="nothing pretrained, all else alike")
 
 
 def _origin(config: FinetuneConfig) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from minillm.checkpoint.files import explained, write_text
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.config import toml_text
-from minillm.errors import InputError
+from minillm.errors import InputError, Stopped
 from minillm.finetune.config import FinetuneConfig
 from minillm.finetune.ensemble import ensemble
 from minillm.finetune.predict import seed_folders
@@ -82,7 +82,8 @@ def finetune_seeds(
     """Fine-tune from `config.seeds` seeds, `train.seed` the first, in folders inside `out`.
 
     Raises:
-        InputError: as `finetune` does, or Ctrl-C: the line says how to go on.
+        InputError: as `finetune` does.
+        Stopped: by Ctrl-C or SIGTERM; a line has said how to go on.
     """
     progress = progress or Progress(quiet=True)
     config.check()
@@ -99,7 +100,11 @@ def finetune_seeds(
 
 
 def resume_seeds(out: Path, overrides: Mapping[str, Any], *, progress: Progress | None = None) -> SeedsResult:
-    """Go on with runs that `finetune_seeds` began: those that ended are judged again, the others go on or begin."""
+    """Go on with runs that `finetune_seeds` began: those that ended are judged again, the others go on or begin.
+
+    Raises:
+        InputError, Stopped: as `finetune_seeds` does.
+    """
     progress = progress or Progress(quiet=True)
     config = changed(RunFolder(out), overrides)
     begin = _beginner(config, out, progress)
@@ -120,7 +125,10 @@ def _all(
             progress.note(f"seed {seed}")
             known[seed] = run(seed)
         if not known[seed].contenders:
-            raise InputError(f"interrupted; go on with: minillm finetune --resume {out}")
+            progress.warn(f"the seeds are not all done; go on with: minillm finetune --resume {out}")
+            signal = known[seed].summary.signal
+            assert signal is not None  # nothing else ends a run before it is judged
+            raise Stopped(128 + signal)
     results = dict(sorted(known.items()))
     contenders = _contenders(results)
     if isinstance(contenders[0].splits["valid"], Predictions):

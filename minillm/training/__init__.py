@@ -1,6 +1,7 @@
 """Training: one loop for pretraining and fine-tuning, and what it needs around it. Importing this costs nothing.
 
     config.py       the sections [train] and [optim]
+    changeable.py   which of them a run that has begun may change
     schedule.py     the learning rate as a function of the step
     muon.py         Muon: matrices move by orthogonal steps; muon_sharded.py, where they are cut over processes
     optim.py        AdamW, Muon and SGD, decay groups, optimiser state by parameter name

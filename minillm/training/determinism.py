@@ -22,7 +22,9 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS repeats itself only with a works
 
 @contextmanager
 def deterministic(on: bool) -> Iterator[None]:
-    """Let PyTorch choose only deterministic algorithms inside the block; what was chosen before comes back.
+    """Let PyTorch choose only deterministic algorithms inside the block; what it chose from before comes back.
+
+    CUBLAS_WORKSPACE_CONFIG, where the environment has none, is set for the rest of the process: cuBLAS reads it once.
 
     Args:
         on: False: change nothing.

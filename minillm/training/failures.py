@@ -19,6 +19,14 @@ CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator: not enough memory", "DefaultCPUAlloca
 TOO_LARGE = (*CPU_OUT_OF_MEMORY, "Storage size calculation overflowed")  # while a model is built
 TOO_LARGE += ("cannot be represented as a SymInt",)  # of a size near 2**63
 
+# A scaler enlarges gradients, and halves its scale at each one that overflows. Below 1 they overflow as they are, or
+# are no numbers at all, which no scale mends: each step would change nothing, to the end of the run.
+SMALLEST_SCALE = 1.0
+NO_SCALE_DOES = (
+    "it overflows float16 even at a loss scale of 1; take train.compute_dtype = bfloat16 or float32, or lower "
+    "optim.learning_rate"
+)
+
 
 @contextmanager
 def memory_explained(train: TrainConfig, device: torch.device) -> Iterator[None]:

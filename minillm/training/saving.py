@@ -35,7 +35,8 @@ def copies(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Ten
     for name, tensor in tensors.items():
         gathered = whole(tensor.detach())
         if keep:
-            found[name] = gathered.to("cpu", copy=True, non_blocking=True)
+            # only CUDA is waited for below; from any other device the copy has to be there on return
+            found[name] = gathered.to("cpu", copy=True, non_blocking=gathered.device.type == "cuda")
     if any(tensor.device.type == "cuda" for tensor in tensors.values()):
         torch.cuda.synchronize()
     return found

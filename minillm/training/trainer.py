@@ -28,7 +28,7 @@ from minillm.training.config import OptimConfig, TrainConfig
 from minillm.training.determinism import deterministic
 from minillm.training.distributed import Processes
 from minillm.training.ema import EMA
-from minillm.training.failures import memory_explained, not_finite, too_many_skipped
+from minillm.training.failures import NO_SCALE_DOES, SMALLEST_SCALE, memory_explained, not_finite, too_many_skipped
 from minillm.training.figures import StepFigures
 from minillm.training.gradient import Objective, add_gradient, clip_gradients, targets_in, tokens_in
 from minillm.training.host_memory import keep_freed_memory
@@ -270,7 +270,7 @@ class Trainer:
             watched = loss if self.scaler is not None else loss + norm  # the scaler's overflows are its daily work
             if not watched.isfinite():
                 if self.scaler is not None:
-                    self.scaler.update()
+                    self.scaler.update(self.scaler.get_scale())  # as it was: no scale is to blame for such a loss
                 self.optimiser.zero_grad(set_to_none=True)
                 return None
         set_learning_rate(self.optimiser, learning_rate_share(self.state.step, self.optim, self.train.max_steps))
@@ -331,6 +331,9 @@ class Trainer:
         broken = self._figures.read(self.state, scaled=self.scaler is not None)
         if broken is not None:
             raise not_finite(*broken, self.safe(), where=self._where(broken[1]))
+        if self.scaler is not None and self.scaler.get_scale() < SMALLEST_SCALE:
+            step = self.state.step
+            raise not_finite("the gradient", step, self.safe(), where=self._where(step), advice=NO_SCALE_DOES)
 
     def _log(
         self,
@@ -387,7 +390,7 @@ class Trainer:
             self.folder,
             step=self.state.step,
             figures=self.figures,
-            on_failure=self._write_failed,
+            on_failure=lambda error: self._write_failed(error, "the row is tried again with the next one"),
             safe=self.safe,
         )
 
@@ -396,11 +399,11 @@ class Trainer:
         self.saver.wait()
         return self.folder.safe()
 
-    def _write_failed(self, error: InputError) -> None:
-        """Do what `train.on_failed_write` says about a checkpoint that could not be written amid the run."""
+    def _write_failed(self, error: InputError, further: str = "the next checkpoint is tried as usual") -> None:
+        """Do what `train.on_failed_write` says about what could not be written amid the run."""
         if self.train.on_failed_write == "stop":
             raise error
-        self.progress.warn(f"{error}; training goes on, and the next checkpoint is tried as usual")
+        self.progress.warn(f"{error}; training goes on, and {further}")
 
     def resume(self, which: Literal["latest", "best"] | int = "latest") -> int:
         """Take over weights, optimiser and counters of a checkpoint in the run folder; `fit` then goes on from there.

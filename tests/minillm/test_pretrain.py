@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from minillm import pretrain as module
+from minillm import pretrain_config
 from minillm.anchors import Anchor
 from minillm.checkpoint.native import read_tensors
 from minillm.checkpoint.run_folder import RunFolder
@@ -133,6 +134,26 @@ def test_resume_keeps_the_past(tiny_runs, name):
     section, key = name.split(".")
     with pytest.raises(InputError, match=rf"{name} cannot change.*train.max_steps.*--init"):
         resume(tiny_runs["decoder"], {section: {key: 1}})
+
+
+def test_patience_that_is_out_can_be_raised(tiny_config, tmp_path):
+    """As the program advises: the run then goes on to as many evaluations without a better one."""
+    still = {"learning_rate": 1e-30, "adamw_learning_rate": 1e-30}
+    still = {"optim": still, "train": {"patience": 1, "max_steps": 9, "eval_every": 1}}
+    first = pretrain(tiny_config(**still), tmp_path / "run").summary
+    assert first.out_of_patience
+    again = resume(tmp_path / "run", {"train": {"patience": 3}}).summary
+    assert again.out_of_patience and again.steps == first.steps + 2
+
+
+def test_a_rehearsal_of_a_resume_leaves_the_length_of_the_run(tiny_config, tmp_path, monkeypatch):
+    """Step 4 is reached, 3 more are rehearsed, and config.toml keeps the nine that were asked for."""
+    pretrain(tiny_config(), tmp_path / "run")
+    monkeypatch.setenv("QUICK", "1")
+    monkeypatch.setattr(pretrain_config, "QUICK_STEPS", 3)
+    assert resume(tmp_path / "run", {"train": {"max_steps": 9}}).summary.steps == 7
+    monkeypatch.delenv("QUICK")
+    assert resume(tmp_path / "run", {}).summary.steps == 9
 
 
 def test_resume_of_a_finished_run_changes_no_weight(tiny_config, tmp_path):

@@ -68,13 +68,13 @@ def test_a_folder_that_was_not_there_goes_again(tmp_path, error):
     assert not folder.path.exists()
 
 
-def renamings(old, monkeypatch, fails, error):
-    """Let one renaming fail; return whether there was one of that number."""
+def renamings(old, monkeypatch, fails, error, lasting=False):
+    """Let one renaming fail, or all from it on; return whether there was one of that number."""
     real, done = os.replace, [0]
 
     def replace(source, target):
         done[0] += 1
-        if done[0] - 1 == fails:
+        if done[0] - 1 == fails or (lasting and done[0] > fails):
             raise error
         real(source, target)
 
@@ -85,9 +85,9 @@ def renamings(old, monkeypatch, fails, error):
     return done[0] > fails
 
 
-@pytest.mark.parametrize("fails", range(11))
+@pytest.mark.parametrize("fails", range(12))
 def test_a_renaming_that_fails_undoes_those_before_it(old, monkeypatch, fails):
-    """Seven things leave and four arrive."""
+    """Seven things leave, four arrive, and what left is named as gone."""
     before = content(old)
     with pytest.raises(InputError, match="cannot write .*run: Permission denied"):
         renamings(old, monkeypatch, fails, OSError(errno.EACCES, os.strerror(errno.EACCES)))
@@ -95,15 +95,33 @@ def test_a_renaming_that_fails_undoes_those_before_it(old, monkeypatch, fails):
 
 
 def test_there_are_no_more_renamings(old, monkeypatch):
-    assert not renamings(old, monkeypatch, 11, OSError())
+    assert not renamings(old, monkeypatch, 12, OSError())
 
 
-@pytest.mark.parametrize("fails", range(11))
+@pytest.mark.parametrize("corpus", [True, False], ids=["same-names", "a-new-name"])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), SystemExit()], ids=["disk", "killed"])
+@pytest.mark.parametrize("fails", range(12))
+def test_the_next_beginning_puts_back_what_could_not_come_back(old, monkeypatch, capsys, fails, error, corpus):
+    """From some renaming on none is done, as on a disk that went bad or in a process that is killed."""
+    if not corpus:
+        old.corpus_path.unlink()
+    before, fails = content(old), min(fails, 11 - (not corpus))
+    with pytest.raises((InputError, SystemExit)) as raised:
+        renamings(old, monkeypatch, fails, error, lasting=True)
+    if fails and isinstance(error, OSError):
+        assert "the next beginning puts it back" in str(raised.value)
+    with pytest.raises(InputError, match="already holds a run, saved at step 4"), beginning(old):
+        pass
+    assert content(old) == before
+    assert capsys.readouterr().err.count("the run that stood here is back") == (fails > 0)
+
+
+@pytest.mark.parametrize("fails", range(12))
 def test_after_a_crash_at_any_renaming_a_run_can_begin(old, monkeypatch, fails):
     """In a folder of the run's own; with a file of somebody's in it, what has no checkpoint is not taken for a run."""
     (old.path / "notes.txt").unlink()
     with pytest.raises(SystemExit):
-        renamings(old, monkeypatch, fails, SystemExit())
+        renamings(old, monkeypatch, fails, SystemExit(), lasting=True)
     with beginning(old, overwrite=True) as draft:
         fill(draft, "new")
         take_place(old, draft)

@@ -28,10 +28,10 @@ def folder(tmp_path):
     return folder
 
 
-def save(folder, step, *, best=False, keep=1, config=None):
+def save(folder, step, *, best=False, keep=1, config=None, **more):
     tensors = {"weight": torch.full((2,), float(step))}
     slots = {"step.weight": torch.tensor(float(step))}
-    return folder.save(step, tensors, config or Config(), slots, {"step": step, "loss": None}, best, keep=keep)
+    return folder.save(step, tensors, config or Config(), slots, {"step": step, "loss": None}, best, keep=keep, **more)
 
 
 def test_what_is_saved_is_loaded(folder):
@@ -76,6 +76,16 @@ def test_saving_an_earlier_step_drops_the_later_ones(folder):
     assert folder.load("best").step == 3
 
 
+@pytest.mark.parametrize("score, best", [(None, 3), (-2.0, 1)], ids=["none-judged", "judged"])
+def test_a_course_that_was_left_is_not_the_best(folder, score, best):
+    """Step 3 was the best; the run goes on from step 2, and its new step 3 is not."""
+    save(folder, 1, best=score is not None, score=score, keep=9)
+    save(folder, 2, score=score and score - 1, keep=9)
+    save(folder, 3, best=True, score=-1.0, keep=9)
+    save(folder, 3, score=-4.0)
+    assert folder.load("best").step == best and folder.steps() == sorted({best, 3})
+
+
 class TestAccidents:
     """The markers and folders as a crash or a person may have left them."""
 
@@ -106,8 +116,8 @@ class TestAccidents:
 
     @pytest.mark.parametrize(
         "renames, latest, best",
-        [(0, 2, 1), (1, 2, 1), (2, 3, 1), (3, 3, 3), (4, 3, 3)],
-        ids=["none", "folder", "latest", "best", "one-removed"],
+        [(0, 2, 1), (1, 2, 1), (2, 2, 3), (3, 3, 3), (4, 3, 3)],
+        ids=["none", "folder", "best", "latest", "one-removed"],
     )
     def test_the_process_may_end_after_each_rename(self, folder, monkeypatch, renames, latest, best):
         """What is found then is whole, and the next save mends the rest."""

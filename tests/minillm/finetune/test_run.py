@@ -2,16 +2,18 @@
 
 import csv
 import json
+import signal
 
 import numpy as np
 import pytest
 import torch
 from torch.distributed import HashStore
 
+from minillm import pretrain_config
 from minillm.checkpoint.native import read_tensors
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.config import build
-from minillm.errors import InputError
+from minillm.errors import InputError, Stopped
 from minillm.finetune import report, run
 from minillm.finetune.config import FinetuneConfig
 from minillm.finetune.predict import load_finetuned
@@ -49,6 +51,23 @@ def kill_at(monkeypatch):
         def die(trainer):
             if trainer.state.step == step:
                 raise Killed
+
+        monkeypatch.setattr(run, "_trainer", make)
+
+    return arm
+
+
+@pytest.fixture
+def terminate_in(monkeypatch):
+    """Return a function: name of a folder -> SIGTERM comes in the first step of the run in it, until it is None."""
+    plain = run._trainer
+
+    def arm(name):
+        def make(config, folder, *parts):
+            trainer = plain(config, folder, *parts)
+            if folder.path.name == name:
+                trainer.after_step.append(lambda _: signal.raise_signal(signal.SIGTERM))
+            return trainer
 
         monkeypatch.setattr(run, "_trainer", make)
 
@@ -251,6 +270,30 @@ def test_seeds_resume_where_they_stopped(settings, tmp_path, kill_at):
     assert first | {"run": ""} == second | {"run": ""}
 
 
+def test_a_twin_that_is_stopped_stops_its_run(settings, tmp_path, terminate_in, capsys):
+    """The signal is said as of any run, and the run goes on to what it would have been."""
+    given = {"train__max_steps": 2, "against_random": True}
+    terminate_in("random")
+    stopped = finetune(settings(**given), tmp_path / "run")
+    assert stopped.summary.signal == signal.SIGTERM and stopped.contenders == () and stopped.report is None
+    assert capsys.readouterr().err.endswith(f"go on with: minillm finetune --resume {tmp_path / 'run'}\n")
+    terminate_in(None)
+    assert resume(tmp_path / "run", {}).contenders[-1].name == "from random weights"
+
+
+@pytest.mark.parametrize("where", ["seed-0", "seed-1", "random"])
+def test_seeds_that_are_stopped_end_with_the_status_of_the_signal(settings, tmp_path, terminate_in, capsys, where):
+    """In the first seed, in a later one, or in a twin; all then goes on."""
+    given = {"seeds": 2, "train__max_steps": 2, "against_random": where == "random"}
+    terminate_in(where)
+    with pytest.raises(Stopped) as raised:
+        finetune_seeds(settings(**given), tmp_path / "out")
+    assert raised.value.status == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.endswith(f"go on with: minillm finetune --resume {tmp_path / 'out'}\n")
+    terminate_in(None)
+    assert len(resume_seeds(tmp_path / "out", {}).results) == 2
+
+
 def test_overwriting_seeds_takes_no_old_run_along(settings, tmp_path):
     """And a new run that does not do leaves the old one alone."""
     finetune_seeds(settings(seeds=2, train__max_steps=2), tmp_path / "out")
@@ -280,6 +323,16 @@ def test_changed_tables_are_refused(settings, tables, tmp_path, kill_at):
         resume(tmp_path / "run", {})
     with pytest.raises(InputError, match="optim.learning_rate cannot change"):
         resume(tmp_path / "run", {"optim": {"learning_rate": 1.0}})
+
+
+def test_a_rehearsal_of_a_resume_leaves_the_length_of_the_run(settings, tmp_path, monkeypatch):
+    """Step 2 is reached, 1 more is rehearsed, and config.toml keeps the four that were asked for."""
+    finetune(settings(train__max_steps=2), tmp_path / "run")
+    monkeypatch.setenv("QUICK", "1")
+    monkeypatch.setattr(pretrain_config, "QUICK_STEPS", 1)
+    assert resume(tmp_path / "run", {"train": {"max_steps": 4}}).summary.steps == 3
+    monkeypatch.delenv("QUICK")
+    assert resume(tmp_path / "run", {}).summary.steps == 4
 
 
 def test_rows_in_two_splits_are_counted(settings, tables, tmp_path):

@@ -284,7 +284,7 @@ class TestFullDisk:
         monkeypatch.undo()
         self.check_whole(make_trainer, trainer, 4, through)
 
-    def test_the_last_row_is_refused_once(self, make_trainer, monkeypatch):
+    def test_the_last_row_is_refused_once(self, make_trainer, monkeypatch, capsys):
         """The row of the last step waits when its checkpoint is due: it is tried again first, and the run ends well."""
         through, trainer = make_trainer("through"), make_trainer("full")
         through.fit()
@@ -300,6 +300,8 @@ class TestFullDisk:
             lambda t: monkeypatch.setattr(os, "write", refuse_a_row) if t.state.step == 12 else None
         )
         assert trainer.fit().steps == 12 and refused
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("training goes on, and the row is tried again with the next one")
         assert trainer.folder.metrics_path.read_bytes() == through.folder.metrics_path.read_bytes()
         assert trainer.folder.load().step == 12
 

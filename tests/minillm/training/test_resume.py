@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from minillm.checkpoint import files
 from minillm.checkpoint.manifest import renew_manifest
 from minillm.checkpoint.native import read_tensors
 from minillm.errors import InputError
@@ -89,6 +90,34 @@ def test_resuming_at_every_step_in_turn(make_trainer):
     trainer.resume()
     trainer.fit()
     assert final_bytes(trainer) == final_bytes(through)
+
+
+@pytest.mark.parametrize("marker", ["latest", "best"])
+def test_killed_between_the_markers_of_the_best_checkpoint(make_trainer, monkeypatch, marker):
+    """The run that goes on names the same one as best, though its later ones are worse."""
+    losses = {4: 5.0, 8: 1.0, 12: 3.0}
+
+    def make(name):
+        trainer = make_trainer(name, evaluate=lambda _: {"loss": losses[trainer.state.step]})
+        return trainer
+
+    unbroken, killed = make("unbroken"), make("killed")
+    unbroken.fit()
+    real = files.write_text
+
+    def write(path, text, **options):
+        if path.name == marker and "000008" in text:
+            raise Killed
+        real(path, text, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(files, "write_text", write)
+        killed.fit()
+    resumed = make("killed")
+    resumed.resume()
+    resumed.fit()
+    assert resumed.folder.load("best").step == unbroken.folder.load("best").step == 8
+    assert final_bytes(resumed) == final_bytes(unbroken)
 
 
 def test_half_a_row_and_rows_after_the_checkpoint_go(make_trainer):

@@ -9,6 +9,7 @@ import torch
 from minillm.checkpoint.native import read_tensors
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.errors import InputError
+from minillm.training import saving
 from minillm.training.progress import Progress
 from minillm.training.saving import Saver, copies
 
@@ -41,6 +42,27 @@ def test_copies_share_no_memory():
     (copy,) = copies({"a": tensor}).values()
     tensor += 1
     assert copy.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("device, waits", [("cuda", False), ("mps", True), ("cpu", True)])
+def test_only_a_copy_that_is_waited_for_may_come_later(monkeypatch, device, waits):
+    """CUDA's copies are waited for together; those of another device have to be there at once."""
+    asked = []
+
+    class Elsewhere:
+        def __init__(self):
+            self.device = torch.device(device)
+
+        def detach(self):
+            return self
+
+        def to(self, place, **options):
+            asked.append((place, options["non_blocking"]))
+
+    monkeypatch.setattr(saving, "whole", lambda tensor: tensor)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: asked.append("waited"))
+    copies({"a": Elsewhere(), "b": Elsewhere()})
+    assert asked == ([("cpu", False)] * 2 if waits else [("cpu", True)] * 2 + ["waited"])
 
 
 def test_one_write_at_a_time_in_order():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from minillm.checkpoint.native import tensors_of
+from minillm.errors import InputError
 from minillm.training.config import OptimConfig
 from minillm.training.records import read_columns
 from minillm.training.schedule import learning_rate_share
@@ -227,6 +228,26 @@ class TestFloat16:
             math.inf,
             pytest.approx(math.nan, nan_ok=True),
         )
+
+    @pytest.mark.parametrize("rule", ["stop", "skip"])
+    def test_a_gradient_that_no_scale_mends_stops_the_run(self, make_trainer, rule):
+        """The scale of 2**16 is below 1 after 17 halvings."""
+        trainer = make_trainer(compute_dtype=torch.float16, max_steps=60, on_non_finite=rule)
+        trainer.model.up.bias.register_hook(lambda gradient: gradient * math.nan)
+        with pytest.raises(InputError, match="gradient is no longer a finite number at step 17; it overflows float16"):
+            trainer.fit()
+
+    def test_a_skipped_loss_leaves_the_scale(self, parts, make_trainer):
+        """However many there are: no scale is to blame for them."""
+
+        class Broken(parts.Objective):
+            def step(self, model, batch):
+                loss = super().step(model, batch)
+                return replace(loss, total=loss.total * math.nan)
+
+        rule = {"on_non_finite": "skip", "max_skips_in_a_row": 99}
+        trainer = make_trainer(objective=Broken(), compute_dtype=torch.float16, max_steps=20, eval_every=20, **rule)
+        assert trainer.fit().steps == 20 and trainer.scaler.get_scale() == 2.0**16
 
     def test_scale_is_resumed(self, make_trainer):
         optim, scaled = OptimConfig(warmup_steps=0, schedule="constant"), {"compute_dtype": torch.float16}
