@@ -206,7 +206,7 @@ WIDE = [
     ("rotary", "torch.bfloat16 D=64 Hkv=12", 4, 4),
     ("rotary", "torch.bfloat16 D=80 Hkv=12", 4, 4),
     ("rotary", "torch.bfloat16 D=64 Hkv=12 INTERLEAVED HAS_POSITIONS INVERSE", 4, 4),
-    ("dropout", "torch.bfloat16", 1, 1),
+    ("dropout", "torch.bfloat16, C = 1024", 1, 1),
     ("embedding", "forward torch.bfloat16 C=1024", 2, 2),
     ("embedding", "backward, rows torch.bfloat16 C=1024", 4, 1),
 ]
