@@ -281,7 +281,8 @@ class RunFolder:
                 if shards is not None:
                     move_shards(shards, draft)
                 write_manifest(draft, {"step": step, "score": score, "tokenizer": self._tokenizer_digest()})
-        if not best and (self._marked("best") or 0) >= step:
+        named = self._marked("best")
+        if not best and named is not None and named >= step:
             self._mark_best_before(step)
         # `best` first: after a crash between the two the run goes on from the older checkpoint, and comes here again;
         # with `latest` first it would go on after this one, and never say that it was the best

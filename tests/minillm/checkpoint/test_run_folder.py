@@ -61,6 +61,11 @@ def test_the_newest_and_the_best_stay(folder, keep, best_at, kept):
     assert folder.load("best").step == (best_at or 6)  # Ctrl-C before the first evaluation: the newest will do
 
 
+def test_a_checkpoint_before_the_first_step_needs_no_best_one(folder):
+    save(folder, 0)
+    assert folder.steps() == [0] and folder.load("best").step == 0
+
+
 def test_steps_of_seven_digits_are_in_order_of_number(folder):
     for step in (999_999, 1_000_000, 10_000_000):
         save(folder, step, keep=9)

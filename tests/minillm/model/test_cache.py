@@ -87,6 +87,7 @@ class Letters:
 
     vocab_size = 53
     specials = Specials()
+    frame = Tokenizer.frame
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) - 0x100 for letter in text]
