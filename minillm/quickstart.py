@@ -72,7 +72,13 @@ def train(kind: str, progress: Progress) -> Result:
 def train_classifier(encoder: Path, progress: Progress) -> finetuning.Result:
     """Fine-tune the encoder on the docstrings of a few packages, and the same from random weights to compare."""
     tables = {split: str(path) for split, path in write_docstrings(OUT / "docstrings").items()}
-    settings = {"init": str(encoder), "against_random": True, "data": tables}
+    settings = {
+        "init": str(encoder),
+        "against_random": True,
+        "data": tables,
+        "train": {"epochs": 6.0},
+        "optim": {"learning_rate": 3e-3},  # ten times the default: weights that Muon made are large
+    }
     config: FinetuneConfig = build(FinetuneConfig, settings, source="quickstart")
     result = finetuning.finetune(config, OUT / "classifier", overwrite=True, progress=progress)
     if result.summary.stopped_early:
