@@ -9,12 +9,14 @@ Read next: `native.py`.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -203,3 +205,25 @@ def remove_leftovers(folder: Path, but: Path | None = None) -> None:
     for path in folder.iterdir():
         if is_passing(path.name) and path != but:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def read_table(path: Path, *, whole: str, mend: str) -> dict[str, Any]:
+    """Return the table in a JSON file.
+
+    Args:
+        whole: what is not whole where the file is missing, and what to do, for the error's text.
+        mend: what to do where it is damaged.
+    Raises:
+        InputError: the file is missing, cannot be read or is damaged.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; {whole}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}); {mend}") from error
+    if not isinstance(table, dict):
+        raise InputError(f"{path} is damaged (no table in it); {mend}")
+    return table

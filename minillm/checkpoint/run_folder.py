@@ -409,14 +409,4 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; the checkpoint is not whole, use another one") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {files.reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}); use another checkpoint") from error
-    if not isinstance(table, dict):
-        raise InputError(f"{path} is damaged (no table in it); use another checkpoint")
-    return table
+    return files.read_table(path, whole="the checkpoint is not whole, use another one", mend="use another checkpoint")

@@ -282,17 +282,7 @@ def read_table(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; the folder is not whole") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {files.reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}); fetch it again") from error
-    if not isinstance(table, dict):
-        raise InputError(f"{path} is damaged (no table in it); fetch it again")
-    return table
+    return files.read_table(path, whole="the folder is not whole", mend="fetch it again")
 
 
 def write_folder(
