@@ -261,16 +261,35 @@ def _read_objects(path: Path) -> Table:
         for number, line in lines_of(file, str(path)):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path} line {number} is not JSON: {error}") from error
+            row = parsed(line, f"{path} line {number}")
             if not isinstance(row, dict):
                 raise InputError(f"{path} line {number} is not a JSON object; write one a line, such as {{...}}")
             rows.append(row)
             numbers.append(number)
     names = dict.fromkeys(name for row in rows for name in row)
     return Table(path=str(path), columns={name: [row.get(name) for row in rows] for name in names}, lines=numbers)
+
+
+def parsed(text: str, place: str) -> Any:
+    """Return what a JSON text says.
+
+    Raises:
+        InputError: it is no JSON, or a string in it has half of a surrogate pair, which no file in UTF-8 can hold; the
+            text begins with `place`.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place} is not JSON: {error}") from error
+    if "\\u" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise InputError(
+                f"{place} has {half} alone, half of a surrogate pair and no character; remove it"
+            ) from error
+    return value
 
 
 def _read_parquet(path: Path) -> Table:
