@@ -182,6 +182,8 @@ def test_labels_are_sorted_whatever_their_order():
         ]
     numbers = SingleLabel.learn(TaskConfig(), table("single_label", TEXTS[:3], ["10", "9", "-1"]), COLUMNS)
     assert numbers.facts.labels == ("-1", "9", "10")
+    longer = ["1" * 5000, "9", "10"]  # more digits than Python reads as a number
+    assert SingleLabel.learn(TaskConfig(), table("single_label", TEXTS[:3], longer), COLUMNS).facts.labels[0] == "10"
 
 
 def test_a_task_of_a_checkpoint_is_the_same(parts):
@@ -278,6 +280,7 @@ WRONG = [
     ("regression", [1.0] * 6, "label is 1 in all rows"),
     ("regression", [1, 2, "three", 4, 5, 6], "line 3: label takes a number, got 'three'"),
     ("regression", [1, 2, float("inf"), 4, 5, 6], "line 3: label takes a number, got inf"),
+    ("regression", [1, 2, "-1e308", 4, 5, 6], "line 3: label is '-1e308'; numbers go up to 1e.18"),
 ]
 
 
