@@ -95,6 +95,8 @@ def _rows(arguments: argparse.Namespace, config: TableConfig, loaded: Finetuned)
     """Return the rows that are asked about."""
     from minillm.finetune.table import lines_of, read_table, text_table
 
+    if arguments.pair and not loaded.task.facts.pairs:
+        raise InputError(f"{arguments.run} was learnt on one text a row; leave out --pair")
     if arguments.text:
         return text_table(arguments.text, arguments.pair)
     if arguments.input is not None:

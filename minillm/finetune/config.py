@@ -91,6 +91,8 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"task.label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if not self.label_separator:
+            raise ValueError("task.label_separator must not be empty; take a text that stands in no label, such as |")
         for name in ("max_answer_tokens", "candidates", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"task.{name} must be at least 1, got {getattr(self, name)}")

@@ -119,6 +119,12 @@ def test_pairs_are_read_side_by_side(minillm, runs, tables, tmp_path, monkeypatc
     assert "two texts" in one_line(minillm("predict", tmp_path / "run", "--text", "the mat"))
 
 
+def test_a_second_text_that_nothing_would_read(minillm, learnt):
+    """It is not left out in silence: who gives one thinks that it counts."""
+    run, _ = learnt
+    assert "leave out --pair" in one_line(minillm("predict", run, "--text", "the mat", "--pair", "and good"))
+
+
 def test_a_preset_learns_from_nothing(minillm, tables, tmp_path):
     """No pretrained run: the tokenizer comes from the training texts."""
     words = [str(w) for w in words_of(tmp_path, tables, tmp_path / "run", "--json", train__max_steps=2)]
@@ -158,6 +164,8 @@ BROKEN = [
     pytest.param(lambda p: None, {"text__max_length": 99}, ["text.max_length (99)", "16"], id="context"),
     pytest.param(lambda p: None, {"head__pooling": "first"}, ["head.pooling takes one of"], id="pooling"),
     pytest.param(lambda p: None, {"train__epochs": -1}, ["train.epochs must be above 0"], id="epochs"),
+    pytest.param(lambda p: None, {"task__name": "multi_label", "task__label_separator": ""},
+                 ["task.label_separator must not be empty"], id="separator"),
     pytest.param(lambda p: None, {"scope__top_layers": 5}, ["top_layers is 5", "1 layers"], id="layers"),
     pytest.param(lambda p: None, {"adapter__kind": "lora", "scope__top_layers": 0}, ["scope.top_layers"], id="scope"),
     pytest.param(lambda p: None, {"augmentation__share": 1, "text__long_texts": "windows", "text__overlap": 1},
