@@ -96,7 +96,7 @@ class RegressionMetrics:
     """A number an example.
 
     pearson, spearman: in [-1, 1]; None for fewer than two examples or where one side is constant.
-    mse, mae: in the target's unit, squared and plain. loss: the MSE.
+    mse, mae: in the target's unit, squared and plain. loss: the MSE / scale^2, which training minimises.
     """
 
     pearson: float | None
@@ -114,11 +114,11 @@ Metrics = SingleLabelMetrics | MultiLabelMetrics | RegressionMetrics
 
 
 def losses(predictions: Predictions) -> NDArray[np.float64]:
-    """Return the loss of every target, in nats; of a regression the squared error.
+    """Return the loss of every target, in nats; of a regression the squared error in units of its scale.
 
         single_label   -log p(target)
         multi_label    -[y log p + (1 - y) log(1 - p)]
-        regression     (y - z)^2
+        regression     ((y - z) / scale)^2
 
     Returns:
         (N,), or (N, K) for multi_label, float64.
@@ -130,7 +130,7 @@ def losses(predictions: Predictions) -> NDArray[np.float64]:
         case "multi_label":
             return -log_expit(np.where(targets == 1, logits, -logits))
         case _:
-            return np.square(logits[:, 0] - targets)
+            return np.square((logits[:, 0] - targets) / predictions.scale)
 
 
 def targets_of(predictions: Predictions) -> NDArray:
@@ -230,13 +230,12 @@ def _regression(predictions: Predictions) -> RegressionMetrics:
 
     targets, said = targets_of(predictions).astype(np.float64), predictions.logits[:, 0].astype(np.float64)
     correlated = len(targets) > 1 and np.ptp(targets) > 0 and np.ptp(said) > 0
-    mse = float(metrics.mean_squared_error(targets, said))
     return RegressionMetrics(
         pearson=float(_correlation(stats.pearsonr(targets, said))) if correlated else None,
         spearman=float(_correlation(stats.spearmanr(targets, said))) if correlated else None,
-        mse=mse,
+        mse=float(metrics.mean_squared_error(targets, said)),
         mae=float(metrics.mean_absolute_error(targets, said)),
-        loss=mse,
+        loss=float(losses(predictions).mean()),
     )
 
 

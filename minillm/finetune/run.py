@@ -332,8 +332,13 @@ def baselines(material: Material, task: TextTask) -> list[Contender]:
     }
     labels = task.facts.labels
     fitted = majority(task.name, rows["train"], labels), tfidf(task.name, rows["train"], rows["valid"], labels)
+    scale = task.facts.scale
     return [
-        Contender(name=b.name, note=b.note, splits={name: b.predict(rows[name]) for name in JUDGED if name in rows})
+        Contender(
+            name=b.name,
+            note=b.note,
+            splits={n: dataclasses.replace(b.predict(rows[n]), scale=scale) for n in JUDGED if n in rows},
+        )
         for b in fitted
     ]
 

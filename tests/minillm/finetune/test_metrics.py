@@ -236,7 +236,9 @@ def test_a_correlation_with_a_constant_is_none_without_a_warning(targets, said):
 def test_losses_are_one_number_a_target():
     assert losses(single([0, 1], [0, 0])).shape == (2,)
     assert losses(multi([[0, 1]], [[0.25, 0.25]])) == pytest.approx(np.array([[-np.log(0.75), -np.log(0.25)]]))
-    assert losses(number([1.0, 2.0], [1.0, 4.0])).tolist() == [0.0, 4.0]
+    said = number([1.0, 2.0], [1.0, 4.0])
+    assert losses(said).tolist() == [0.0, 4.0]
+    assert measure(dataclasses.replace(said, scale=2.0)).figures()["loss"] == 0.5  # and its MSE is 2
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,17 @@ def test_micro_batches_give_the_gradient_of_the_mean(parts, name, kind, head, ch
         assert abs(loss - expected_loss) < 1e-6 * expected_loss and abs(excess) < 1e-5 * count
 
 
+@pytest.mark.parametrize("name", LABELS)
+def test_the_loss_of_an_evaluation_is_that_of_training(parts, name):
+    """On the same rows, so that the two curves of a run can be held against each other; in a regression too."""
+    task, model, sequences = parts(name)
+    batch = collate(sequences, PLACES)
+    with torch.no_grad():
+        loss = task.step(model.eval(), batch)
+    figures = task.figures(task.predict(model, [(PLACES, batch)], sequences))
+    assert figures["loss"] == pytest.approx(float(loss.total / loss.count), rel=1e-5)
+
+
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 @pytest.mark.parametrize("name, kind, head, choices", CASES)
 @torch.no_grad()
