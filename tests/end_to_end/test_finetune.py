@@ -167,6 +167,8 @@ BROKEN = [
     pytest.param(lambda p: None, {"task__name": "multi_label", "task__label_separator": ""},
                  ["task.label_separator must not be empty"], id="separator"),
     pytest.param(lambda p: None, {"scope__top_layers": 5}, ["top_layers is 5", "1 layers"], id="layers"),
+    pytest.param(lambda p: None, {"adapter__kind": "prefix", "adapter__length": 10**13},
+                 ["the adapter does not fit into memory; lower adapter.rank"], id="adapter"),
     pytest.param(lambda p: None, {"adapter__kind": "lora", "scope__top_layers": 0}, ["scope.top_layers"], id="scope"),
     pytest.param(lambda p: None, {"augmentation__share": 1, "text__long_texts": "windows", "text__overlap": 1},
                  ["augmentation.share"], id="augmentation"),
