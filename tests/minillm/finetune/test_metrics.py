@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from minillm.finetune.metrics import (
     MultiLabelMetrics,
     RegressionMetrics,
     SingleLabelMetrics,
+    class_figures,
     decide,
     fit_thresholds,
     losses,
@@ -167,6 +169,24 @@ def test_multi_label_figures_are_scikit_learns(N, K):
         },
         rel=1e-5,  # logits are float32
     )
+
+
+def test_many_classes_are_counted_at_once():
+    """By their numbers: no matrix of rows by classes is made, which for these would take 96 MB."""
+    rng = np.random.default_rng(3)
+    targets, said = rng.integers(0, 3000, (2, 4000))
+    names = tuple(map(str, range(3000)))
+    class_figures(targets[:9], said[:9], names)  # imports what it needs
+    tracemalloc.start()
+    found = class_figures(targets, said, names)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
+    assert sum(row.support for row in found) == sum(row.predicted for row in found) == 4000
+    k = int(targets[targets == said][0])
+    hits = ((targets == k) & (said == k)).sum()
+    assert found[k].recall == pytest.approx(hits / (targets == k).sum())
+    assert found[k].precision == pytest.approx(hits / (said == k).sum())
 
 
 def test_a_label_that_nobody_has_and_nobody_says_has_no_f1():
