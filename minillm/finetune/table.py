@@ -67,7 +67,7 @@ class Table:
         return values
 
     def names(self, column: str) -> list[str]:
-        """Return a column of label names: texts as they are, whole numbers and booleans as text.
+        """Return a column of label names: texts without white space around them, whole numbers and booleans as text.
 
         Raises:
             InputError: a value is empty or neither; the first one's place is named, and how many there are.
@@ -90,16 +90,16 @@ class Columns:
 
 
 def name_of(value: Any) -> str | None:
-    """Return the name of a label as text; None where it is none.
+    """Return the name of a label as text, without white space around it; None where it is none.
 
-    >>> [name_of(value) for value in ("sport", 3, 1.0, True, "", None, 0.5)]
+    >>> [name_of(value) for value in (" sport", 3, 1.0, True, "", None, 0.5)]
     ['sport', '3', '1', 'true', None, None, None]
     """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(int(value))
-    return value if isinstance(value, str) and value.strip() else None
+    return value.strip() or None if isinstance(value, str) else None  # "a, x": the space is not of the name
 
 
 def _more(rows: Sequence[int]) -> str:

@@ -198,6 +198,12 @@ def test_a_missing_column_lists_those_that_are_there(names, settings, hint):
         columns(table_of(*names), **settings)
 
 
+def test_white_space_around_a_label_is_not_of_its_name():
+    """ "a, x" and "a,x" have one label."""
+    table = Table(path="a.csv", columns={"label": [" x", "x", "x\t", "x y"]}, lines=[1, 2, 3, 4])
+    assert table.names("label") == ["x", "x", "x", "x y"]
+
+
 def test_values_that_are_no_texts_and_no_labels():
     """The first one's place, and how many there are."""
     table = Table(
