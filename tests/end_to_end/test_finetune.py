@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import random
+import re
 
 import pytest
 from test_bad_input import one_line
@@ -115,8 +116,16 @@ def test_pairs_are_read_side_by_side(minillm, runs, tables, tmp_path, monkeypatc
     status, out, _ = minillm("predict", tmp_path / "run", "--text", "the mat", "--pair", "and good")
     assert status == 0 and json.loads(out)["label"] in SIDES
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the mat\tand good\n")))
-    assert minillm("predict", tmp_path / "run") == (0, out, "")
+    assert minillm("predict", tmp_path / "run")[:2] == (0, out)
     assert "two texts" in one_line(minillm("predict", tmp_path / "run", "--text", "the mat"))
+
+
+def test_what_predict_does_not_read_is_said(minillm, learnt):
+    """On standard error: whoever reads the answers alone gets them as ever."""
+    run, _ = learnt
+    status, out, err = minillm("predict", run, "--text", "the mat", "--text", "the cat sat on the mat " * 20)
+    assert status == 0 and len(out.splitlines()) == 2
+    assert re.fullmatch(r"1 of 2 rows do not fit 16 tokens: \d+ tokens were not read\n", err)
 
 
 def test_a_second_text_that_nothing_would_read(minillm, learnt):
