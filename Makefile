@@ -51,7 +51,18 @@ $(INTEROP)/.ready: tests/interop/constraints.txt tests/interop/source.txt | $(RE
 		$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check $(INTEROP)/llama_cpp_python
 	@touch $(INTEROP)/.ready
 
-test-interop: $(INTEROP)/.ready
+# lm-evaluation-harness beside transformers and torch as the lock has them; lm_eval.txt holds what it alone needs.
+LM_EVAL := .venv-lm-eval
+$(LM_EVAL)/.ready: tests/interop/lm_eval.txt constraints.txt | $(READY)
+	rm -rf $(LM_EVAL)
+	$(PYTHON) -m venv $(LM_EVAL)
+	@echo "installing lm-evaluation-harness (two to four minutes with the CPU build of torch)"
+	$(if $(TORCH_INDEX),$(LM_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --index-url $(TORCH_INDEX) --constraint constraints.txt torch)
+	$(LM_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--constraint tests/interop/lm_eval.txt 'lm_eval[hf]'
+	@touch $(LM_EVAL)/.ready
+
+test-interop: $(INTEROP)/.ready $(LM_EVAL)/.ready
 	$(BIN)/python -m pytest -q -m interop tests/interop
 
 # BENCH holds options, such as BENCH="--quick --only ops". Where PYTHON has what it takes, nothing is installed.
@@ -71,4 +82,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-interop .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-interop .venv-lm-eval .pytest_cache .ruff_cache *.egg-info

@@ -1,9 +1,10 @@
-"""What each way to fine-tune is worth: python -m benchmarks.finetuning --data DIR [--seeds 3].
+"""What each way to fine-tune is worth: python -m benchmarks.finetuning --data DIR [--seeds 3] [--rounds 3].
 
 DIR holds train.tsv, dev.tsv and test.tsv of a text and a label. An encoder and a decoder of one small shape learn the
 texts of the training table first, without their labels; then every method fine-tunes them by `minillm finetune`, in a
-process of its own, whose memory is read when it ends. Of three learning rates the one that is best on dev.tsv with
-seed 0 is taken; the other seeds run at that rate; test.tsv decides nothing.
+process of its own. Of three learning rates the one that is best on dev.tsv with seed 0 is taken; the other seeds run
+at that rate; test.tsv decides nothing. What a method costs is measured apart, so that accuracies may come from a busy
+machine: the methods take turns of one epoch each, and the memory of a process is read when it ends.
 
 FINETUNING.json is written after each run, and what is in it is not run again: what was stopped goes on where it was.
 FINETUNING.md is made from it alone.
@@ -14,6 +15,7 @@ Read next: `minillm/finetune/run.py`.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -23,7 +25,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.child import environment
 from benchmarks.kept import apart, read, spread, write
@@ -34,7 +36,7 @@ BIASES = ("--model.bias", "true")  # of which BitFit trains nothing else
 STEPS = {"encoder": 3000, "decoder": 1500}  # of pretraining
 VOCABULARY = "4096"
 RANDOM, LOW, MIDDLE, HIGH = (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2), (1e-2, 3e-2, 1e-1)
-COLUMNS = ("backbone", "what learns", "parameters", "rate", "dev, %", "test, %", "seconds", "examples/s", "peak MiB")
+COLUMNS = ("backbone", "what learns", "parameters", "rate", "dev, %", "test, %", "examples/s", "peak MiB")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +75,8 @@ METHODS = (
 class Run:
     """One fine-tuning.
 
-    valid, test: accuracies. parameters: that learn. seconds: of training. peak_bytes: of the whole process.
-    baselines: name -> accuracy on the test table of what learns from the words alone.
+    valid, test: accuracies. parameters: that learn. baselines: name -> accuracy on the test table of what learns from
+    the words alone.
     """
 
     backbone: str
@@ -84,18 +86,29 @@ class Run:
     valid: float
     test: float
     parameters: int
-    seconds: float
-    examples_per_second: float
-    peak_bytes: int
     baselines: Mapping[str, float]
     commit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one epoch takes. examples_per_second: of training alone. peak_bytes: of the whole process."""
+
+    backbone: str
+    method: str
+    turn: int
+    examples_per_second: float
+    peak_bytes: int
+
+
+Kept = TypeVar("Kept", Run, Cost)
 
 
 class Laboratory:
     """Where the models are: backbones are pretrained once, runs are made and thrown away."""
 
-    def __init__(self, data: Path, folder: Path, epochs: float) -> None:
-        self.data, self.folder, self.epochs = data, folder, epochs
+    def __init__(self, data: Path, folder: Path) -> None:
+        self.data, self.folder = data, folder
 
     def backbone(self, kind: str) -> Path:
         """Return the run folder of the pretrained encoder or decoder, which is trained if it is not there."""
@@ -113,9 +126,35 @@ class Laboratory:
             told(["pretrain", *words, "--data.input", str(texts), "--out", str(run), "--json"])
         return run
 
-    def run(self, method: Method, rate: float, seed: int) -> Run:
+    def run(self, method: Method, rate: float, seed: int, epochs: float) -> Run:
         """Return what comes of one fine-tuning."""
-        out = self.folder / "run"
+        said, _ = self.finetune(method, rate, seed, epochs)
+        report = json.loads((self.folder / "run" / "report" / "report.json").read_text(encoding="utf-8"))
+        return Run(
+            backbone=method.backbone,
+            method=method.name,
+            rate=rate,
+            seed=seed,
+            valid=said["valid"]["accuracy"],
+            test=said["test"]["accuracy"],
+            parameters=report["trained"]["all"]["learning"],
+            baselines={name: splits["test"]["accuracy"] for name, splits in said["baselines"].items()},
+            commit=commit(),
+        )
+
+    def cost(self, method: Method, rate: float, turn: int) -> Cost:
+        """Return what one epoch takes."""
+        said, peak = self.finetune(method, rate, 0, epochs=1.0)
+        return Cost(
+            backbone=method.backbone,
+            method=method.name,
+            turn=turn,
+            examples_per_second=said["examples_per_second"],
+            peak_bytes=peak,
+        )
+
+    def finetune(self, method: Method, rate: float, seed: int, epochs: float) -> tuple[dict[str, Any], int]:
+        """Return what a fine-tuning into the folder `run` says, and the most memory that it had, in bytes."""
         tables = [
             f"--{name}={self.data / file}.tsv"
             for name, file in zip(("train", "valid", "test"), ("train", "dev", "test"), strict=True)
@@ -126,26 +165,11 @@ class Laboratory:
             *tables,
             *method.words,
             "--out",
-            str(out),
+            str(self.folder / "run"),
             "--overwrite",
         ]
-        words += ["--optim.learning_rate", str(rate), "--train.seed", str(seed), "--train.epochs", str(self.epochs)]
-        said, peak = told([*words, "--quiet", "--json"])
-        report = json.loads((out / "report" / "report.json").read_text(encoding="utf-8"))
-        return Run(
-            backbone=method.backbone,
-            method=method.name,
-            rate=rate,
-            seed=seed,
-            valid=said["valid"]["accuracy"],
-            test=said["test"]["accuracy"],
-            parameters=report["trained"]["all"]["learning"],
-            seconds=said["seconds"],
-            examples_per_second=said["examples_per_second"],
-            peak_bytes=peak,
-            baselines={name: splits["test"]["accuracy"] for name, splits in said["baselines"].items()},
-            commit=commit(),
-        )
+        words += ["--optim.learning_rate", str(rate), "--train.seed", str(seed), "--train.epochs", str(epochs)]
+        return told([*words, "--quiet", "--json"])
 
 
 def told(words: Sequence[str]) -> tuple[dict[str, Any], int]:
@@ -172,8 +196,8 @@ def best_rate(runs: Sequence[Run], method: Method) -> float | None:
     return max(sorted(method.rates), key=lambda rate: tried[rate])
 
 
-def of(runs: Sequence[Run], method: Method) -> list[Run]:
-    """Return the runs of a method."""
+def of(runs: Sequence[Kept], method: Method) -> list[Kept]:
+    """Return the runs, or the costs, of a method."""
     return [run for run in runs if (run.backbone, run.method) == (method.backbone, method.name)]
 
 
@@ -189,37 +213,42 @@ def missing(runs: Sequence[Run], seeds: int) -> tuple[Method, float, int] | None
     return None
 
 
-def page(runs: Sequence[Run], head: Mapping[str, Any], epochs: float) -> str:
-    """Return the table: means ± sample deviations over the seeds at each method's chosen rate."""
+def page(runs: Sequence[Run], costs: Sequence[Cost], about: Mapping[str, Any]) -> str:
+    """Return the table: means ± sample deviations over the seeds at each method's chosen rate, and medians of turns.
+
+    Args:
+        about: header and epochs.
+    """
+    head = about["header"]
     lines = [
         "# Fine-tuning: each method beside the others\n",
         f"2 layers of width 128, vocabulary {VOCABULARY}, pretrained on the texts of the training table without their "
-        f"labels: the encoder for {STEPS['encoder']:,} steps, the decoder for {STEPS['decoder']:,}. {epochs:g} epochs;"
-        " of three rates that which is best on dev with seed 0.",
-        f"On {head['device']} with {head['threads']} threads, PyTorch {head['versions']['torch']}, commit "
+        f"labels: the encoder for {STEPS['encoder']:,} steps, the decoder for {STEPS['decoder']:,}. "
+        f"{about['epochs']:g} epochs; of three rates that which is best on dev with seed 0.",
+        f"On {head['device']}, PyTorch {head['versions']['torch']}, commit "
         f"{', '.join(sorted({run.commit for run in runs}))}, {head['date'][:10]}.",
+        f"Training examples/s: medians of {max((cost.turn for cost in costs), default=0)} turns of one epoch with "
+        f"{head['threads']} threads. Memory: the most that the whole process had, PyTorch included.",
         "`python -m benchmarks.finetuning` made this page.\n",
         f"| {' | '.join(COLUMNS)} |",
         "|---|---|" + "---:|" * (len(COLUMNS) - 2),
     ]
-    lines += [f"| | {name} | | | | {100 * accuracy:.1f} | | | |" for name, accuracy in runs[0].baselines.items()]
+    lines += [f"| | {name} | | | | {100 * accuracy:.1f} | | |" for name, accuracy in runs[0].baselines.items()]
     for method in METHODS:
         rate = best_rate(runs, method)
-        group = [run for run in of(runs, method) if run.rate == rate]
-        if not group:
-            continue
-        cells = [
-            method.backbone,
-            method.name,
-            f"{group[0].parameters:,}",
-            f"{rate:g}",
-            spread([100 * run.valid for run in group], 1),
-            spread([100 * run.test for run in group], 1),
-            spread([run.seconds for run in group], 0),
-            spread([run.examples_per_second for run in group], 0),
-            f"{statistics.mean(run.peak_bytes for run in group) / 2**20:,.0f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        group, cost = [run for run in of(runs, method) if run.rate == rate], of(costs, method)
+        if group:
+            cells = [
+                method.backbone,
+                method.name,
+                f"{group[0].parameters:,}",
+                f"{rate:g}",
+                spread([100 * run.valid for run in group], 1),
+                spread([100 * run.test for run in group], 1),
+                f"{statistics.median(c.examples_per_second for c in cost):,.0f}" if cost else "",
+                f"{statistics.median(c.peak_bytes for c in cost) / 2**20:,.0f}" if cost else "",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *verdicts(runs)]) + "\n"
 
 
@@ -245,6 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with train.tsv, dev.tsv and test.tsv")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method at its best rate (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of one epoch that tell the cost (default 3)")
     parser.add_argument("--epochs", type=float, default=3.0, help="of each run (default 3)")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks-finetuning"), help="folder for the models")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where FINETUNING.json and .md go")
@@ -252,17 +282,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("train", "dev", "test"):
         if not (given.data / f"{name}.tsv").is_file():
             parser.error(f"--data {given.data} has no {name}.tsv; name a folder with train.tsv, dev.tsv and test.tsv")
-    if given.seeds < 1:
-        parser.error(f"--seeds must be at least 1, got {given.seeds}")
+    if given.seeds < 1 or given.rounds < 0:
+        parser.error(f"--seeds must be at least 1 and --rounds at least 0, got {given.seeds} and {given.rounds}")
     for folder in (given.out, given.work):
         folder.mkdir(parents=True, exist_ok=True)
-    path, head = given.out / "FINETUNING.json", header()
-    runs = [Run(**run) for run in read(path)]
-    laboratory = Laboratory(given.data.resolve(), given.work.resolve(), given.epochs)
+    path = given.out / "FINETUNING.json"
+    about = {"header": header(), "epochs": given.epochs}
+    runs, costs = [Run(**run) for run in read(path)], [Cost(**cost) for cost in read(path, "costs")]
+
+    def keep() -> None:
+        write(path, {**about, "costs": [dataclasses.asdict(cost) for cost in costs]}, runs, page(runs, costs, about))
+
+    laboratory = Laboratory(given.data.resolve(), given.work.resolve())
     while (wanted := missing(runs, given.seeds)) is not None:
-        runs.append(laboratory.run(*wanted))
-        write(path, {"header": head, "epochs": given.epochs}, runs, page(runs, head, given.epochs))
+        runs.append(laboratory.run(*wanted, given.epochs))
+        keep()
         print(runs[-1], file=sys.stderr, flush=True)
+    for turn in range(1, given.rounds + 1):
+        for method in METHODS:
+            if not any(cost.turn == turn for cost in of(costs, method)):
+                costs.append(laboratory.cost(method, best_rate(runs, method) or method.rates[0], turn))
+                keep()
+                print(costs[-1], file=sys.stderr, flush=True)
     print(path.with_suffix(".md"))
     return 0
 

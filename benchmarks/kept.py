@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the runs in a file; none where there is no file yet."""
-    return json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+def read(path: Path, name: str = "runs") -> list[dict[str, Any]]:
+    """Return the runs in a file, or another list that was written with them; none where there is none yet."""
+    return json.loads(path.read_text(encoding="utf-8")).get(name, []) if path.exists() else []
 
 
 def write(path: Path, about: Mapping[str, Any], runs: Sequence[Any], page: str) -> None:

@@ -77,7 +77,6 @@ def train_classifier(encoder: Path, progress: Progress) -> finetuning.Result:
         "against_random": True,
         "data": tables,
         "train": {"epochs": 6.0},
-        "optim": {"learning_rate": 3e-3},  # ten times the default: weights that Muon made are large
     }
     config: FinetuneConfig = build(FinetuneConfig, settings, source="quickstart")
     result = finetuning.finetune(config, OUT / "classifier", overwrite=True, progress=progress)

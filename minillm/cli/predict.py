@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minillm.cli.arguments import Parser, add_settings, override_settings, print_json
+from minillm.cli.arguments import Parser, add_settings, override_settings, print_json, say
 from minillm.config import build, setting, to_table
 from minillm.errors import InputError
 from minillm.finetune.config import TableConfig
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     device = choose_device(arguments.device, setting="--device")
     loaded = load_finetuned(arguments.run, arguments.checkpoint, device=device, task=to_table(config.task))
     rows = _rows(arguments, config.data, loaded)
-    for answer in loaded.predict(rows, loaded.columns(rows, config.data)):
+    for answer in loaded.predict(rows, loaded.columns(rows, config.data), tell=say):
         print_json(answer)
 
 
@@ -95,6 +95,8 @@ def _rows(arguments: argparse.Namespace, config: TableConfig, loaded: Finetuned)
     """Return the rows that are asked about."""
     from minillm.finetune.table import lines_of, read_table, text_table
 
+    if arguments.pair and not loaded.task.facts.pairs:
+        raise InputError(f"{arguments.run} was learnt on one text a row; leave out --pair")
     if arguments.text:
         return text_table(arguments.text, arguments.pair)
     if arguments.input is not None:

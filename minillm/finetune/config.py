@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from minillm.config import setting
 from minillm.errors import InputError
@@ -91,6 +91,8 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"task.label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if not self.label_separator:
+            raise ValueError("task.label_separator must not be empty; take a text that stands in no label, such as |")
         for name in ("max_answer_tokens", "candidates", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"task.{name} must be at least 1, got {getattr(self, name)}")
@@ -209,7 +211,10 @@ class FinetuneOptimConfig(OptimConfig):
     """The optimiser: [optim] of pretraining with defaults for fine-tuning."""
 
     learning_rate: float = setting(
-        3e-4, "peak learning rate; 2e-5 to 5e-5 for 12 layers of width 768, more for smaller"
+        0.0, "peak learning rate; 0: what suits the weights and what learns of them, see learning_rate.py"
+    )
+    random_learning_rate: float = setting(
+        0.0, "against_random: that of the model from random weights; 0: learning_rate, or what suits those weights"
     )
     schedule: Schedule = setting("linear", "after the warm-up: cosine, linear, wsd, inverse_sqrt or constant")
     min_learning_rate_ratio: float = setting(0.0, "learning rate at the end as a share of the peak, in [0, 1]")
@@ -219,15 +224,22 @@ class FinetuneOptimConfig(OptimConfig):
         0.01, "decoupled decay (adamw, muon) or L2 term (sgd) of parameters with two axes or more"
     )
     beta2: float = setting(0.999, "adamw: decay of the squared gradient's running mean")
+    left_open: ClassVar[tuple[str, ...]] = ("learning_rate",)
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.random_learning_rate < float("inf"):
+            raise ValueError(f"optim.random_learning_rate must be 0 or above, got {self.random_learning_rate}")
         if not 0.0 <= self.warmup_fraction < 1.0:
             raise ValueError(f"optim.warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
         super().__post_init__()
 
     def resolved(self, max_steps: int) -> FinetuneOptimConfig:
-        """Return the settings with the warm-up in steps."""
-        return dataclasses.replace(self, warmup_steps=self.warmup_steps or round(self.warmup_fraction * max_steps))
+        """Return the settings with the warm-up in steps, and both learning rates where one was given."""
+        return dataclasses.replace(
+            self,
+            warmup_steps=self.warmup_steps or round(self.warmup_fraction * max_steps),
+            random_learning_rate=self.random_learning_rate or self.learning_rate,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,7 +96,7 @@ class RegressionMetrics:
     """A number an example.
 
     pearson, spearman: in [-1, 1]; None for fewer than two examples or where one side is constant.
-    mse, mae: in the target's unit, squared and plain. loss: the MSE.
+    mse, mae: in the target's unit, squared and plain. loss: the MSE / scale^2, which training minimises.
     """
 
     pearson: float | None
@@ -114,11 +114,11 @@ Metrics = SingleLabelMetrics | MultiLabelMetrics | RegressionMetrics
 
 
 def losses(predictions: Predictions) -> NDArray[np.float64]:
-    """Return the loss of every target, in nats; of a regression the squared error.
+    """Return the loss of every target, in nats; of a regression the squared error in units of its scale.
 
         single_label   -log p(target)
         multi_label    -[y log p + (1 - y) log(1 - p)]
-        regression     (y - z)^2
+        regression     ((y - z) / scale)^2
 
     Returns:
         (N,), or (N, K) for multi_label, float64.
@@ -130,7 +130,7 @@ def losses(predictions: Predictions) -> NDArray[np.float64]:
         case "multi_label":
             return -log_expit(np.where(targets == 1, logits, -logits))
         case _:
-            return np.square(logits[:, 0] - targets)
+            return np.square((logits[:, 0] - targets) / predictions.scale)
 
 
 def targets_of(predictions: Predictions) -> NDArray:
@@ -198,7 +198,7 @@ def _single_label(predictions: Predictions) -> SingleLabelMetrics:
         weighted_f1=float(metrics.f1_score(targets, said, average="weighted")),
         mcc=_mcc(targets, said),
         loss=float(losses(predictions).mean()),
-        classes=class_figures(one_hot(targets, count), one_hot(said, count), predictions.label_names),
+        classes=class_figures(targets, said, predictions.label_names),
         confusion=confusion.astype(np.int64),
     )
 
@@ -230,13 +230,12 @@ def _regression(predictions: Predictions) -> RegressionMetrics:
 
     targets, said = targets_of(predictions).astype(np.float64), predictions.logits[:, 0].astype(np.float64)
     correlated = len(targets) > 1 and np.ptp(targets) > 0 and np.ptp(said) > 0
-    mse = float(metrics.mean_squared_error(targets, said))
     return RegressionMetrics(
         pearson=float(_correlation(stats.pearsonr(targets, said))) if correlated else None,
         spearman=float(_correlation(stats.spearmanr(targets, said))) if correlated else None,
-        mse=mse,
+        mse=float(metrics.mean_squared_error(targets, said)),
         mae=float(metrics.mean_absolute_error(targets, said)),
-        loss=mse,
+        loss=float(losses(predictions).mean()),
     )
 
 
@@ -250,30 +249,25 @@ def _mcc(targets: NDArray, said: NDArray) -> float:
 
 
 def class_figures(targets: NDArray, said: NDArray, names: tuple[str, ...]) -> tuple[ClassFigures, ...]:
-    """Return a row per class, for targets and predictions (N, K) of 0 and 1."""
+    """Return a row per class, for numbers of classes (N,), or for targets and predictions (N, K) of 0 and 1.
+
+    Cost: one pass over them, whatever K is: every evaluation of a run asks for it.
+    """
     from sklearn.metrics import precision_recall_fscore_support
 
-    rows = []
-    for k, name in enumerate(names):
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            targets[:, k], said[:, k], pos_label=1, average="binary", zero_division=UNDEFINED
+    numbers = np.arange(len(names))
+    if targets.ndim == 2 and len(names) == 1:  # scikit-learn takes one column for two classes, 0 and 1
+        targets, said, numbers = targets[:, 0], said[:, 0], np.array([1])
+    ratios: Any = precision_recall_fscore_support(
+        targets, said, labels=numbers, average=None, zero_division=UNDEFINED
+    )  # precision, recall, F1 and support, each (K,)
+    predicted = np.bincount(said, minlength=numbers[-1] + 1)[numbers] if said.ndim == 1 else said.sum(axis=0)
+    return tuple(
+        ClassFigures(
+            name=name, precision=_known(p), recall=_known(r), f1=_known(f), support=int(there), predicted=int(guessed)
         )
-        rows.append(
-            ClassFigures(
-                name=name,
-                precision=_known(precision),
-                recall=_known(recall),
-                f1=_known(f1),
-                support=int(targets[:, k].sum()),
-                predicted=int(said[:, k].sum()),
-            )
-        )
-    return tuple(rows)
-
-
-def one_hot(classes: NDArray, count: int) -> NDArray[np.int64]:
-    """Return (N, K) of 0 and 1 for classes (N,)."""
-    return (classes[:, None] == np.arange(count)).astype(np.int64)
+        for name, p, r, f, there, guessed in zip(names, *ratios, predicted, strict=True)
+    )
 
 
 def decide(shares: NDArray, thresholds: tuple[float, ...]) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ Read next: `../cli/predict.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,20 +66,29 @@ class Finetuned:
         """
         return find_columns(table, config or TableConfig(), self.task.column_names, labelled=False)
 
-    def predictions(self, table: Table, columns: Columns) -> Any:
-        """Return what the model says about the rows of a table, as `Task.predict` does."""
+    def predictions(self, table: Table, columns: Columns, tell: Callable[[str], None] | None = None) -> Any:
+        """Return what the model says about the rows of a table, as `Task.predict` does; `tell` hears what was cut."""
         sequences = self.task.encode(table, columns, self.encoder, labelled=False)
+        cut = sequences.truncation
+        if tell is not None and cut.rows:
+            most = self.encoder.max_length
+            tell(f"{cut.rows:,} of {len(table):,} rows do not fit {most} tokens: {cut.tokens:,} tokens were not read")
         loader = SequenceLoader(sequences, batch_size=ROWS, pad=self.tokenizer.specials.pad)
         said = [self.task.predict(model, loader.eval_batches(ROWS), sequences) for model in self.models]
         return said[0] if len(said) == 1 else ensemble(said)
 
-    def predict(self, table: Table, columns: Columns | None = None) -> Iterator[dict[str, Any]]:
+    def predict(
+        self, table: Table, columns: Columns | None = None, *, tell: Callable[[str], None] | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Yield the answer to each row of a table: for classes `label` and `probabilities`.
 
+        Args:
+            tell: is told in a line of texts that were cut; None: nobody is.
         Raises:
             InputError: an empty text, or a column that is missing.
         """
-        yield from self.task.answers(self.predictions(table, columns or self.columns(table)), **self.calibration)
+        said = self.predictions(table, columns or self.columns(table), tell)
+        yield from self.task.answers(said, **self.calibration)
 
 
 def load_finetuned(

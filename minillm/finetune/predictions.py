@@ -22,6 +22,7 @@ class Predictions:
         float32; None where the table has no labels.
     label_names: K names, sorted; regression: empty.
     texts: of the rows, the two of a pair in one tuple, where they were asked for.
+    scale: regression: the unit of the loss, in that of the targets; their deviation in training, as training has it.
     """
 
     task: str
@@ -29,6 +30,7 @@ class Predictions:
     targets: NDArray[np.int64] | NDArray[np.float32] | None
     label_names: tuple[str, ...]
     texts: tuple[str | tuple[str, str], ...] | None = None
+    scale: float = 1.0
 
     def probabilities(self, temperature: float = 1.0) -> NDArray[np.float32]:
         """Return (N, K): softmax for one label a row, sigmoid for several, of logits / temperature.

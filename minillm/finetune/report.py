@@ -211,7 +211,11 @@ def _details(said: Predictions, calibration: Calibration | None) -> dict[str, An
     if isinstance(metrics, SingleLabelMetrics | MultiLabelMetrics):
         details["classes"] = [dict(vars(row)) for row in metrics.classes]
     if isinstance(metrics, SingleLabelMetrics):
-        details |= {"confusion": metrics.confusion.tolist(), "labels": list(said.label_names)}
+        rows, columns = (places.tolist() for places in np.nonzero(metrics.confusion))
+        counts = metrics.confusion[rows, columns].tolist()
+        # cells and not a table: of a thousand classes that would be a million numbers, nearly all of them 0
+        cells = [{"true": t, "predicted": p, "rows": n} for t, p, n in zip(rows, columns, counts, strict=True)]
+        details |= {"confusion": cells, "labels": list(said.label_names)}
     return details | {"mistakes": mistakes(said, calibration)}
 
 
@@ -303,7 +307,10 @@ def _plots(report: Report, table: Mapping[str, Any], metrics: Path) -> dict[str,
     said = report.contenders[0].splits[table["shown"]]
     on = f"{report.name}, {table['shown']}"
     if "confusion" in table:
-        figures["confusion.png"] = confusion_figure(f"{on}: confusion", np.array(table["confusion"]), table["labels"])
+        confusion = np.zeros((len(table["labels"]),) * 2, np.int64)
+        for entry in table["confusion"]:
+            confusion[entry["true"], entry["predicted"]] = entry["rows"]
+        figures["confusion.png"] = confusion_figure(f"{on}: confusion", confusion, table["labels"])
     if isinstance(said, Predictions) and said.task == "regression":
         figures["predicted.png"] = regression_figure(f"{on}: predicted and true", targets_of(said), said.logits[:, 0])
     if isinstance(said, Predictions) and "calibration" in table:

@@ -131,10 +131,9 @@ def _confusions(table: Mapping[str, Any]) -> list[str]:
         return [f"## Predictions, on {table['shown']}", ""] if table["task"] == "regression" else []
     labels = table["labels"]
     pairs = [
-        (count, row, column)
-        for row, counts in enumerate(table["confusion"])
-        for column, count in enumerate(counts)
-        if row != column and count
+        (entry["rows"], entry["true"], entry["predicted"])
+        for entry in table["confusion"]
+        if entry["true"] != entry["predicted"]
     ]
     pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
     rows = [[cell(labels[row]), cell(labels[column]), f"{count:,}"] for count, row, column in pairs[:CONFUSIONS]]

@@ -25,6 +25,7 @@ from minillm.finetune.adapters.adalora import RankAllocator, WithOrthogonality
 from minillm.finetune.adapters.config import AdaLoRAConfig
 from minillm.finetune.baselines import Examples, majority, tfidf
 from minillm.finetune.config import FinetuneConfig, TaskModelConfig
+from minillm.finetune.learning_rate import with_learning_rate
 from minillm.finetune.material import Material, check_unchanged, gather
 from minillm.finetune.predictions import Predictions
 from minillm.finetune.regularisers.config import regularised
@@ -139,7 +140,8 @@ def prepared_run(config: FinetuneConfig, progress: Progress) -> tuple[FinetuneCo
     material = gather(config, source.tokenizer, source.model, progress)
     config = config.resolved(len(material.splits["train"].sequences), material.task.best_metric)
     config = rehearsal(config, progress.note)
-    return config, source, material, initial_model(config, material.task, source)
+    model = initial_model(config, material.task, source)
+    return with_learning_rate(config, model), source, material, model
 
 
 def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None = None) -> Result:
@@ -203,7 +205,7 @@ def _trainer(
     progress.note(
         f"{material.task.name}: {learning:,} parameters learn, {model.config.backbone.kind} and head, on {processes} "
         f"in {str(choice.dtype).removeprefix('torch.')} ({choice.reason}); {config.train.max_steps:,} steps of "
-        f"{config.train.batch_size} sequences"
+        f"{config.train.batch_size} sequences, learning rate {config.optim.learning_rate:g}"
     )
     objective: Objective = regularised(material.task, config.regulariser)
     if isinstance(config.adapter, AdaLoRAConfig):
@@ -267,7 +269,9 @@ def _train(trainer: Trainer, material: Material, config: FinetuneConfig, progres
             progress.warn(f"its twin from random weights is not done; go on with: minillm finetune --resume {folder}")
             stopped = dataclasses.replace(summary, stopped_early=True, signal=twin.summary.signal)
             return Result(run=folder.path, summary=stopped, step=best.step, contenders=(), examples_per_second=rate)
-        note = "nothing pretrained, all else alike"
+        note = "nothing pretrained, all else alike" + (
+            "" if config.optim.random_learning_rate else " but the learning rate, which suits these weights"
+        )
         contenders.append(dataclasses.replace(twin.contenders[0], name=FROM_RANDOM, note=note))
     if not processes.is_first:
         return Result(run=folder.path, summary=summary, step=best.step, contenders=contenders, examples_per_second=rate)
@@ -332,16 +336,25 @@ def baselines(material: Material, task: TextTask) -> list[Contender]:
     }
     labels = task.facts.labels
     fitted = majority(task.name, rows["train"], labels), tfidf(task.name, rows["train"], rows["valid"], labels)
+    scale = task.facts.scale
     return [
-        Contender(name=b.name, note=b.note, splits={name: b.predict(rows[name]) for name in JUDGED if name in rows})
+        Contender(
+            name=b.name,
+            note=b.note,
+            splits={n: dataclasses.replace(b.predict(rows[n]), scale=scale) for n in JUDGED if n in rows},
+        )
         for b in fitted
     ]
 
 
 def _from_random(config: FinetuneConfig, folder: RunFolder, progress: Progress) -> Result:
-    """Return what came of the same model, trained alike from random weights in a folder inside the run's."""
+    """Return what came of the same model, trained alike from random weights in a folder inside the run's.
+
+    Its learning rate is its own where none was given: what suits large weights does not suit small ones.
+    """
     progress.note("the same from random weights")
-    twin = dataclasses.replace(config, random=True, against_random=False)
+    optim = dataclasses.replace(config.optim, learning_rate=config.optim.random_learning_rate)
+    twin = dataclasses.replace(config, random=True, against_random=False, optim=optim)
     place = folder.path / TWIN
     return (
         resume(place, {}, progress=progress) if RunFolder(place).steps() else finetune(twin, place, progress=progress)

@@ -198,7 +198,8 @@ def prepared(model: TaskModel, scope: ScopeConfig) -> TaskModel:
     """Return a bare model with its adapter, and with gradients where its run has any; fresh layers are drawn."""
     prepare(model, scope)
     if model.config.adapter is not None:
-        attach(model, model.config.adapter, name=ADAPTER)
+        with size_explained("the adapter", "adapter.rank, adapter.width, adapter.length or adapter.mlp_width"):
+            attach(model, model.config.adapter, name=ADAPTER)
     return model
 
 

@@ -11,13 +11,12 @@ Read next: `tasks/question_answering.py`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from minillm.errors import InputError
-from minillm.finetune.table import Table
+from minillm.finetune.table import Table, parsed
 
 
 def read_squad(path: Path) -> Table:
@@ -27,11 +26,9 @@ def read_squad(path: Path) -> Table:
         InputError: not UTF-8, not JSON, or of another shape; the text says where.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parsed(path.read_text(encoding="utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start + 1}); save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
     rows = content if isinstance(content, list) else list(_questions(path, content))
     wrong = next((number for number, row in enumerate(rows, start=1) if not isinstance(row, dict)), None)
     if wrong is not None:

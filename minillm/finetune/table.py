@@ -67,7 +67,7 @@ class Table:
         return values
 
     def names(self, column: str) -> list[str]:
-        """Return a column of label names: texts as they are, whole numbers and booleans as text.
+        """Return a column of label names: texts without white space around them, whole numbers and booleans as text.
 
         Raises:
             InputError: a value is empty or neither; the first one's place is named, and how many there are.
@@ -90,16 +90,16 @@ class Columns:
 
 
 def name_of(value: Any) -> str | None:
-    """Return the name of a label as text; None where it is none.
+    """Return the name of a label as text, without white space around it; None where it is none.
 
-    >>> [name_of(value) for value in ("sport", 3, 1.0, True, "", None, 0.5)]
+    >>> [name_of(value) for value in (" sport", 3, 1.0, True, "", None, 0.5)]
     ['sport', '3', '1', 'true', None, None, None]
     """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(int(value))
-    return value if isinstance(value, str) and value.strip() else None
+    return value.strip() or None if isinstance(value, str) else None  # "a, x": the space is not of the name
 
 
 def _more(rows: Sequence[int]) -> str:
@@ -261,16 +261,35 @@ def _read_objects(path: Path) -> Table:
         for number, line in lines_of(file, str(path)):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path} line {number} is not JSON: {error}") from error
+            row = parsed(line, f"{path} line {number}")
             if not isinstance(row, dict):
                 raise InputError(f"{path} line {number} is not a JSON object; write one a line, such as {{...}}")
             rows.append(row)
             numbers.append(number)
     names = dict.fromkeys(name for row in rows for name in row)
     return Table(path=str(path), columns={name: [row.get(name) for row in rows] for name in names}, lines=numbers)
+
+
+def parsed(text: str, place: str) -> Any:
+    """Return what a JSON text says.
+
+    Raises:
+        InputError: it is no JSON, or a string in it has half of a surrogate pair, which no file in UTF-8 can hold; the
+            text begins with `place`.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place} is not JSON: {error}") from error
+    if "\\u" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise InputError(
+                f"{place} has {half} alone, half of a surrogate pair and no character; remove it"
+            ) from error
+    return value
 
 
 def _read_parquet(path: Path) -> Table:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.finetune.config import TaskModelConfig
+from minillm.finetune.heads import TextHead
 from minillm.model.transformer import Transformer
 
 ADAPTER = "adapter"  # the name of a run's own adapter
@@ -58,7 +59,16 @@ class TaskModel(nn.Module):
         seed: int | Tensor | None = None,
         **inputs: Any,
     ) -> Tensor:
-        """Return what the head makes of the hidden states of tokens (B, T); arguments as in `Transformer.forward`."""
+        """Return what the head makes of the hidden states of tokens (B, T); arguments as in `Transformer.forward`.
+
+        Raises:
+            ValueError: several texts in a row (`segments`) for a head that makes one vector of a row.
+        """
+        if inputs.get("segments") is not None and isinstance(self.head, TextHead):
+            raise ValueError(
+                "segments pack several texts into a row, and this head gives one answer a row; give it a text a row "
+                "with lengths, or run model.backbone packed and model.head on the hidden states of each text"
+            )
         if seed is not None:
             seed = torch.as_tensor(seed, dtype=torch.int64, device=tokens.device)
         elif self.training:

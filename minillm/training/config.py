@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from minillm.config import setting
 
@@ -143,10 +143,12 @@ class OptimConfig:
     beta2: float = setting(0.99, "adamw: decay of the squared gradient's running mean")
     eps: float = setting(1e-8, "adamw: added to the root of the squared gradient's mean")
     momentum: float = setting(0.9, "sgd and muon: momentum; 0: none")
+    left_open: ClassVar[tuple[str, ...]] = ()  # numbers that may be 0: the run chooses them
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "adamw_learning_rate", "eps"):
-            if (value := getattr(self, name)) is not None and not 0.0 < value < float("inf"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < float("inf") and not (name in self.left_open and value == 0.0):
                 raise ValueError(f"optim.{name} must be above 0, got {value}")
             if value is not None and value > LARGEST:
                 raise ValueError(f"optim.{name} must be at most {LARGEST:g}, got {value}")

@@ -46,9 +46,13 @@ def memory_explained(train: TrainConfig, device: torch.device) -> Iterator[None]
 
 
 @contextmanager
-def size_explained() -> Iterator[None]:
+def size_explained(
+    what: str = "the model", smaller: str = "model.width, model.num_layers or model.vocab_size"
+) -> Iterator[None]:
     """Turn a model that does not fit into memory, built inside the block, into an InputError.
 
+    Args:
+        what, smaller: what is built, and the settings that make it smaller.
     Raises:
         InputError: in place of what PyTorch's CPU allocator raises.
     """
@@ -56,9 +60,7 @@ def size_explained() -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or any(words in str(error) for words in TOO_LARGE):
-            raise InputError(
-                "the model does not fit into memory; lower model.width, model.num_layers or model.vocab_size"
-            ) from error
+            raise InputError(f"{what} does not fit into memory; lower {smaller}") from error
         raise
 
 

@@ -21,13 +21,19 @@ def test_a_recipe_is_a_configuration_and_names_the_command_that_runs_it(path):
     assert f"# minillm pretrain {path.relative_to(ROOT).as_posix()} " in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("variant", ["best", "quick"])
-def test_variants_of_a_recipe_have_its_size(variant):
-    plain, other = (
-        read_toml(ROOT / "benchmarks" / "recipes" / f"{name}.toml")
-        for name in ("shakespeare-char-small", f"shakespeare-char-small-{variant}")
-    )
+@pytest.mark.parametrize(
+    "plain, variant",
+    [
+        ("shakespeare-char-small", "shakespeare-char-small-best"),
+        ("shakespeare-char-small", "shakespeare-char-small-quick"),
+        ("shakespeare-char", "shakespeare-char-best"),
+        ("mlm-small", "mlm-small-best"),
+    ],
+)
+def test_variants_of_a_recipe_have_its_size_and_no_more_tokens(plain, variant):
+    ours, theirs = (read_toml(ROOT / "benchmarks" / "recipes" / f"{name}.toml") for name in (variant, plain))
     for key in ("kind", "context", "num_layers", "width", "num_heads"):
-        assert other["model"][key] == plain["model"][key]
-    assert other["train"]["batch_size"] == plain["train"]["batch_size"]
-    assert other["train"]["max_steps"] <= plain["train"]["max_steps"]
+        assert ours["model"][key] == theirs["model"][key]
+    assert ours["tokenizer"] == theirs["tokenizer"]
+    windows, at_most = (table["train"]["batch_size"] * table["train"]["max_steps"] for table in (ours, theirs))
+    assert windows <= at_most

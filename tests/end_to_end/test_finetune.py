@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import random
+import re
 
 import pytest
 from test_bad_input import one_line
@@ -115,8 +116,22 @@ def test_pairs_are_read_side_by_side(minillm, runs, tables, tmp_path, monkeypatc
     status, out, _ = minillm("predict", tmp_path / "run", "--text", "the mat", "--pair", "and good")
     assert status == 0 and json.loads(out)["label"] in SIDES
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the mat\tand good\n")))
-    assert minillm("predict", tmp_path / "run") == (0, out, "")
+    assert minillm("predict", tmp_path / "run")[:2] == (0, out)
     assert "two texts" in one_line(minillm("predict", tmp_path / "run", "--text", "the mat"))
+
+
+def test_what_predict_does_not_read_is_said(minillm, learnt):
+    """On standard error: whoever reads the answers alone gets them as ever."""
+    run, _ = learnt
+    status, out, err = minillm("predict", run, "--text", "the mat", "--text", "the cat sat on the mat " * 20)
+    assert status == 0 and len(out.splitlines()) == 2
+    assert re.fullmatch(r"1 of 2 rows do not fit 16 tokens: \d+ tokens were not read\n", err)
+
+
+def test_a_second_text_that_nothing_would_read(minillm, learnt):
+    """It is not left out in silence: who gives one thinks that it counts."""
+    run, _ = learnt
+    assert "leave out --pair" in one_line(minillm("predict", run, "--text", "the mat", "--pair", "and good"))
 
 
 def test_a_preset_learns_from_nothing(minillm, tables, tmp_path):
@@ -158,7 +173,11 @@ BROKEN = [
     pytest.param(lambda p: None, {"text__max_length": 99}, ["text.max_length (99)", "16"], id="context"),
     pytest.param(lambda p: None, {"head__pooling": "first"}, ["head.pooling takes one of"], id="pooling"),
     pytest.param(lambda p: None, {"train__epochs": -1}, ["train.epochs must be above 0"], id="epochs"),
+    pytest.param(lambda p: None, {"task__name": "multi_label", "task__label_separator": ""},
+                 ["task.label_separator must not be empty"], id="separator"),
     pytest.param(lambda p: None, {"scope__top_layers": 5}, ["top_layers is 5", "1 layers"], id="layers"),
+    pytest.param(lambda p: None, {"adapter__kind": "prefix", "adapter__length": 10**13},
+                 ["the adapter does not fit into memory; lower adapter.rank"], id="adapter"),
     pytest.param(lambda p: None, {"adapter__kind": "lora", "scope__top_layers": 0}, ["scope.top_layers"], id="scope"),
     pytest.param(lambda p: None, {"augmentation__share": 1, "text__long_texts": "windows", "text__overlap": 1},
                  ["augmentation.share"], id="augmentation"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -57,3 +58,12 @@ def test_the_table_of_families_is_what_the_code_knows() -> None:
         for kind, family in FAMILIES.items()
     ]
     assert "\n".join(rows) in PAGE, "the table should read:\n" + "\n".join(rows)
+
+
+def test_the_record_of_the_harness_is_what_was_recorded() -> None:
+    """Date, versions and the largest difference; `make test-interop` runs the page's task and command."""
+    said = json.loads((ROOT / "tests/interop/recorded/lm_eval.json").read_text(encoding="utf-8"))
+    page = " ".join(PAGE.split())
+    assert said["date"] in page and f"within {said['largest_relative_difference']:.1e}" in page
+    for name, version in said["versions"].items():
+        assert f"{name} {version}" in page

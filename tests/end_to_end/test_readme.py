@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", ".venv-interop", "runs", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis", "*.egg-info"
+    ".git", ".venv*", "runs", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis", "*.egg-info"
 )
 NOT_RUN_HERE = {"make test", "make test-full", "make lint"}  # this file is one of the tests that they run
 

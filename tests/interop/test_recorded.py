@@ -1,8 +1,9 @@
-"""The export against what llama.cpp made of it when it was last run: its ids, and its GGUF file read in pure Python."""
+"""What llama.cpp and lm-evaluation-harness said when they were last run: ids, figures, and a GGUF file that is read."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import tiny
 import torch
 from gguf import GGUFReader
+from rolling import evaluated, log_likelihood, texts
 from transformers import AutoTokenizer
 
 from minillm.checkpoint.native import read_tensors
@@ -114,3 +116,22 @@ def test_the_file_has_the_exported_settings(gguf: GGUFReader, bpe: Any) -> None:
         "tokenizer.ggml.tokens": [piece for piece, _ in bpe.vocabulary()],
     }
     assert {name: value(name) for name in wanted} == wanted
+
+
+def test_the_harness_said_what_evaluate_says(bpe: Any) -> None:
+    """Log-likelihoods of whole texts by the tiny Llama, and bits per byte of all."""
+    said = json.loads((tiny.RECORDED / "lm_eval.json").read_text(encoding="utf-8"))
+    model, ids = tiny.model("llama"), [bpe.encode(text) for text in texts()]
+    wanted = [log_likelihood(model, text, bpe.specials.bos) for text in ids]
+    assert said["log_likelihoods"] == pytest.approx(wanted, rel=1e-5)
+    whole = evaluated(model, ids, bpe.specials.bos, num_bytes=sum(len(text.encode()) for text in texts()))
+    assert said["bits_per_byte"] == pytest.approx(whole.bits_per_byte, rel=1e-5)
+
+
+def test_one_lock_pins_a_package() -> None:
+    """The harness runs beside the torch and the transformers of constraints.txt; its own lock has the rest alone."""
+    locks = [
+        {line.partition("==")[0].lower().replace("_", "-") for line in path.read_text().splitlines() if "==" in line}
+        for path in (Path(__file__).parents[2] / "constraints.txt", Path(__file__).parent / "lm_eval.txt")
+    ]
+    assert {"torch", "transformers"} <= locks[0] and "lm-eval" in locks[1] and not locks[0] & locks[1]

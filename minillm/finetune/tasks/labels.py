@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from minillm.errors import InputError
 from minillm.finetune.table import Table
 
+DIGITS = 100  # of a number; Python refuses to read some thousands of them
+
 
 def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
     """Return each name once, sorted: as numbers where all are whole numbers, else by code points.
@@ -21,7 +23,7 @@ def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
     (('9', '10'), ('10', '9', 'b'))
     """
     found = set(names)
-    whole = all(name.isascii() and name.removeprefix("-").isdigit() for name in found)
+    whole = all(len(name) <= DIGITS and name.isascii() and name.removeprefix("-").isdigit() for name in found)
     return tuple(sorted(found, key=lambda name: (int(name), name) if whole else (0, name)))
 
 

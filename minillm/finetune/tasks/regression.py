@@ -24,6 +24,8 @@ from minillm.finetune.table import Columns, Table
 from minillm.finetune.tasks.texts import TextTask, mean_of_windows, weighted_sum
 from minillm.objectives.loss import Loss
 
+LARGEST = 1e18  # of a target: its square, and sums of such, are finite in float32
+
 
 class Regression(TextTask):
     """Which number belongs to a text, or to a pair of texts."""
@@ -60,11 +62,16 @@ class Regression(TextTask):
         numbers = np.empty(len(table), dtype=np.float32)
         for row, value in enumerate(table.columns[column]):
             try:
-                numbers[row] = float(value) if isinstance(value, str | int | float) else np.nan
+                number = float(value) if isinstance(value, str | int | float) else np.nan
             except (ValueError, OverflowError):
-                numbers[row] = np.nan
-            if not np.isfinite(numbers[row]):
+                number = np.nan
+            if not np.isfinite(number):
                 raise InputError(f"{table.place(row)}: {column} takes a number, got {value!r}")
+            if abs(number) > LARGEST:
+                raise InputError(
+                    f"{table.place(row)}: {column} is {value!r}; numbers go up to {LARGEST:g}, use a larger unit"
+                )
+            numbers[row] = number
         return numbers
 
     def loss(self, outputs: Tensor, batch: Batch) -> Loss:

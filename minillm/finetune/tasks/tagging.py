@@ -41,7 +41,7 @@ from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts, TaskName
 from minillm.finetune.conll import read_conll
 from minillm.finetune.encoding import Sequences, TextEncoder, Truncation
 from minillm.finetune.heads import TokenHead
-from minillm.finetune.metrics import ClassFigures, class_figures, one_hot
+from minillm.finetune.metrics import ClassFigures, class_figures
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.task_model import TaskModel
 from minillm.finetune.tasks.labels import sorted_names, unseen
@@ -275,9 +275,9 @@ class Tagging:
         if self.of_entities:
             return entity_classes(truth, predictions.guesses)
         labels = self.facts.labels
+        number = {tag: place for place, tag in enumerate(labels)}
         true, guessed = (
-            one_hot(np.array([labels.index(tag) for row in rows for tag in row]), len(labels))
-            for rows in (truth, predictions.guesses)
+            np.array([number[tag] for row in rows for tag in row]) for rows in (truth, predictions.guesses)
         )
         return class_figures(true, guessed, labels)
 

@@ -122,7 +122,13 @@ class TextTask(ABC):
         if len(begins) < len(sequences):
             outputs = self.joined(outputs, begins)
             targets = None if targets is None else targets[begins]
-        return Predictions(task=self.name, logits=self.in_unit(outputs), targets=targets, label_names=self.facts.labels)
+        return Predictions(
+            task=self.name,
+            logits=self.in_unit(outputs),
+            targets=targets,
+            label_names=self.facts.labels,
+            scale=self.facts.scale,
+        )
 
     @abstractmethod
     def joined(self, outputs: NDArray[np.float32], begins: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from minillm.finetune.metrics import (
     MultiLabelMetrics,
     RegressionMetrics,
     SingleLabelMetrics,
+    class_figures,
     decide,
     fit_thresholds,
     losses,
@@ -169,6 +171,24 @@ def test_multi_label_figures_are_scikit_learns(N, K):
     )
 
 
+def test_many_classes_are_counted_at_once():
+    """By their numbers: no matrix of rows by classes is made, which for these would take 96 MB."""
+    rng = np.random.default_rng(3)
+    targets, said = rng.integers(0, 3000, (2, 4000))
+    names = tuple(map(str, range(3000)))
+    class_figures(targets[:9], said[:9], names)  # imports what it needs
+    tracemalloc.start()
+    found = class_figures(targets, said, names)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
+    assert sum(row.support for row in found) == sum(row.predicted for row in found) == 4000
+    k = int(targets[targets == said][0])
+    hits = ((targets == k) & (said == k)).sum()
+    assert found[k].recall == pytest.approx(hits / (targets == k).sum())
+    assert found[k].precision == pytest.approx(hits / (said == k).sum())
+
+
 def test_a_label_that_nobody_has_and_nobody_says_has_no_f1():
     found = measure(multi([[1, 0], [1, 0]], [[0.9, 0.1], [0.2, 0.1]]))
     assert isinstance(found, MultiLabelMetrics)
@@ -236,7 +256,9 @@ def test_a_correlation_with_a_constant_is_none_without_a_warning(targets, said):
 def test_losses_are_one_number_a_target():
     assert losses(single([0, 1], [0, 0])).shape == (2,)
     assert losses(multi([[0, 1]], [[0.25, 0.25]])) == pytest.approx(np.array([[-np.log(0.75), -np.log(0.25)]]))
-    assert losses(number([1.0, 2.0], [1.0, 4.0])).tolist() == [0.0, 4.0]
+    said = number([1.0, 2.0], [1.0, 4.0])
+    assert losses(said).tolist() == [0.0, 4.0]
+    assert measure(dataclasses.replace(said, scale=2.0)).figures()["loss"] == 0.5  # and its MSE is 2
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def test_a_list_of_objects(tmp_path):
     "content, words",
     [
         pytest.param(b"{", "is not JSON: ", id="no JSON"),
+        pytest.param([QUESTION | {"context": "Ada \ud83d"}], r"has .ud83d alone", id="half a character"),
         pytest.param(b"\xff", "is not UTF-8 text .byte 1.", id="encoding"),
         pytest.param({"data": [{"paragraphs": [{"qas": []}]}]}, "'context' is missing", id="no context"),
         pytest.param({"rows": []}, "'data' is missing", id="no data"),

@@ -103,6 +103,8 @@ def test_lines_of_rows_that_hold_line_ends(tmp_path):
         ("a.jsonl", '{"text": "a"}\n{"text": \n', ["line 2", "JSON"]),
         ("a.jsonl", '{"text": "a"}\n["a"]\n', ["line 2", "object"]),
         ("a.jsonl", "[" * 100_000 + "\n", ["line 1", "JSON"]),
+        ("a.jsonl", '{"text": "a"}\n{"text": "b\\ud83d"}\n', ["line 2", "\\ud83d alone"]),
+        ("a.jsonl", '{"text": "a", "label": ["x", {"\\uDE00": 1}]}\n', ["line 1", "\\ude00 alone"]),
         ("a.parquet", "no parquet", ["Parquet"]),
         ("a.csv", "", ["no rows"]),
         ("a.csv", "text,label\n", ["no rows"]),
@@ -112,6 +114,10 @@ def test_lines_of_rows_that_hold_line_ends(tmp_path):
 def test_a_broken_file_is_named_with_its_line(tmp_path, name, content, hints):
     line = wrong(tmp_path / name, content)
     assert all(hint in line for hint in (name, *hints)), line
+
+
+def test_an_escaped_surrogate_pair_is_one_character(tmp_path):
+    assert read(tmp_path / "a.jsonl", '{"text": "\\ud83d\\ude00"}\n').texts("text") == ["\U0001f600"]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "txt"])
@@ -190,6 +196,12 @@ def test_a_first_line_that_seems_to_name_columns_is_not_taken_for_a_row(tmp_path
 def test_a_missing_column_lists_those_that_are_there(names, settings, hint):
     with pytest.raises(InputError, match=hint):
         columns(table_of(*names), **settings)
+
+
+def test_white_space_around_a_label_is_not_of_its_name():
+    """ "a, x" and "a,x" have one label."""
+    table = Table(path="a.csv", columns={"label": [" x", "x", "x\t", "x y"]}, lines=[1, 2, 3, 4])
+    assert table.names("label") == ["x", "x", "x", "x y"]
 
 
 def test_values_that_are_no_texts_and_no_labels():

@@ -12,8 +12,10 @@ from torch import Tensor
 from minillm.checkpoint.hf.folder import open_folder
 from minillm.errors import InputError
 from minillm.exporting import export_run
+from minillm.finetune.heads import TextHead
 from minillm.finetune.predict import load_finetuned, opened_task_model
 from minillm.finetune.table import text_table
+from minillm.finetune.task_model import TaskModel
 from minillm.importing import import_folder
 
 CLOSE = 1e-5
@@ -38,14 +40,33 @@ def settings(family, ending) -> dict[str, Any]:
     return found
 
 
+def far(came: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference as a share of the largest number."""
+    assert came.shape == wanted.shape
+    return float((came - wanted).abs().max() / wanted.abs().max())
+
+
 def logits_of(output: Any) -> Tensor:
     """Return the logits of any of transformers' outputs; of question answering (B, T, 2)."""
     return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], dim=-1)
 
 
+def packed_logits(model: TaskModel, texts: list[Tensor]) -> Tensor:
+    """Return what a model says of texts that stand end to end in one row: (tokens, K), or (texts, K) where it pools."""
+    row = torch.cat(texts)[None]
+    inside = {
+        "segments": torch.cat([torch.full_like(text, number) for number, text in enumerate(texts)])[None],
+        "positions": torch.cat([torch.arange(len(text)) for text in texts])[None],
+    }
+    if not isinstance(model.head, TextHead):
+        return model(row, **inside)[0]
+    hidden = model.backbone(row, **inside)[0].split([len(text) for text in texts])
+    return torch.cat([model.head(part[None], starts=None, lengths=None) for part in hidden])
+
+
 @torch.no_grad()
-def test_logits_are_those_of_transformers(peer, family, ending, settings, padded) -> None:
-    """On a padded batch; of token heads at real tokens."""
+def test_logits_are_those_of_transformers(peer, family, ending, settings, texts, padded) -> None:
+    """In a padded batch, of token heads at real tokens; and packed end to end, where transformers reads each alone."""
     there = peer(family, ending, **settings)
     model, task = opened_task_model(open_folder(there.folder), {})
     table, lengths = padded
@@ -55,9 +76,40 @@ def test_logits_are_those_of_transformers(peer, family, ending, settings, padded
     assert came.shape == wanted.shape
     if came.ndim == 3:
         came, wanted = came[mask], wanted[mask]
-    assert (came - wanted).abs().max() < CLOSE * wanted.abs().max()
+    assert far(came, wanted) < CLOSE
     if ending != "QuestionAnswering":
         assert task.facts.labels == tuple(LABELS.values())
+
+    alone = torch.cat([logits_of(there.model(text[None])).flatten(0, -2) for text in texts])
+    assert far(packed_logits(model, texts), alone) < CLOSE
+
+
+@torch.no_grad()
+def test_heads_on_real_weights(minilm, ending, tmp_path) -> None:
+    """A head that transformers puts on all-MiniLM-L6-v2, on sentences of different lengths: padded, and packed."""
+    import transformers
+
+    torch.manual_seed(0)
+    there = getattr(transformers, f"BertFor{ending}").from_pretrained(minilm).eval()
+    there.save_pretrained(tmp_path)
+    model, _ = opened_task_model(open_folder(tmp_path), {})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
+    sentences = ["A boat on the sea.", "Yes.", "The lamp was lit at dusk, and nobody came; the café was naïve."]
+    batch = tokenizer(sentences, padding=True, return_tensors="pt")
+    lengths, mask = batch["attention_mask"].sum(dim=1), batch["attention_mask"].bool()
+    wanted, came = logits_of(there(**batch)), model.eval()(batch["input_ids"], lengths=lengths)
+    if came.ndim == 3:
+        came, wanted = came[mask], wanted[mask]
+    assert far(came, wanted) < CLOSE
+    rows = [row[:length] for row, length in zip(batch["input_ids"], lengths.tolist(), strict=True)]
+    assert far(packed_logits(model, rows), wanted) < CLOSE
+
+
+def test_a_row_of_several_texts_has_no_single_answer(peer) -> None:
+    """A head that pools would make one vector of them all: it is refused, and the line says what to do."""
+    model, _ = opened_task_model(open_folder(peer("bert", "SequenceClassification", num_labels=3).folder), {})
+    with pytest.raises(ValueError, match="one answer a row; give it a text a row with lengths"):
+        model(torch.tensor([[3, 4, 5, 6]]), segments=torch.tensor([[0, 0, 1, 1]]))
 
 
 def test_the_way_in_and_out(peer, family, ending, settings, with_tokenizer, tmp_path) -> None:

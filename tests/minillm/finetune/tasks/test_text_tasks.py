@@ -107,6 +107,17 @@ def test_micro_batches_give_the_gradient_of_the_mean(parts, name, kind, head, ch
         assert abs(loss - expected_loss) < 1e-6 * expected_loss and abs(excess) < 1e-5 * count
 
 
+@pytest.mark.parametrize("name", LABELS)
+def test_the_loss_of_an_evaluation_is_that_of_training(parts, name):
+    """On the same rows, so that the two curves of a run can be held against each other; in a regression too."""
+    task, model, sequences = parts(name)
+    batch = collate(sequences, PLACES)
+    with torch.no_grad():
+        loss = task.step(model.eval(), batch)
+    figures = task.figures(task.predict(model, [(PLACES, batch)], sequences))
+    assert figures["loss"] == pytest.approx(float(loss.total / loss.count), rel=1e-5)
+
+
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 @pytest.mark.parametrize("name, kind, head, choices", CASES)
 @torch.no_grad()
@@ -182,6 +193,8 @@ def test_labels_are_sorted_whatever_their_order():
         ]
     numbers = SingleLabel.learn(TaskConfig(), table("single_label", TEXTS[:3], ["10", "9", "-1"]), COLUMNS)
     assert numbers.facts.labels == ("-1", "9", "10")
+    longer = ["1" * 5000, "9", "10"]  # more digits than Python reads as a number
+    assert SingleLabel.learn(TaskConfig(), table("single_label", TEXTS[:3], longer), COLUMNS).facts.labels[0] == "10"
 
 
 def test_a_task_of_a_checkpoint_is_the_same(parts):
@@ -278,6 +291,7 @@ WRONG = [
     ("regression", [1.0] * 6, "label is 1 in all rows"),
     ("regression", [1, 2, "three", 4, 5, 6], "line 3: label takes a number, got 'three'"),
     ("regression", [1, 2, float("inf"), 4, 5, 6], "line 3: label takes a number, got inf"),
+    ("regression", [1, 2, "-1e308", 4, 5, 6], "line 3: label is '-1e308'; numbers go up to 1e.18"),
 ]
 
 
