@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,7 +231,7 @@ class RunFolder:
         *,
         unaveraged: Mapping[str, Tensor] | None = None,
         random: Mapping[str, Tensor] | None = None,
-        score: float | None = None,
+        score: Sequence[float] | None = None,
         keep: int = 1,
         keep_best: int = 1,
         keep_every: int = 0,
@@ -250,7 +250,8 @@ class RunFolder:
             best: whether `best` shall point to it.
             unaveraged: the weights whose means `model_tensors` has; None: it has no means.
             random: states of random generators; None: none.
-            score: how good an evaluation at this step found it, higher is better; None: there was none.
+            score: how good an evaluation at this step found it, higher is better, the first number before the next;
+                None: there was none.
             shards: folder of the optimiser's tensors as `sharded.write_shards` wrote them, in place of
                 `optimiser_tensors`; it is moved. None: they are whole.
             keep, keep_best, keep_every: the newest, the best by score and those of steps that this number divides (0:
@@ -319,9 +320,9 @@ class RunFolder:
     def _by_score(self, steps: list[int]) -> list[int]:
         """Return those of the steps that have a score, the best and of equal ones the earliest first."""
         scores = {step: score for step in steps if (score := self._score(step)) is not None}
-        return sorted(scores, key=lambda step: (-scores[step], step))
+        return sorted(sorted(scores), key=scores.__getitem__, reverse=True)
 
-    def _score(self, step: int) -> float | None:
+    def _score(self, step: int) -> list[float] | None:
         """Return the score that a checkpoint was saved with; None where it had none or cannot be read."""
         try:
             return read_manifest(self.folder_of(step))["facts"].get("score")

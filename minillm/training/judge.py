@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 class Judge:
     """Evaluates the weights of a trainer, or their means, and keeps in its state which were best.
 
-    step, score: of the last evaluation; higher is better, None: it had no such figure. step is -1 before the first one.
+    step, score: of the last evaluation; None: it had no such figure. step is -1 before the first one.
     """
 
     def __init__(self, evaluate: Callable[[Any], Mapping[str, float | None]], best_by: str) -> None:
         """Remember what to ask and by which figure to choose; see `Trainer`."""
         self.evaluate, self.best_by = evaluate, best_by
-        self.step, self.score = -1, None
+        self.step: int = -1
+        self.score: tuple[float, float] | None = None
 
     def look(self, trainer: Trainer) -> Mapping[str, float | None]:
         """Return the figures of this moment; the trainer's `state.since_best` is 0 where they are the best ones.
@@ -48,14 +49,17 @@ class Judge:
         if loss is None or not math.isfinite(loss):
             raise not_finite("the validation loss", state.step, trainer.safe())
         state.valid_loss = float(loss)
-        self.step, self.score = state.step, None if figure is None else self.score_of(figure)
-        best = state.best_figure
-        if figure is not None and (best is None or self.score_of(figure) > self.score_of(best)):
-            state.best_figure, state.since_best = float(figure), 0
+        self.step, self.score = state.step, None if figure is None else self.score_of(figure, loss)
+        best = None if state.best_figure is None else self.score_of(state.best_figure, state.best_loss or 0.0)
+        if figure is not None and (best is None or self.score_of(figure, loss) > best):
+            state.best_figure, state.best_loss, state.since_best = float(figure), float(loss), 0
         else:
             state.since_best += 1
         return valid
 
-    def score_of(self, figure: float) -> float:
-        """Return a value of the figure that `train.best_by` names as a score: higher is better."""
-        return -float(figure) if self.best_by in LOWER_IS_BETTER else float(figure)
+    def score_of(self, figure: float, loss: float) -> tuple[float, float]:
+        """Return a score, higher is better: by the figure that `train.best_by` names, and among equals by the loss.
+
+        Equals are many: an F1 is 0 until the first tag is found.
+        """
+        return -float(figure) if self.best_by in LOWER_IS_BETTER else float(figure), -float(loss)

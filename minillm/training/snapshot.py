@@ -35,7 +35,7 @@ class Snapshot:
     model, optimiser, random: tensors by name. unaveraged: the weights whose means `model` has; None: it has no means.
     config: of the model. state: counters and the like, as JSON holds them.
     shards: folder where the processes have written their shares of the optimiser's tensors; None: `optimiser` has them.
-    score: how good an evaluation at this step found it, higher is better; None: there was none. best: none was better.
+    score: how good an evaluation at this step found it, see `Judge`; None: there was none. best: none was better.
     """
 
     step: int
@@ -45,7 +45,7 @@ class Snapshot:
     unaveraged: Mapping[str, Tensor] | None
     config: Any
     state: Mapping[str, Any]
-    score: float | None
+    score: tuple[float, float] | None
     best: bool
     shards: Path | None = None
 

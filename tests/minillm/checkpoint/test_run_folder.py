@@ -81,13 +81,13 @@ def test_saving_an_earlier_step_drops_the_later_ones(folder):
     assert folder.load("best").step == 3
 
 
-@pytest.mark.parametrize("score, best", [(None, 3), (-2.0, 1)], ids=["none-judged", "judged"])
+@pytest.mark.parametrize("score, best", [(None, 3), ((-2.0, 0.0), 1)], ids=["none-judged", "judged"])
 def test_a_course_that_was_left_is_not_the_best(folder, score, best):
     """Step 3 was the best; the run goes on from step 2, and its new step 3 is not."""
     save(folder, 1, best=score is not None, score=score, keep=9)
-    save(folder, 2, score=score and score - 1, keep=9)
-    save(folder, 3, best=True, score=-1.0, keep=9)
-    save(folder, 3, score=-4.0)
+    save(folder, 2, score=score and (-2.0, -1.0), keep=9)
+    save(folder, 3, best=True, score=(-1.0, 0.0), keep=9)
+    save(folder, 3, score=(-4.0, 0.0))
     assert folder.load("best").step == best and folder.steps() == sorted({best, 3})
 
 

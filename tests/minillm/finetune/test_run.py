@@ -190,6 +190,18 @@ def test_losses_are_better_lower_and_all_else_higher(settings, tmp_path, monkeyp
     assert finetune(settings(train__best_by=best_by), tmp_path / "run").step == chosen
 
 
+@pytest.mark.parametrize("losses, chosen", [((0.5, 0.4), 8), ((0.4, 0.5), 4), ((0.5, 0.5), 4)])
+def test_of_equal_figures_that_with_the_lower_loss_is_better_and_then_the_earlier(
+    settings, tmp_path, monkeypatch, losses, chosen
+):
+    """An accuracy that stands still: patience of one ends no run whose loss falls."""
+    rows = iter([{"loss": loss, "accuracy": 0.0, "macro_f1": None} for loss in losses])
+    monkeypatch.setattr(run.Material, "figures", lambda self, model, name="valid": next(rows))
+    result = finetune(settings(train__best_by="accuracy", train__patience=1), tmp_path / "run")
+    assert result.step == chosen and result.summary.out_of_patience == (chosen == 4)
+    assert RunFolder(tmp_path / "run").load("best").step == chosen
+
+
 def test_a_figure_that_is_not_there(settings, tmp_path):
     with pytest.raises(InputError, match="train.best_by is bleu; take one of loss, accuracy, macro_f1"):
         finetune(settings(train__best_by="bleu"), tmp_path / "run")
