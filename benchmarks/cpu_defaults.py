@@ -61,7 +61,8 @@ class Case:
 class Measured:
     """One provider of one case. samples: seconds a call, one number a round; providers took turns in each round.
 
-    candidate: whether it could be the default: it gives the same numbers, needs no compiler, holds no full logits.
+    candidate: whether it could be the default: it gives the same numbers in the same dtype, needs no compiler and holds
+        no full logits.
     reason: why there are no samples, else empty.
     """
 
@@ -121,6 +122,7 @@ def measure(case: Case, effort: Effort) -> list[Measured]:
     from benchmarks.check import Oracle
     from benchmarks.cpu_formulations import HOLD_LOGITS
     from benchmarks.measure import calls_of
+    from benchmarks.ops.registration import in_tuple
     from benchmarks.timing import Call, Times, copies_for, first_line, interleaved
 
     torch.compiler.reset()  # compiled code is remembered by function: many sizes would end in eager
@@ -130,6 +132,7 @@ def measure(case: Case, effort: Effort) -> list[Measured]:
     call_of = calls_of(benchmark, dims, case.dtype, device, "forward+backward", copies)
     calls: dict[str, Call] = {}
     reasons: dict[str, str] = {}
+    dtypes: dict[str, list[torch.dtype]] = {}  # of what a provider answers
     compiles = effort.compiles and case.recipe == COMPILED_AT
     for name in benchmark.providers():
         if name == "fused" or (name == "torch.compile" and not compiles):
@@ -144,9 +147,11 @@ def measure(case: Case, effort: Effort) -> list[Measured]:
             reasons[name] = f"{error.where} is off by {error.share:.3g} times what is allowed"
             continue
         calls[name] = call_of(run)
+        dtypes[name] = [y.dtype for y in in_tuple(run(oracle.tensors))]
     times = interleaved(calls, copies=copies, device=device, rounds=effort.rounds, seconds=effort.seconds)
     reasons |= {name: first_line(found) for name, found in times.items() if isinstance(found, Exception)}
     no_candidate = {"torch.compile", *benchmark.unchecked, *HOLD_LOGITS.get(benchmark.name, ())}
+    no_candidate |= {name for name in dtypes if dtypes[name] != dtypes.get("torch")}
     return [
         Measured(
             op=benchmark.name,
@@ -203,8 +208,9 @@ def page(runs: Sequence[Measured], head: Mapping[str, Any]) -> str:
         f"On {head['device']} with {head['threads']} threads, PyTorch {head['versions']['torch']}, commit "
         f"{head['commit']}, {head['date'][:10]}. `python -m benchmarks.cpu_defaults` made this page.\n",
         "Milliseconds forward and backward: medians with quartiles. Samples were taken in turn, and ratios are medians",
-        "of those of each round. *Fastest other*: of those that could be the default, as they give the same numbers,",
-        f"need no compiler and hold no full logits. *Compiled*: by torch.compile, at the sizes of {COMPILED_AT}.\n",
+        "of those of each round. *Fastest other*: of those that could be the default, as they give the same numbers in",
+        "the same dtype, need no compiler and hold no full logits. *Compiled*: by torch.compile, at the sizes of",
+        f"{COMPILED_AT}. A call of an op looks at its arguments first, which is 0.01 ms of its time.\n",
         "| op | sizes of | dtype | the default | fastest other | | default / other | compiled |",
         "|---|---|---|---:|---|---:|---:|---:|",
     ]
@@ -219,10 +225,8 @@ def page(runs: Sequence[Measured], head: Mapping[str, Any]) -> str:
     others = [(group[0], one) for group in groups for one in group if one.samples and not one.candidate]
     others = [(ours, one) for ours, one in others if one.provider != "torch.compile"]
     if others:
-        lines += [
-            "\n## No candidates\n",
-            "They draw other random numbers than the op does, or hold all logits at once.\n",
-        ]
+        why = "They draw other random numbers than the op does, hold all logits at once, or answer in another dtype.\n"
+        lines += ["\n## No candidates\n", why]
         lines += ["| op | sizes of | dtype | | ms | default / it |", "|---|---|---|---|---:|---:|"]
     for ours, one in others:
         cells = [*labels(one), one.provider, milliseconds(one), f"{ratios(ours, one)[0]:.2f}"]

@@ -1,5 +1,6 @@
 """The CPU's defaults beside other formulations: who is a candidate, what the rounds say, and the command."""
 
+import dataclasses
 import json
 import re
 
@@ -63,6 +64,16 @@ def test_other_numbers_and_held_logits_are_no_candidates():
     assert candidates["relu"] == {"torch": True, "reference": True, "F.relu": True}
     losses = {m.provider: m.candidate for m in measure(small("linear_cross_entropy"), EFFORT)}
     assert not losses["F.linear, F.cross_entropy"] and not losses["F.linear_cross_entropy"]
+
+
+def test_an_answer_in_another_dtype_is_no_candidate():
+    """A loss is float32 here, and in PyTorch as narrow as its logits."""
+    case = dataclasses.replace(small("cross_entropy"), dtype=torch.bfloat16)
+    assert {m.provider: m.candidate for m in measure(case, EFFORT)} == {
+        "torch": True,
+        "reference": True,
+        "F.cross_entropy": False,
+    }
 
 
 def test_a_wrong_formulation_is_not_timed(monkeypatch):
