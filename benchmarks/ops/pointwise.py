@@ -1,7 +1,8 @@
 """relu, gelu, relu2, swiglu, geglu, dropout: ops on single elements, bound by memory.
 
 Bytes, N elements of s bytes: forward reads each input and writes the result; backward reads dy and the inputs again and
-writes their gradients. Dropout's backward needs dy only: which element fell is computed anew from the seed.
+writes their gradients. Dropout's backward needs dy only, and dropout after an activation costs no byte: which element
+fell is computed anew from the seed. A bias is C elements.
 
 Read next: `tables.py`.
 """
@@ -31,15 +32,17 @@ DROPOUT_P, SEED = 0.1, 7
 
 
 def _inputs(names: tuple[str, ...], dims: Dims, dtype: torch.dtype, source: Source) -> Tensors:
-    return {n: source.normal(dims["R"], dims["C"], dtype=dtype) for n in names}
+    R, C = dims["R"], dims["C"]
+    return {n: source.normal(*((C,) if n == "bias" else (R, C)), dtype=dtype) for n in names}
 
 
-def _cost(num_inputs: int, flops: int, reads_inputs: bool, dims: Dims, itemsize: int) -> Cost:
-    N = dims["R"] * dims["C"]
+def _cost(names: tuple[str, ...], flops: int, reads_inputs: bool, dims: Dims, itemsize: int) -> Cost:
+    N, vectors = dims["R"] * dims["C"], names.count("bias") * dims["C"]
+    num_inputs = len(names) - names.count("bias")
     return Cost(
-        forward_bytes=(num_inputs + 1) * N * itemsize,
+        forward_bytes=((num_inputs + 1) * N + vectors) * itemsize,
         forward_flops=flops * N,
-        backward_bytes=(1 + num_inputs * (1 + reads_inputs)) * N * itemsize,
+        backward_bytes=((1 + num_inputs * (1 + reads_inputs)) * N + 2 * vectors) * itemsize,
         backward_flops=2 * flops * N,
     )
 
@@ -57,7 +60,7 @@ def _benchmark(name: str, flops: int, names: tuple[str, ...], call: Callable[...
         name=name,
         inputs=functools.partial(_inputs, names),
         call=lambda tensors, dims: call(**tensors),
-        cost=functools.partial(_cost, len(names), flops, name != "dropout"),
+        cost=functools.partial(_cost, names, flops, name != "dropout"),
         shapes=SHAPES,
         **more,
     )
@@ -67,7 +70,12 @@ def _gated(activation: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Dims
     return lambda dims, device: lambda t: activation(t["gate"]) * t["up"]
 
 
+def _dropped(run: Callable[[Tensors], torch.Tensor]) -> Callable[[Dims, torch.device], Run]:
+    return lambda dims, device: lambda t: F.dropout(run(t), DROPOUT_P)
+
+
 GATED = ("gate", "up")
+DROPS = {"dropout_p": DROPOUT_P, "seed": SEED}
 POINTWISE = (
     _benchmark("relu", 1, ("x",), mk.relu, peers={"F.relu": plain(F.relu, "x")}),
     _benchmark("gelu", 15, ("x",), mk.gelu, peers={"F.gelu": plain(F.gelu, "x")}),
@@ -87,5 +95,21 @@ POINTWISE = (
         functools.partial(mk.dropout, p=DROPOUT_P, seed=SEED),
         peers={"F.dropout": plain(F.dropout, "x", p=DROPOUT_P)},
         unchecked=frozenset({"F.dropout"}),  # other random numbers
+    ),
+    _benchmark(
+        "gelu_bias_dropout",
+        15 + 1 + 2,
+        ("x", "bias"),
+        functools.partial(mk.gelu, **DROPS),
+        peers={"F.gelu, F.dropout": _dropped(lambda t: F.gelu(t["x"] + t["bias"]))},
+        unchecked=frozenset({"F.gelu, F.dropout"}),
+    ),
+    _benchmark(
+        "swiglu_dropout",
+        6 + 2,
+        GATED,
+        functools.partial(mk.swiglu, **DROPS),
+        peers={"F.silu, product, F.dropout": _dropped(lambda t: F.silu(t["gate"]) * t["up"])},
+        unchecked=frozenset({"F.silu, product, F.dropout"}),
     ),
 )

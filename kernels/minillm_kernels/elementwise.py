@@ -1,7 +1,7 @@
-"""Launchers and registration of the element-wise kernels, whose equations (1) to (4) are in `elementwise_kernels.py`.
+"""Launchers and registration of the element-wise kernels, whose equations (1) to (5) are in `elementwise_kernels.py`.
 
 A tile is 2048 elements for 128 threads: 16 each, two 16-byte loads in a 16-bit dtype; in the backward pass half that.
-What has no bias and no gaps is walked as one long row.
+What has neither bias nor dropout nor gaps is walked as one long row.
 
 Read next: `relu/fused.py`, then `gelu/fused.py`; `row_norm.py` for kernels that need whole rows.
 """
@@ -27,6 +27,8 @@ from minillm_kernels.launching import (
     next_power_of_2,
     num_sms,
     rows_of,
+    seed_on,
+    with_factor,
 )
 from minillm_kernels.variant import Variant
 
@@ -34,6 +36,7 @@ FORWARD_TILE = 2048  # elements: 16 a thread
 BACKWARD_TILE = 1024  # 8 a thread: there are two or three inputs, and with a bias an accumulator
 MAX_BLOCK_C = 256  # with rows: 512 bytes of one row in a 16-bit dtype
 THREADS = 128
+DROPOUT_TYPES: dict[str, Any] = {"seed_ptr": "*i64", "dropout": ("fp32", "fp32")}
 PROGRAMS_PER_SM = 8  # of the backward pass with a bias: all resident at 64 registers, so that none waits for a turn
 
 
@@ -51,23 +54,23 @@ class Function:
 
 def _blocks(num_rows: int, num_cols: int, elements: int) -> dict[str, int]:
     """Return the tile of a tensor (R, C), of as few rows as its width lets it."""
-    block_c = min(next_power_of_2(num_cols), elements if num_rows == 1 else MAX_BLOCK_C)
+    block_c = min(max(4, next_power_of_2(num_cols)), elements if num_rows == 1 else MAX_BLOCK_C)
     return {"BLOCK_R": 1 if num_rows == 1 else elements // block_c, "BLOCK_C": block_c}
 
 
-def _flat(*tensors: Tensor) -> list[Tensor]:
-    """Return tensors of one shape as rows; as one long row where none of them has gaps."""
-    if all(t.is_contiguous() for t in tensors):
+def _walked(*tensors: Tensor, by_rows: bool) -> list[Tensor]:
+    """Return tensors of one shape as rows; as one long row where none of them has gaps and rows have no meaning."""
+    if not by_rows and all(t.is_contiguous() for t in tensors):
         return [t.reshape(1, -1) for t in tensors]
     return [rows_of(t) for t in tensors]
 
 
-def unary_forward(x: Tensor, bias: Tensor | None, function: Function) -> Tensor:
+def unary_forward(x: Tensor, bias: Tensor | None, seed: Tensor | None, function: Function, dropout_p: float) -> Tensor:
     """Return y of (1), in the shape and dtype of x, contiguous."""
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not x.numel():
         return y
-    rows = rows_of(x) if bias is not None else _flat(x)[0]
+    (rows,) = _walked(x, by_rows=bias is not None or seed is not None)
     R, C = rows.shape
     blocks = _blocks(R, C, FORWARD_TILE)
     grid = (cdiv(R, blocks["BLOCK_R"]) * cdiv(C, blocks["BLOCK_C"]),)
@@ -76,10 +79,12 @@ def unary_forward(x: Tensor, bias: Tensor | None, function: Function) -> Tensor:
         grid,
         rows,
         bias if bias is None else bias.contiguous(),
+        seed,
         y,
         rows.stride(0),
         R,
         C,
+        with_factor(dropout_p),
         VALUE=function.value,
         HAS_BIAS=bias is not None,
         **blocks,
@@ -88,12 +93,14 @@ def unary_forward(x: Tensor, bias: Tensor | None, function: Function) -> Tensor:
     return y
 
 
-def unary_backward(dy: Tensor, x: Tensor, bias: Tensor | None, function: Function) -> tuple[Tensor, Tensor]:
+def unary_backward(
+    dy: Tensor, x: Tensor, bias: Tensor | None, seed: Tensor | None, function: Function, dropout_p: float
+) -> tuple[Tensor, Tensor]:
     """Return dx and dbias of (2); dbias is empty without a bias."""
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not x.numel():
         return dx, x.new_empty(0) if bias is None else torch.zeros_like(bias)
-    dy_rows, x_rows = (rows_of(dy), rows_of(x)) if bias is not None else _flat(dy, x)
+    dy_rows, x_rows = _walked(dy, x, by_rows=bias is not None or seed is not None)
     R, C = x_rows.shape
     blocks = _blocks(R, C, BACKWARD_TILE)
     row_tiles, col_tiles = cdiv(R, blocks["BLOCK_R"]), cdiv(C, blocks["BLOCK_C"])
@@ -107,6 +114,7 @@ def unary_backward(dy: Tensor, x: Tensor, bias: Tensor | None, function: Functio
         dy_rows,
         x_rows,
         bias if bias is None else bias.contiguous(),
+        seed,
         dx,
         partial,
         dy_rows.stride(0),
@@ -114,6 +122,7 @@ def unary_backward(dy: Tensor, x: Tensor, bias: Tensor | None, function: Functio
         R,
         C,
         row_programs,
+        with_factor(dropout_p),
         GRADIENT=function.gradient,
         HAS_BIAS=bias is not None,
         **blocks,
@@ -124,12 +133,12 @@ def unary_backward(dy: Tensor, x: Tensor, bias: Tensor | None, function: Functio
     return dx, partial.sum(0).to(bias.dtype)
 
 
-def gated_forward(gate: Tensor, up: Tensor, function: Function) -> Tensor:
+def gated_forward(gate: Tensor, up: Tensor, seed: Tensor | None, function: Function, dropout_p: float) -> Tensor:
     """Return y of (3), in the shape and dtype of gate, contiguous."""
     y = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     if not gate.numel():
         return y
-    gate_rows, up_rows = _flat(gate, up)
+    gate_rows, up_rows = _walked(gate, up, by_rows=seed is not None)
     R, C = gate_rows.shape
     blocks = _blocks(R, C, FORWARD_TILE)
     grid = (cdiv(R, blocks["BLOCK_R"]) * cdiv(C, blocks["BLOCK_C"]),)
@@ -138,11 +147,13 @@ def gated_forward(gate: Tensor, up: Tensor, function: Function) -> Tensor:
         grid,
         gate_rows,
         up_rows,
+        seed,
         y,
         gate_rows.stride(0),
         up_rows.stride(0),
         R,
         C,
+        with_factor(dropout_p),
         VALUE=function.value,
         **blocks,
         threads=THREADS,
@@ -150,13 +161,15 @@ def gated_forward(gate: Tensor, up: Tensor, function: Function) -> Tensor:
     return y
 
 
-def gated_backward(dy: Tensor, gate: Tensor, up: Tensor, function: Function) -> tuple[Tensor, Tensor]:
+def gated_backward(
+    dy: Tensor, gate: Tensor, up: Tensor, seed: Tensor | None, function: Function, dropout_p: float
+) -> tuple[Tensor, Tensor]:
     """Return dgate and dup of (4)."""
     dgate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     dup = torch.empty_like(dgate)
     if not gate.numel():
         return dgate, dup
-    dy_rows, gate_rows, up_rows = _flat(dy, gate, up)
+    dy_rows, gate_rows, up_rows = _walked(dy, gate, up, by_rows=seed is not None)
     R, C = gate_rows.shape
     blocks = _blocks(R, C, BACKWARD_TILE)
     grid = (cdiv(R, blocks["BLOCK_R"]) * cdiv(C, blocks["BLOCK_C"]),)
@@ -166,6 +179,7 @@ def gated_backward(dy: Tensor, gate: Tensor, up: Tensor, function: Function) -> 
         dy_rows,
         gate_rows,
         up_rows,
+        seed,
         dgate,
         dup,
         dy_rows.stride(0),
@@ -173,6 +187,7 @@ def gated_backward(dy: Tensor, gate: Tensor, up: Tensor, function: Function) -> 
         up_rows.stride(0),
         R,
         C,
+        with_factor(dropout_p),
         VALUE=function.value,
         GRADIENT=function.gradient,
         **blocks,
@@ -181,91 +196,105 @@ def gated_backward(dy: Tensor, gate: Tensor, up: Tensor, function: Function) -> 
     return dgate, dup
 
 
-def register_unary(
-    name: str, functions: Mapping[str, Function], reference: Callable[[Tensor, Tensor | None, str], Tensor]
-) -> Callable[[Tensor, Tensor | None, str], Tensor]:
+# The op as its `fused.py` has it: two tensors, the word that chooses f, dropout_p, seed.
+Unary = Callable[[Tensor, Tensor | None, str, float, int | Tensor | None], Tensor]
+Gated = Callable[[Tensor, Tensor, str, float, int | Tensor | None], Tensor]
+
+
+def register_unary(name: str, functions: Mapping[str, Function], reference: Unary) -> Unary:
     """Register <name>_forward and _backward, both opaque to the compiler, and return the differentiable op.
 
     Args:
-        functions: f by the word that chooses it, the op's last argument.
+        functions: f by the word that chooses it.
         reference: the op by hand, for a device without Triton.
     """
 
     @torch.library.custom_op(f"minillm_kernels::{name}_forward", mutates_args=())
-    def forward(x: Tensor, bias: Tensor | None, form: str) -> Tensor:
-        return (
-            unary_forward(x, bias, functions[form]) if dispatch.launches(x) else reference(x.contiguous(), bias, form)
-        )
+    def forward(x: Tensor, bias: Tensor | None, seed: Tensor | None, form: str, dropout_p: float) -> Tensor:
+        if dispatch.launches(x):
+            return unary_forward(x, bias, seed, functions[form], dropout_p)
+        return reference(x.contiguous(), bias, form, dropout_p, seed)
 
     @torch.library.custom_op(f"minillm_kernels::{name}_backward", mutates_args=())
-    def backward(dy: Tensor, x: Tensor, bias: Tensor | None, form: str) -> tuple[Tensor, Tensor]:
+    def backward(
+        dy: Tensor, x: Tensor, bias: Tensor | None, seed: Tensor | None, form: str, dropout_p: float
+    ) -> tuple[Tensor, Tensor]:
         if dispatch.launches(x):
-            return unary_backward(dy, x, bias, functions[form])
+            return unary_backward(dy, x, bias, seed, functions[form], dropout_p)
         if bias is None:
-            return _gradients(lambda x: reference(x, None, form), dy, x)[0], x.new_empty(0)
-        dx, dbias = _gradients(lambda x, bias: reference(x, bias, form), dy, x, bias)
+            return _gradients(lambda x: reference(x, None, form, dropout_p, seed), dy, x)[0], x.new_empty(0)
+        dx, dbias = _gradients(lambda x, bias: reference(x, bias, form, dropout_p, seed), dy, x, bias)
         return dx, dbias
 
     @forward.register_fake
-    def _(x: Tensor, bias: Tensor | None, form: str) -> Tensor:
+    def _(x: Tensor, bias: Tensor | None, seed: Tensor | None, form: str, dropout_p: float) -> Tensor:
         return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
     @backward.register_fake
-    def _(dy: Tensor, x: Tensor, bias: Tensor | None, form: str) -> tuple[Tensor, Tensor]:
+    def _(
+        dy: Tensor, x: Tensor, bias: Tensor | None, seed: Tensor | None, form: str, dropout_p: float
+    ) -> tuple[Tensor, Tensor]:
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         return dx, x.new_empty(0) if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, bias, ctx.form = inputs
-        ctx.save_for_backward(x, bias)
+        x, bias, seed, ctx.form, ctx.dropout_p = inputs
+        ctx.save_for_backward(x, bias, seed)
 
     def differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, bias = ctx.saved_tensors
-        dx, dbias = backward(dy, x, bias, ctx.form)
-        return dx, None if bias is None else dbias, None
+        x, bias, seed = ctx.saved_tensors
+        dx, dbias = backward(dy, x, bias, seed, ctx.form, ctx.dropout_p)
+        return dx, None if bias is None else dbias, None, None, None
 
     forward.register_autograd(differentiate, setup_context=keep)
-    return forward
+    return lambda x, bias, form, dropout_p, seed: forward(x, bias, _drawn_from(seed, dropout_p, x), form, dropout_p)
 
 
-def register_gated(
-    name: str, functions: Mapping[str, Function], reference: Callable[[Tensor, Tensor, str], Tensor]
-) -> Callable[[Tensor, Tensor, str], Tensor]:
+def register_gated(name: str, functions: Mapping[str, Function], reference: Gated) -> Gated:
     """As `register_unary`, for y = f(gate) * up."""
 
     @torch.library.custom_op(f"minillm_kernels::{name}_forward", mutates_args=())
-    def forward(gate: Tensor, up: Tensor, form: str) -> Tensor:
-        return (
-            gated_forward(gate, up, functions[form])
-            if dispatch.launches(gate)
-            else reference(gate.contiguous(), up, form)
-        )
+    def forward(gate: Tensor, up: Tensor, seed: Tensor | None, form: str, dropout_p: float) -> Tensor:
+        if dispatch.launches(gate):
+            return gated_forward(gate, up, seed, functions[form], dropout_p)
+        return reference(gate.contiguous(), up, form, dropout_p, seed)
 
     @torch.library.custom_op(f"minillm_kernels::{name}_backward", mutates_args=())
-    def backward(dy: Tensor, gate: Tensor, up: Tensor, form: str) -> tuple[Tensor, Tensor]:
+    def backward(
+        dy: Tensor, gate: Tensor, up: Tensor, seed: Tensor | None, form: str, dropout_p: float
+    ) -> tuple[Tensor, Tensor]:
         if dispatch.launches(gate):
-            return gated_backward(dy, gate, up, functions[form])
-        dgate, dup = _gradients(lambda gate, up: reference(gate, up, form), dy, gate, up)
+            return gated_backward(dy, gate, up, seed, functions[form], dropout_p)
+        dgate, dup = _gradients(lambda gate, up: reference(gate, up, form, dropout_p, seed), dy, gate, up)
         return dgate, dup
 
     @forward.register_fake
-    def _(gate: Tensor, up: Tensor, form: str) -> Tensor:
+    def _(gate: Tensor, up: Tensor, seed: Tensor | None, form: str, dropout_p: float) -> Tensor:
         return torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
 
     @backward.register_fake
-    def _(dy: Tensor, gate: Tensor, up: Tensor, form: str) -> tuple[Tensor, Tensor]:
+    def _(
+        dy: Tensor, gate: Tensor, up: Tensor, seed: Tensor | None, form: str, dropout_p: float
+    ) -> tuple[Tensor, Tensor]:
         dgate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
         return dgate, torch.empty_like(dgate)
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        gate, up, ctx.form = inputs
-        ctx.save_for_backward(gate, up)
+        gate, up, seed, ctx.form, ctx.dropout_p = inputs
+        ctx.save_for_backward(gate, up, seed)
 
     def differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return *backward(dy, *ctx.saved_tensors, ctx.form), None
+        return *backward(dy, *ctx.saved_tensors, ctx.form, ctx.dropout_p), None, None, None
 
     forward.register_autograd(differentiate, setup_context=keep)
-    return forward
+    return lambda gate, up, form, dropout_p, seed: forward(
+        gate, up, _drawn_from(seed, dropout_p, gate), form, dropout_p
+    )
+
+
+def _drawn_from(seed: int | Tensor | None, dropout_p: float, x: Tensor) -> Tensor | None:
+    """Return the seed on the device of x; None where nothing is dropped."""
+    return seed_on(seed, x.device) if dropout_p > 0 and seed is not None else None
 
 
 def _gradients(function: Callable[..., Tensor], dy: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -276,26 +305,25 @@ def _gradients(function: Callable[..., Tensor], dy: Tensor, *inputs: Tensor) -> 
 
 
 def unary_variants(op: str, functions: Mapping[str, Function]) -> Iterator[Variant]:
-    """Yield what `unary_forward` and `unary_backward` can ask for: with a float32 bias over rows, without one flat."""
-    pointers = ("x_ptr", "y_ptr", "dy_ptr", "dx_ptr")
-    for warp, form, dtype, has_bias in itertools.product((32, 64), functions, DTYPES, (False, True)):
-        name = f"{form} {dtype} {'bias' if has_bias else 'flat'}".strip()
-        types = dict.fromkeys(pointers, TRITON_TYPE[dtype]) | {"bias_ptr": "*fp32", "partial_ptr": "*fp32"}
-        num_rows = 2 if has_bias else 1
-        none = {} if has_bias else {"bias_ptr": None}  # a pointer that is None is a constant to the compiler
-        forward = {
-            "VALUE": functions[form].value,
-            "HAS_BIAS": has_bias,
-            **_blocks(num_rows, 4096, FORWARD_TILE),
-            **none,
-        }
-        none = {} if has_bias else {"bias_ptr": None, "partial_ptr": None}
-        backward = {
-            "GRADIENT": functions[form].gradient,
-            "HAS_BIAS": has_bias,
-            **_blocks(num_rows, 4096, BACKWARD_TILE),
-            **none,
-        }
+    """Yield what `unary_forward` and `unary_backward` can ask for: with a float32 bias over rows, without one flat.
+
+    With dropout over rows either way, and not in float16, which compiles to what bfloat16 does but for conversions.
+    """
+    types: dict[str, Any] = {"bias_ptr": "*fp32", "partial_ptr": "*fp32", **DROPOUT_TYPES}
+    switches = ((), ("bias",), ("dropout",), ("bias", "dropout"))
+    for warp, form, dtype, on in itertools.product((32, 64), functions, DTYPES, switches):
+        if "dropout" in on and dtype == torch.float16:
+            continue
+        name = f"{form} {dtype} {' '.join(on) or 'flat'}".strip()
+        types |= dict.fromkeys(("x_ptr", "y_ptr", "dy_ptr", "dx_ptr"), TRITON_TYPE[dtype])
+        off: dict[str, Any] = {} if "bias" in on else {"bias_ptr": None}  # a pointer that is None is a constant
+        off |= {} if "dropout" in on else {"seed_ptr": None}
+        same = {"HAS_BIAS": "bias" in on, **off}
+        num_rows = 2 if on else 1
+        forward = {**same, "VALUE": functions[form].value, **_blocks(num_rows, 4096, FORWARD_TILE)}
+        backward = {**same, "GRADIENT": functions[form].gradient, **_blocks(num_rows, 4096, BACKWARD_TILE)}
+        if "bias" not in on:
+            backward["partial_ptr"] = None
         for way, kernel, given in (
             ("forward", kernels._unary_forward_kernel, forward),
             ("backward", kernels._unary_backward_kernel, backward),
@@ -304,14 +332,20 @@ def unary_variants(op: str, functions: Mapping[str, Function]) -> Iterator[Varia
 
 
 def gated_variants(op: str, functions: Mapping[str, Function]) -> Iterator[Variant]:
-    """Yield what `gated_forward` and `gated_backward` can ask for: flat, or over rows of halves of one product."""
+    """Yield what `gated_forward` and `gated_backward` can ask for: flat, or over rows of halves of one product.
+
+    With dropout over rows alone, and as in `unary_variants`.
+    """
     pointers = ("dy_ptr", "gate_ptr", "up_ptr", "y_ptr", "dgate_ptr", "dup_ptr")
-    for warp, form, dtype, num_rows in itertools.product((32, 64), functions, DTYPES, (1, 2)):
-        name = f"{form} {dtype} {'flat' if num_rows == 1 else 'rows'}".strip()
-        types: dict[str, str] = dict.fromkeys(pointers, TRITON_TYPE[dtype])
-        forward = {"VALUE": functions[form].value, **_blocks(num_rows, 4096, FORWARD_TILE)}
-        both = {"VALUE": functions[form].value, "GRADIENT": functions[form].gradient}
-        backward = {**both, **_blocks(num_rows, 4096, BACKWARD_TILE)}
+    for warp, form, dtype, kind in itertools.product((32, 64), functions, DTYPES, ("flat", "rows", "dropout")):
+        if kind == "dropout" and dtype == torch.float16:
+            continue
+        name = f"{form} {dtype} {kind}".strip()
+        types: dict[str, Any] = dict.fromkeys(pointers, TRITON_TYPE[dtype]) | DROPOUT_TYPES
+        same: dict[str, Any] = {"VALUE": functions[form].value} | ({} if kind == "dropout" else {"seed_ptr": None})
+        num_rows = 1 if kind == "flat" else 2
+        forward = {**same, **_blocks(num_rows, 4096, FORWARD_TILE)}
+        backward = {**same, "GRADIENT": functions[form].gradient, **_blocks(num_rows, 4096, BACKWARD_TILE)}
         for way, kernel, given in (
             ("forward", kernels._gated_forward_kernel, forward),
             ("backward", kernels._gated_backward_kernel, backward),

@@ -2,15 +2,16 @@ r"""Kernels for every element-wise non-linearity: written once, with the functio
 
 Two skeletons, forward and backward each. f is the op's own, two functions under `triton.jit` in its `fused.py`:
 
-    unary:  h = x + bias,  y = f(h)                                                              (1)
-            dx = dh = dy * f'(h),   dbias = sum over rows of dh                                  (2)
-    gated:  y = f(gate) * up                                                                     (3)
-            dgate = dy * up * f'(gate),   dup = dy * f(gate)                                     (4)
+    unary:  h = x + bias,  y = drop(f(h))                                                        (1)
+            dx = dh = drop(dy) * f'(h),   dbias = sum over rows of dh                            (2)
+    gated:  y = drop(f(gate) * up)                                                               (3)
+            dgate = drop(dy) * up * f'(gate),   dup = drop(dy) * f(gate)                         (4)
+    drop(t) = t / (1 - p) where uniform(seed)_i >= p, else 0;  without a seed: t                 (5)
 
-All is bound by memory, so each tensor is moved once: the backward pass recomputes h from x instead of keeping it, and
-sums dbias while dh is in registers. The sum has two stages: each program walks down its own row tiles with one
-accumulator and writes one row of partial sums, then a second pass adds those rows. No atomics: the same input gives the
-same bits.
+All is bound by memory, so each tensor is moved once: the backward pass recomputes h from x instead of keeping it, draws
+the random numbers of (5) again instead of keeping a mask, and sums dbias while dh is in registers. The sum has two
+stages: each program walks down its own row tiles with one accumulator and writes one row of partial sums, then a second
+pass adds those rows. No atomics: the same input gives the same bits.
 
 Read next: `elementwise.py`, the launchers; then `relu/fused.py` and `gelu/fused.py`.
 """
@@ -19,6 +20,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from minillm_kernels.philox_tiles import uniform_tile
 
 
 @triton.jit
@@ -35,32 +38,45 @@ def _row_tile(num_cols, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def _columns(num_cols, BLOCK_C: tl.constexpr):
-    """Return the columns of this program, (BLOCK_C,) int64."""
-    return (tl.program_id(0) % tl.cdiv(num_cols, BLOCK_C)).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+def _first_column(num_cols, BLOCK_C: tl.constexpr):
+    """Return the first column of this program, int64."""
+    return (tl.program_id(0) % tl.cdiv(num_cols, BLOCK_C)).to(tl.int64) * BLOCK_C
+
+
+@triton.jit
+def _drop(t, seed_ptr, offs_r, start, dropout, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Return (5) of a tile of rows `offs_r` and columns `start` and on."""
+    if seed_ptr is not None:
+        p, factor = dropout
+        kept = uniform_tile(tl.load(seed_ptr), offs_r[:, None], start, BLOCK_R, BLOCK_C) >= p
+        t = tl.where(kept, t * factor, 0.0)
+    return t
 
 
 @triton.jit
 def _unary_forward_kernel(
     x_ptr,  # in   (R, C)
     bias_ptr,  # in   (C,), with HAS_BIAS
+    seed_ptr,  # in   () int64; None without dropout
     y_ptr,  # out  (R, C), contiguous
     x_row_stride,  # in elements
     num_rows,  # R
     num_cols,  # C
+    dropout,  # (p, 1 / (1 - p)), where there is a seed
     VALUE: tl.constexpr,  # f
     HAS_BIAS: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_C: tl.constexpr,  # 4 at least: that many columns share a block of random numbers
 ):
-    offs_c = _columns(num_cols, BLOCK_C)
+    start = _first_column(num_cols, BLOCK_C)
+    offs_c = start + tl.arange(0, BLOCK_C)
     offs_r = _row_tile(num_cols, BLOCK_C).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask_c = offs_c < num_cols
     mask = (offs_r < num_rows)[:, None] & mask_c[None, :]
     h = tl.load(x_ptr + offs_r[:, None] * x_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
     if HAS_BIAS:
         h += tl.load(bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)[None, :]
-    y = VALUE(h)  # (1)
+    y = _drop(VALUE(h), seed_ptr, offs_r, start, dropout, BLOCK_R, BLOCK_C)  # (1)
     tl.store(y_ptr + offs_r[:, None] * num_cols + offs_c[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -69,6 +85,7 @@ def _unary_backward_kernel(
     dy_ptr,  # in   (R, C)
     x_ptr,  # in   (R, C)
     bias_ptr,  # in   (C,), with HAS_BIAS
+    seed_ptr,  # in   () int64; None without dropout
     dx_ptr,  # out  (R, C), contiguous
     partial_ptr,  # out  (row_programs, C) float32, with HAS_BIAS: one row of the sum (2) per program
     dy_row_stride,  # in elements
@@ -76,12 +93,14 @@ def _unary_backward_kernel(
     num_rows,  # R
     num_cols,  # C
     row_programs,  # programs that share the row tiles of one column tile
+    dropout,  # (p, 1 / (1 - p)), where there is a seed
     GRADIENT: tl.constexpr,  # dy * f'(h)
     HAS_BIAS: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_C: tl.constexpr,  # 4 at least: that many columns share a block of random numbers
 ):
-    row_program, offs_c = _row_tile(num_cols, BLOCK_C), _columns(num_cols, BLOCK_C)
+    row_program, start = _row_tile(num_cols, BLOCK_C), _first_column(num_cols, BLOCK_C)
+    offs_c = start + tl.arange(0, BLOCK_C)
     mask_c = offs_c < num_cols
     if HAS_BIAS:
         bias = tl.load(bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
@@ -93,6 +112,7 @@ def _unary_backward_kernel(
         h = tl.load(x_ptr + offs_r[:, None] * x_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
         if HAS_BIAS:
             h += bias[None, :]
+        dy = _drop(dy, seed_ptr, offs_r, start, dropout, BLOCK_R, BLOCK_C)  # (5)
         dh = GRADIENT(h, dy)  # (2); 0 outside of the tensor, where dy is
         if HAS_BIAS:
             dbias += dh
@@ -106,21 +126,24 @@ def _unary_backward_kernel(
 def _gated_forward_kernel(
     gate_ptr,  # in   (R, C)
     up_ptr,  # in   (R, C)
+    seed_ptr,  # in   () int64; None without dropout
     y_ptr,  # out  (R, C), contiguous
     gate_row_stride,  # in elements
     up_row_stride,  # in elements
     num_rows,  # R
     num_cols,  # C
+    dropout,  # (p, 1 / (1 - p)), where there is a seed
     VALUE: tl.constexpr,  # f
     BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_C: tl.constexpr,  # 4 at least: that many columns share a block of random numbers
 ):
-    offs_c = _columns(num_cols, BLOCK_C)
+    start = _first_column(num_cols, BLOCK_C)
+    offs_c = start + tl.arange(0, BLOCK_C)
     offs_r = _row_tile(num_cols, BLOCK_C).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask = (offs_r < num_rows)[:, None] & (offs_c < num_cols)[None, :]
     gate = tl.load(gate_ptr + offs_r[:, None] * gate_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + offs_r[:, None] * up_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
-    y = VALUE(gate) * up  # (3)
+    y = _drop(VALUE(gate) * up, seed_ptr, offs_r, start, dropout, BLOCK_R, BLOCK_C)  # (3)
     tl.store(y_ptr + offs_r[:, None] * num_cols + offs_c[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -129,6 +152,7 @@ def _gated_backward_kernel(
     dy_ptr,  # in   (R, C)
     gate_ptr,  # in   (R, C)
     up_ptr,  # in   (R, C)
+    seed_ptr,  # in   () int64; None without dropout
     dgate_ptr,  # out  (R, C), contiguous
     dup_ptr,  # out  (R, C), contiguous
     dy_row_stride,  # in elements
@@ -136,17 +160,20 @@ def _gated_backward_kernel(
     up_row_stride,  # in elements
     num_rows,  # R
     num_cols,  # C
+    dropout,  # (p, 1 / (1 - p)), where there is a seed
     VALUE: tl.constexpr,  # f
     GRADIENT: tl.constexpr,  # dy * f'(gate)
     BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_C: tl.constexpr,  # 4 at least: that many columns share a block of random numbers
 ):
-    offs_c = _columns(num_cols, BLOCK_C)
+    start = _first_column(num_cols, BLOCK_C)
+    offs_c = start + tl.arange(0, BLOCK_C)
     offs_r = _row_tile(num_cols, BLOCK_C).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask = (offs_r < num_rows)[:, None] & (offs_c < num_cols)[None, :]
     dy = tl.load(dy_ptr + offs_r[:, None] * dy_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
     gate = tl.load(gate_ptr + offs_r[:, None] * gate_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + offs_r[:, None] * up_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
+    dy = _drop(dy, seed_ptr, offs_r, start, dropout, BLOCK_R, BLOCK_C)  # (5)
     offs = offs_r[:, None] * num_cols + offs_c[None, :]
     tl.store(dgate_ptr + offs, GRADIENT(gate, dy * up).to(dgate_ptr.dtype.element_ty), mask=mask)  # (4)
     tl.store(dup_ptr + offs, (dy * VALUE(gate)).to(dup_ptr.dtype.element_ty), mask=mask)  # (4)

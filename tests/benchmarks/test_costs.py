@@ -21,6 +21,9 @@ BY_HAND = [  # op, sizes, bytes of an element -> bytes and operations of a forwa
     ("geglu", {"R": 2, "C": 3}, 2, (36, 96, 60, 192)),
     ("swiglu", {"R": 2, "C": 3}, 2, (36, 36, 60, 72)),  # gate, up, y; dy, gate, up and two gradients
     ("dropout", {"R": 2, "C": 3}, 2, (24, 12, 24, 24)),  # x, y; dy, dx
+    # x, y of 6, bias of 3; dy, x, dx of 6, bias and its gradient of 3; an addition, and dropout's 2, beside gelu's 15
+    ("gelu_bias_dropout", {"R": 2, "C": 3}, 2, (30, 108, 48, 216)),
+    ("swiglu_dropout", {"R": 2, "C": 3}, 2, (36, 48, 60, 96)),
     # q 8, k 4 elements read and written; 2 tables of 2 positions and 1 pair in float32
     ("rotary", {"B": 1, "T": 2, "H": 2, "Hkv": 1, "D": 2}, 2, (64, 36, 64, 36)),
     # 3 rows of 4 read and written, 3 tokens; 3 rows and tokens read, 5 rows written

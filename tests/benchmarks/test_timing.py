@@ -56,6 +56,18 @@ def test_candidates_take_turns_and_go_through_the_copies():
     assert {i for _, i in seen} == {0, 1, 2}
 
 
+def test_one_slow_call_at_the_start_does_not_decide_how_many_a_sample_has():
+    """2 ms a call, but for the second of all: samples of 5 ms have three calls."""
+    calls = []
+
+    def run(i):
+        calls.append(i)
+        time.sleep(0.02 if len(calls) == 2 else 0.002)
+
+    interleaved({"sleep": run}, copies=1, device=CPU, rounds=4, seconds=9)
+    assert len(calls) >= 4 + 4 * 2  # four before the rounds, and two at least in each
+
+
 def test_rounds_end_with_the_time_but_not_before_three():
     found = interleaved({"sleep": lambda i: time.sleep(0.01)}, copies=1, device=CPU, rounds=1000, seconds=0.0)
     times = found["sleep"]

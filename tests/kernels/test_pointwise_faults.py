@@ -7,6 +7,7 @@ the places of the right ones, and the fixture `compare` (rung 3 of the ladder) h
 import importlib
 import importlib.util
 import itertools
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,6 +141,34 @@ FAULTS = [
         "dy_row_stride + offs_c[None, :], mask=mask, other=1.0",
         unary(mk.relu),
     ),
+    Fault(
+        "unary-mask-differs-in-backward",
+        ELEMENT,
+        "        dy = _drop(dy, seed_ptr, offs_r,",
+        "        dy = _drop(dy, seed_ptr, offs_r + 1,",
+        unary(mk.gelu, dropout_p=0.5, seed=3),
+    ),
+    Fault(
+        "gated-mask-differs-in-backward",
+        ELEMENT,
+        "\n    dy = _drop(dy, seed_ptr, offs_r, start,",
+        "\n    dy = _drop(dy, seed_ptr, offs_r, start + 4,",
+        gated(mk.swiglu, dropout_p=0.5, seed=3),
+    ),
+    Fault(
+        "dropped-before-the-function",  # which relu and gelu map to 0 too, and so hide but for its scale
+        ELEMENT,
+        "y = _drop(VALUE(h), seed_ptr, offs_r, start, dropout, BLOCK_R, BLOCK_C)",
+        "y = VALUE(_drop(h, seed_ptr, offs_r, start, dropout, BLOCK_R, BLOCK_C))",
+        unary(mk.gelu, dropout_p=0.5, seed=3),
+    ),
+    Fault(
+        "dropout-not-scaled",
+        ELEMENT,
+        "tl.where(kept, t * factor",
+        "tl.where(kept, t",
+        gated(mk.geglu, dropout_p=0.5, seed=3),
+    ),
     Fault("dup-from-gate", ELEMENT, "dy * VALUE(gate)", "dy * gate", gated(mk.swiglu)),
     Fault("dgate-without-up", ELEMENT, "GRADIENT(gate, dy * up)", "GRADIENT(gate, dy)", gated(mk.geglu)),
     Fault("slope-1-at-0", "relu.fused", "h > 0", "h >= 0", (mk.relu, {"x": torch.zeros(3)}, {})),
@@ -190,9 +219,7 @@ def seed_fault(monkeypatch, tmp_path) -> Callable[[Fault], None]:
         text = text.replace(fault.right, fault.wrong, 1)
         name = f"fault_{next(NUMBER)}"  # an op is registered under a name once, and the module under its own
         text = text.replace('"minillm_kernels::', f'"minillm_{name}::')
-        text = text.replace('register_unary("', f'register_unary("{name}_').replace(
-            'register_gated("', f'register_gated("{name}_'
-        )
+        text = re.sub(r'(register_(?:unary|gated)\(\s*")', rf"\g<1>{name}_", text)
         path = tmp_path / f"{name}.py"  # Triton reads a kernel's text from its file
         path.write_text(text, encoding="utf-8")
         spec = importlib.util.spec_from_file_location(name, path)

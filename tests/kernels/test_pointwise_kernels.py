@@ -3,6 +3,7 @@
 The distance to the truth is in each op's own file. Here one small case of each op, with all that it can do switched on.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,9 +34,9 @@ def case(op: str) -> tuple[Callable[..., Any], dict[str, Tensor]]:
 
             return call, {"x": x, "residual": normal(2, 35, C), "weight": normal(C), "bias": normal(C)}
         case "relu" | "relu2" | "gelu":
-            return getattr(mk, op), {"x": x, "bias": normal(C)}
+            return functools.partial(getattr(mk, op), dropout_p=0.3, seed=7), {"x": x, "bias": normal(C)}
         case "swiglu" | "geglu":
-            return getattr(mk, op), {"gate": x, "up": normal(2, 35, C)}
+            return functools.partial(getattr(mk, op), dropout_p=0.3, seed=7), {"gate": x, "up": normal(2, 35, C)}
         case "rotary":
             angle, positions = normal(50, 6), torch.randint(50, (2, 35), device=DEVICE)
 
@@ -117,15 +118,20 @@ def registered(op: str) -> list[tuple[Any, tuple[Any, ...]]]:
             form = "tanh" if op == "gelu" else ""
             forward, backward = getattr(library, f"{op}_forward"), getattr(library, f"{op}_backward")
             return [
-                (forward, (x, None, form)),
-                (forward, (x, bias, form)),
-                (backward, (other, x.detach(), None, form)),
-                (backward, (other, x.detach(), bias.detach(), form)),
+                (forward, (x, None, None, form, 0.0)),
+                (forward, (x, bias, seed, form, 0.3)),
+                (backward, (other, x.detach(), None, None, form, 0.0)),
+                (backward, (other, x.detach(), bias.detach(), seed, form, 0.3)),
             ]
         case "swiglu" | "geglu":
             form = "none" if op == "geglu" else ""
             forward, backward = getattr(library, f"{op}_forward"), getattr(library, f"{op}_backward")
-            return [(forward, (x, other, form)), (backward, (other, x.detach(), other, form))]
+            return [
+                (forward, (x, other, None, form, 0.0)),
+                (forward, (x, other, seed, form, 0.3)),
+                (backward, (other, x.detach(), other, None, form, 0.0)),
+                (backward, (other, x.detach(), other, seed, form, 0.3)),
+            ]
         case "rotary":
             q, k, angle = normal(2, 3, 2, 4).requires_grad_(), normal(2, 3, 1, 4), normal(5, 2)
             positions = torch.randint(5, (2, 3), device=DEVICE)
@@ -202,7 +208,9 @@ WIDE = [
     ("layer_norm", "backward torch.bfloat16 C=1024 HAS_DS", 3, 1),
     ("gelu", "forward none torch.bfloat16 flat", 2, 2),
     ("gelu", "backward tanh torch.bfloat16 bias", 2, 1),
+    ("gelu", "backward none torch.bfloat16 bias dropout", 2, 1),
     ("swiglu", "backward torch.bfloat16 rows", 3, 2),
+    ("swiglu", "forward torch.bfloat16 dropout", 4, 2),
     ("rotary", "torch.bfloat16 D=64 Hkv=12", 4, 4),
     ("rotary", "torch.bfloat16 D=80 Hkv=12", 4, 4),
     ("rotary", "torch.bfloat16 D=64 Hkv=12 INTERLEAVED HAS_POSITIONS INVERSE", 4, 4),

@@ -19,20 +19,32 @@ from minillm_kernels.philox import uniform
 from minillm_kernels.precision import working_dtype
 
 
+def dropout_factor(x: Tensor, p: float, seed: int | Tensor | None) -> Tensor | None:
+    """Return keep_i / (1 - p) for each element of x, in float32 or float64; None where nothing is dropped."""
+    if p == 0 or seed is None:
+        return None
+    return (uniform(seed, tuple(x.shape), x.device) >= p).to(working_dtype(x.dtype)) / (1 - p)
+
+
+def drop(t: Tensor, factor: Tensor | None) -> Tensor:
+    """Return (1) of x, or (2) of dy: with `dropout_factor` the first or last step of other ops too."""
+    return t if factor is None else t * factor
+
+
 class Dropout(torch.autograd.Function):
     """Equations (1) and (2), in float32 for low dtypes and in float64 for float64."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float, seed: int | Tensor) -> Tensor:
-        factor = (uniform(seed, tuple(x.shape), x.device) >= p).to(working_dtype(x.dtype)) / (1 - p)
+        factor = dropout_factor(x, p, seed)
         ctx.save_for_backward(factor)
-        return (x * factor).to(x.dtype)  # (1)
+        return drop(x, factor).to(x.dtype)  # (1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
         (factor,) = ctx.saved_tensors
-        return (dy * factor).to(dy.dtype), None, None  # (2)
+        return drop(dy, factor).to(dy.dtype), None, None  # (2)
 
 
 def dropout(x: Tensor, p: float, seed: int | Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""geglu: one half of a gated feed-forward layer, through GELU, times the other.
+"""geglu: one half of a gated feed-forward layer, through GELU, times the other; on request with dropout.
 
 Read next: `reference.py`, then `../rotary/__init__.py`.
 """
@@ -15,22 +15,33 @@ from minillm_kernels.geglu import composed, reference
 __all__ = ["geglu"]
 
 
-def geglu(gate: Tensor, up: Tensor, *, approximate: Literal["none", "tanh"] = "none") -> Tensor:
+def geglu(
+    gate: Tensor,
+    up: Tensor,
+    *,
+    approximate: Literal["none", "tanh"] = "none",
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
+) -> Tensor:
     """Multiply `up` by the GELU of `gate`.
 
-        y = gelu(gate) * up
+        y = dropout(gelu(gate) * up, dropout_p, seed)
 
     Args:
         gate: (..., C), any floating dtype; goes through the non-linearity.
         up: (..., C), the shape, dtype and device of `gate`.
         approximate: which gelu, as in `gelu`: "none" (ModernBERT) or "tanh" (Gemma, T5 1.1).
+        dropout_p: share of the elements of the result that are dropped; the others are scaled by 1 / (1 - dropout_p).
+        seed: int or 0-dim int64 tensor; needed when dropout_p > 0. The same seed drops the same elements.
     Returns:
         (..., C) in the dtype of `gate`; the maths in between is in float32.
     Raises:
-        ValueError: the shapes or devices differ, or `approximate` is another word.
+        ValueError: the shapes or devices differ, `approximate` is another word, or `dropout_p` is no probability or has
+            no seed.
         TypeError: a dtype that is not floating, or two dtypes.
 
     Cost: reads `gate` and `up` and writes the result once, some 16 operations an element: bound by memory.
+        With dropout about 25 integer operations more, each way: the kernel's backward pass draws the numbers again.
     Source: Shazeer (2020), arXiv:2002.05202.
 
     >>> import torch
@@ -43,12 +54,13 @@ def geglu(gate: Tensor, up: Tensor, *, approximate: Literal["none", "tanh"] = "n
     checks.same_device("gate", gate, up=up)
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate is 'none' or 'tanh', got {approximate!r}")
+    checks.dropout(dropout_p, seed)
     match dispatch.choose("geglu", gate):
         case "fused":
             from minillm_kernels.geglu import fused
 
-            return fused.geglu(gate, up, approximate)
+            return fused.geglu(gate, up, approximate, dropout_p, seed)
         case "reference":
-            return reference.geglu(gate, up, approximate=approximate)
+            return reference.geglu(gate, up, approximate, dropout_p, seed)
         case _:
-            return composed.geglu(gate, up, approximate=approximate)
+            return composed.geglu(gate, up, approximate, dropout_p, seed)

@@ -19,9 +19,9 @@ from minillm_kernels.variant import Variant
 _op = elementwise.register_gated("geglu", FUNCTIONS, reference.geglu)
 
 
-def geglu(gate: Tensor, up: Tensor, approximate: str) -> Tensor:
+def geglu(gate: Tensor, up: Tensor, approximate: str, dropout_p: float, seed: int | Tensor | None) -> Tensor:
     """Return y in the dtype of `gate`; arguments as in the public function."""
-    return _op(gate, up, approximate)
+    return _op(gate, up, approximate, dropout_p, seed)
 
 
 def variants() -> Iterator[Variant]:

@@ -1,11 +1,12 @@
 r"""geglu by hand, forward and backward.
 
-    y = gelu(gate) * up                          (1)  gelu and its slope: `../gelu/reference.py`
+    y = drop(gelu(gate) * up)                    (1)  gelu and its slope: `../gelu/reference.py`
+    drop(t) = keep * t / (1 - p)                 (2)  `../dropout/reference.py`; without dropout t
 
 Backward, by the product rule:
 
-    dgate = dy * up * gelu'(gate)                (2)
-    dup = dy * gelu(gate)                        (3)
+    dgate = drop(dy) * up * gelu'(gate)          (3)
+    dup = drop(dy) * gelu(gate)                  (4)
 
 Read next: `composed.py`, then `../rotary/reference.py`.
 """
@@ -18,30 +19,35 @@ import torch
 from torch import Tensor
 
 from minillm_kernels.by_hand import by_hand
+from minillm_kernels.dropout.reference import drop, dropout_factor
 from minillm_kernels.gelu.reference import gelu_forward, gelu_slope
 from minillm_kernels.precision import working_dtype
 
 
 class GeGlu(torch.autograd.Function):
-    """Equations (1) to (3), in float32 for low dtypes and in float64 for float64."""
+    """Equations (1) to (4), in float32 for low dtypes and in float64 for float64."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, approximate: str) -> Tensor:
+    def forward(
+        ctx: Any, gate: Tensor, up: Tensor, approximate: str, dropout_p: float, seed: int | Tensor | None
+    ) -> Tensor:
         wide = working_dtype(gate.dtype)
-        ctx.save_for_backward(gate, up)
+        factor = dropout_factor(gate, dropout_p, seed)
+        ctx.save_for_backward(gate, up, factor)
         ctx.approximate = approximate
-        return (gelu_forward(gate.to(wide), approximate) * up).to(gate.dtype)  # (1)
+        return drop(gelu_forward(gate.to(wide), approximate) * up, factor).to(gate.dtype)  # (1)
 
     @staticmethod
     @by_hand
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         wide = working_dtype(grads[0].dtype)
-        dy, gate, up = (tensor.to(wide) for tensor in (*grads, *ctx.saved_tensors))
-        dgate = dy * up * gelu_slope(gate, ctx.approximate)  # (2)
-        dup = dy * gelu_forward(gate, ctx.approximate)  # (3)
-        return dgate.to(grads[0].dtype), dup.to(grads[0].dtype), None
+        gate, up, factor = ctx.saved_tensors
+        dy, gate, up = drop(grads[0].to(wide), factor), gate.to(wide), up.to(wide)  # (2)
+        dgate = dy * up * gelu_slope(gate, ctx.approximate)  # (3)
+        dup = dy * gelu_forward(gate, ctx.approximate)  # (4)
+        return dgate.to(grads[0].dtype), dup.to(grads[0].dtype), None, None, None
 
 
-def geglu(gate: Tensor, up: Tensor, approximate: str) -> Tensor:
+def geglu(gate: Tensor, up: Tensor, approximate: str, dropout_p: float, seed: int | Tensor | None) -> Tensor:
     """Return y in the dtype of `gate`; arguments as in the public function."""
-    return GeGlu.apply(gate, up, approximate)
+    return GeGlu.apply(gate, up, approximate, dropout_p, seed)

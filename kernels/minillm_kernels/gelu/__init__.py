@@ -1,4 +1,4 @@
-"""gelu: each number times the probability that a normal variable is below it; on request with a bias before it.
+"""gelu: each number times the normal distribution function of it; on request with a bias before and dropout after it.
 
 Read next: `reference.py`, then `../relu2/__init__.py`.
 """
@@ -15,24 +15,36 @@ from minillm_kernels.gelu import composed, reference
 __all__ = ["gelu"]
 
 
-def gelu(x: Tensor, bias: Tensor | None = None, approximate: Literal["none", "tanh"] = "none") -> Tensor:
+def gelu(
+    x: Tensor,
+    bias: Tensor | None = None,
+    approximate: Literal["none", "tanh"] = "none",
+    *,
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
+) -> Tensor:
     """Weigh each number by the normal distribution function, after adding `bias`.
 
         h = x + bias          (without bias: h = x)
-        y = h * Phi(h),   Phi(h) = (1 + erf(h / sqrt(2))) / 2                                   approximate="none"
-        y = h * (1 + tanh(sqrt(2 / pi) * (h + 0.044715 * h ** 3))) / 2                         approximate="tanh"
+        g = h * Phi(h),   Phi(h) = (1 + erf(h / sqrt(2))) / 2                                   approximate="none"
+        g = h * (1 + tanh(sqrt(2 / pi) * (h + 0.044715 * h ** 3))) / 2                         approximate="tanh"
+        y = dropout(g, dropout_p, seed)
 
     Args:
         x: activations (..., C), any floating dtype.
         bias: (C,), added before the non-linearity, any floating dtype; None for none.
         approximate: "none" is the definition (BERT, ModernBERT); "tanh" the approximation of GPT-2, at most 5e-4 away.
+        dropout_p: share of the elements of the result that are dropped; the others are scaled by 1 / (1 - dropout_p).
+        seed: int or 0-dim int64 tensor; needed when dropout_p > 0. The same seed drops the same elements.
     Returns:
         (..., C) in the dtype of `x`; the maths in between is in float32.
     Raises:
-        ValueError: `bias` is not (C,) or on another device, or `approximate` is another word.
+        ValueError: `bias` is not (C,) or on another device, `approximate` is another word, or `dropout_p` is no
+            probability or has no seed.
         TypeError: a dtype that is not floating.
 
-    Cost: reads `x` and writes the result once, some 15 operations an element: bound by memory.
+    Cost: reads `x` and writes the result once, some 15 operations an element: bound by memory. With
+        dropout about 25 integer operations more, each way: the kernel's backward pass draws the numbers again.
     Source: Hendrycks and Gimpel (2016), arXiv:1606.08415.
 
     >>> import torch
@@ -46,12 +58,13 @@ def gelu(x: Tensor, bias: Tensor | None = None, approximate: Literal["none", "ta
         checks.same_device("x", x, bias=bias)
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate is 'none' or 'tanh', got {approximate!r}")
+    checks.dropout(dropout_p, seed)
     match dispatch.choose("gelu", x):
         case "fused":
             from minillm_kernels.gelu import fused
 
-            return fused.gelu(x, bias, approximate)
+            return fused.gelu(x, bias, approximate, dropout_p, seed)
         case "reference":
-            return reference.gelu(x, bias, approximate)
+            return reference.gelu(x, bias, approximate, dropout_p, seed)
         case _:
-            return composed.gelu(x, bias, approximate)
+            return composed.gelu(x, bias, approximate, dropout_p, seed)

@@ -8,8 +8,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from minillm_kernels.dropout import dropout
 
-def gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+
+def gelu(x: Tensor, bias: Tensor | None, approximate: str, dropout_p: float, seed: int | Tensor | None) -> Tensor:
     """Return y in the dtype of `x`; arguments as in the public function."""
     h = x if bias is None else x + bias  # float32 for a float32 bias beside a narrower x
-    return functional.gelu(h, approximate=approximate).to(x.dtype)
+    return dropout(functional.gelu(h, approximate=approximate), dropout_p, seed).to(x.dtype)

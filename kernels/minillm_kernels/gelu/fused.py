@@ -3,7 +3,7 @@ r"""gelu in Triton: the function and its tanh form; the kernels are in `../eleme
 Equations: `reference.py`. Triton has no tanh of its own; with the logistic function sigma(z) = 1 / (1 + exp(-z)),
 tanh(u) = 2 sigma(2u) - 1, so that with z = 2a (h + b h^3)
 
-    (1 + t) / 2 = sigma(z),   (1 - t^2) / 2 = 2 sigma(z) (1 - sigma(z))                          (10)
+    (1 + t) / 2 = sigma(z),   (1 - t^2) / 2 = 2 sigma(z) (1 - sigma(z))                          (12)
 
 Read next: `../elementwise_kernels.py`, `../elementwise.py`, then `../relu2/fused.py`.
 """
@@ -35,13 +35,13 @@ def value(h):
 @triton.jit
 def gradient(h, dy):
     slope = 0.5 + 0.5 * tl.erf(h * SQRT_HALF) + h * tl.exp(-0.5 * h * h) * DENSITY_AT_0  # (4)
-    return dy * slope  # (8)
+    return dy * slope  # (10)
 
 
 @triton.jit
 def tanh_value(h):
     # constants stand on the right: the interpreter takes no other order
-    return h * elementwise_kernels.logistic((h + h * h * h * B) * TWO_A)  # (6), (10)
+    return h * elementwise_kernels.logistic((h + h * h * h * B) * TWO_A)  # (6), (12)
 
 
 @triton.jit
@@ -49,8 +49,8 @@ def tanh_gradient(h, dy):
     z = (h + h * h * h * B) * TWO_A
     e = tl.exp(-tl.abs(z))
     bell = e / ((1 + e) * (1 + e))  # sigma(z) (1 - sigma(z)), without the digits that 1 - sigma loses
-    slope = elementwise_kernels.logistic(z) + h * bell * TWO_A * (1 + h * h * (3 * B))  # (7), (10)
-    return dy * slope  # (8)
+    slope = elementwise_kernels.logistic(z) + h * bell * TWO_A * (1 + h * h * (3 * B))  # (7), (12)
+    return dy * slope  # (10)
 
 
 FUNCTIONS = {
@@ -60,9 +60,9 @@ FUNCTIONS = {
 _op = elementwise.register_unary("gelu", FUNCTIONS, reference.gelu)
 
 
-def gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+def gelu(x: Tensor, bias: Tensor | None, approximate: str, dropout_p: float, seed: int | Tensor | None) -> Tensor:
     """Return y in the dtype of `x`; arguments as in the public function."""
-    return _op(x, bias, approximate)
+    return _op(x, bias, approximate, dropout_p, seed)
 
 
 def variants() -> Iterator[Variant]:

@@ -25,16 +25,16 @@ def value(h):
 
 @triton.jit
 def gradient(h, dy):
-    return tl.where(h > 0, dy, 0.0)  # (3)
+    return tl.where(h > 0, dy, 0.0)  # (5)
 
 
 FUNCTIONS = {"": elementwise.Function(value, gradient)}
-_op = elementwise.register_unary("relu", FUNCTIONS, lambda x, bias, form: reference.relu(x, bias))
+_op = elementwise.register_unary("relu", FUNCTIONS, lambda x, bias, form, p, seed: reference.relu(x, bias, p, seed))
 
 
-def relu(x: Tensor, bias: Tensor | None) -> Tensor:
+def relu(x: Tensor, bias: Tensor | None, dropout_p: float, seed: int | Tensor | None) -> Tensor:
     """Return y in the dtype of `x`; arguments as in the public function."""
-    return _op(x, bias, "")
+    return _op(x, bias, "", dropout_p, seed)
 
 
 def variants() -> Iterator[Variant]:

@@ -1,4 +1,4 @@
-"""relu2: negative numbers become zero, positive ones are squared; on request with a bias before it.
+"""relu2: negative numbers become zero, positive ones are squared; on request with a bias before and dropout after it.
 
 Read next: `reference.py`, then `../swiglu/__init__.py`.
 """
@@ -13,22 +13,25 @@ from minillm_kernels.relu2 import composed, reference
 __all__ = ["relu2"]
 
 
-def relu2(x: Tensor, bias: Tensor | None = None) -> Tensor:
+def relu2(x: Tensor, bias: Tensor | None = None, *, dropout_p: float = 0.0, seed: int | Tensor | None = None) -> Tensor:
     """Clip at zero and square, after adding `bias`.
 
         h = x + bias          (without bias: h = x)
-        y = max(h, 0) ** 2
+        y = dropout(max(h, 0) ** 2, dropout_p, seed)
 
     Args:
         x: activations (..., C), any floating dtype.
         bias: (C,), added before the non-linearity, any floating dtype; None for none.
+        dropout_p: share of the elements of the result that are dropped; the others are scaled by 1 / (1 - dropout_p).
+        seed: int or 0-dim int64 tensor; needed when dropout_p > 0. The same seed drops the same elements.
     Returns:
         (..., C) in the dtype of `x`; the maths in between is in float32.
     Raises:
-        ValueError: `bias` is not (C,) or on another device.
+        ValueError: `bias` is not (C,) or on another device, or `dropout_p` is no probability or has no seed.
         TypeError: a dtype that is not floating.
 
-    Cost: reads `x` and writes the result once, 2 or 3 operations an element: bound by memory.
+    Cost: reads `x` and writes the result once, 2 or 3 operations an element: bound by memory. With
+        dropout about 25 integer operations more, each way: the kernel's backward pass draws the numbers again.
     Source: So et al. (2021), "Primer", arXiv:2109.08668.
 
     >>> import torch
@@ -40,12 +43,13 @@ def relu2(x: Tensor, bias: Tensor | None = None) -> Tensor:
         checks.floating("bias", bias)
         checks.shape("bias", bias, x.shape[-1:], "one bias per column of x")
         checks.same_device("x", x, bias=bias)
+    checks.dropout(dropout_p, seed)
     match dispatch.choose("relu2", x):
         case "fused":
             from minillm_kernels.relu2 import fused
 
-            return fused.relu2(x, bias)
+            return fused.relu2(x, bias, dropout_p, seed)
         case "reference":
-            return reference.relu2(x, bias)
+            return reference.relu2(x, bias, dropout_p, seed)
         case _:
-            return composed.relu2(x, bias)
+            return composed.relu2(x, bias, dropout_p, seed)

@@ -26,16 +26,16 @@ def value(h):
 
 @triton.jit
 def gradient(h, dy):
-    return 2 * tl.where(h <= 0, 0.0, h) * dy  # (3)
+    return 2 * tl.where(h <= 0, 0.0, h) * dy  # (5)
 
 
 FUNCTIONS = {"": elementwise.Function(value, gradient)}
-_op = elementwise.register_unary("relu2", FUNCTIONS, lambda x, bias, form: reference.relu2(x, bias))
+_op = elementwise.register_unary("relu2", FUNCTIONS, lambda x, bias, form, p, seed: reference.relu2(x, bias, p, seed))
 
 
-def relu2(x: Tensor, bias: Tensor | None) -> Tensor:
+def relu2(x: Tensor, bias: Tensor | None, dropout_p: float, seed: int | Tensor | None) -> Tensor:
     """Return y in the dtype of `x`; arguments as in the public function."""
-    return _op(x, bias, "")
+    return _op(x, bias, "", dropout_p, seed)
 
 
 def variants() -> Iterator[Variant]:

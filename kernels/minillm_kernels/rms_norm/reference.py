@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from minillm_kernels.by_hand import by_hand
-from minillm_kernels.philox import uniform
+from minillm_kernels.dropout.reference import drop, dropout_factor
 from minillm_kernels.precision import working_dtype
 
 
@@ -61,11 +61,8 @@ class RmsNorm(torch.autograd.Function):
         seed: int | Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         wide = working_dtype(x.dtype)
-        keep = None
-        s = x.to(wide)
-        if dropout_p > 0 and seed is not None:
-            keep = (uniform(seed, tuple(x.shape), x.device) >= dropout_p).to(wide) / (1 - dropout_p)
-            s = s * keep
+        keep = dropout_factor(x, dropout_p, seed)
+        s = drop(x.to(wide), keep)
         if residual is not None:
             s = s + residual.to(wide)  # (1)
         s = s.to(x.dtype)  # y is the norm of the s that is returned
@@ -82,7 +79,7 @@ class RmsNorm(torch.autograd.Function):
         wide = rstd.dtype
         through_y, dweight, dbias = rms_norm_backward(dy.to(wide), s.to(wide), weight.to(wide), rstd)
         total = through_y + ds.to(wide)  # (6)
-        dx = total if keep is None else total * keep  # (7)
+        dx = drop(total, keep)  # (7)
         return (
             dx.to(s.dtype),
             dweight.to(weight.dtype),

@@ -8,7 +8,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from minillm_kernels.dropout import dropout
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+
+def swiglu(gate: Tensor, up: Tensor, dropout_p: float, seed: int | Tensor | None) -> Tensor:
     """Return y in the dtype of `gate`; arguments as in the public function."""
-    return functional.silu(gate) * up
+    return dropout(functional.silu(gate) * up, dropout_p, seed)

@@ -26,16 +26,18 @@ def silu(gate):
 @triton.jit
 def silu_gradient(gate, dy):
     sigma = elementwise_kernels.logistic(gate)  # (1)
-    return dy * sigma * (1 + gate * (1 - sigma))  # (3), (4)
+    return dy * sigma * (1 + gate * (1 - sigma))  # (4), (5)
 
 
 FUNCTIONS = {"": elementwise.Function(silu, silu_gradient)}
-_op = elementwise.register_gated("swiglu", FUNCTIONS, lambda gate, up, form: reference.swiglu(gate, up))
+_op = elementwise.register_gated(
+    "swiglu", FUNCTIONS, lambda gate, up, form, p, seed: reference.swiglu(gate, up, p, seed)
+)
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+def swiglu(gate: Tensor, up: Tensor, dropout_p: float, seed: int | Tensor | None) -> Tensor:
     """Return y in the dtype of `gate`; arguments as in the public function."""
-    return _op(gate, up, "")
+    return _op(gate, up, "", dropout_p, seed)
 
 
 def variants() -> Iterator[Variant]:
