@@ -154,15 +154,16 @@ def test_backward_may_be_called_twice_and_leaves_the_logits_alone(name):
     assert torch.equal(logits, before)
 
 
-def test_masked_classes_have_probability_zero(outputs_and_gradients):
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+def test_masked_classes_have_probability_zero(outputs_and_gradients, z_loss):
     """Logits of -inf, also a whole tile of them at the start."""
     made = tensors((3, 9000))
     made["logits"][:, :5000] = -torch.inf
     made["targets"][:] = 8000
-    expected = outputs_and_gradients(truth, made, reduction="none")
+    expected = outputs_and_gradients(truth, made, reduction="none", z_loss=z_loss)
     for name in BACKENDS:
         with mk.backend(name):
-            found = outputs_and_gradients(mk.cross_entropy, made, reduction="none")
+            found = outputs_and_gradients(mk.cross_entropy, made, reduction="none", z_loss=z_loss)
         torch.testing.assert_close(found, expected)
 
 
