@@ -67,9 +67,9 @@ def measure(recipe: str, rounds: int) -> list[Steps]:
     steps = {OURS: make_optimiser(models[OURS], settings).step, THEIRS: theirs.step}
     for step in steps.values():
         step()
-    difference = max(
-        float((one - other).norm() / other.norm()) for one, other in zip(weights[OURS], weights[THEIRS], strict=True)
-    )
+    with torch.no_grad():
+        pairs = zip(weights[OURS], weights[THEIRS], strict=True)
+        difference = max(float((one - other).norm() / other.norm()) for one, other in pairs)
     found = interleaved(
         {name: lambda _, step=step: step() for name, step in steps.items()},
         copies=1,
@@ -107,7 +107,9 @@ def page(measured: Sequence[Steps], head: Mapping[str, Any]) -> str:
     for recipe in dict.fromkeys(steps.recipe for steps in measured):
         ours, theirs = (next(s for s in measured if (s.recipe, s.name) == (recipe, name)) for name in (OURS, THEIRS))
         times = (f"{1e3 * statistics.median(s.seconds):.1f}" for s in (ours, theirs))
-        lines.append(f"| {recipe} | {ours.matrices} | {ours.elements:,} | {' | '.join(times)} | {ours.difference:.1e} |")
+        lines.append(
+            f"| {recipe} | {ours.matrices} | {ours.elements:,} | {' | '.join(times)} | {ours.difference:.1e} |"
+        )
     return "\n".join(lines) + "\n"
 
 
