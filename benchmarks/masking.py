@@ -121,9 +121,8 @@ def page(runs: Sequence[Run], head: Mapping[str, Any]) -> str:
         f"`{PRESET}` on `{CORPUS}`, {runs[0].steps:,} steps, on {head['device']}, threads: {head['threads']},",
         f"PyTorch {head['versions']['torch']}, commit {', '.join(sorted({run.commit for run in runs}))}, "
         f"{head['date'][:10]}. Each model is asked for the same held-out tokens:",
-        "single ones, 15 % of all, whatever it learnt from. Seconds are those of the quickest seed, whom other work on the "
-        "machine held up least.",
-        "`python -m benchmarks.masking` made this page.\n",
+        "single ones, 15 % of all, whatever it learnt from. Seconds are those of the quickest seed: other work on the "
+        "machine held up the others more. `python -m benchmarks.masking` made this page.\n",
         f"| {' | '.join(COLUMNS)} |",
         "|---|" + "---:|" * (len(COLUMNS) - 1),
     ]
