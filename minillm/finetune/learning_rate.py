@@ -11,8 +11,9 @@ width C, and RMS over all elements of the matrices in the blocks,
 | weights | RMS(W) | L | C | rate | what is known to do |
 |---|---:|---:|---:|---:|---|
 | BERT-base | 0.042 | 12 | 768 | 2.5e-5 | 2e-5 to 5e-5 (Devlin et al., 2019, arXiv:1810.04805) |
-| MiniLM, 6 layers of 384 | 0.065 | 6 | 384 | 1.6e-4 | 5e-5 to 2e-4: `benchmarks/MINILM.md` |
-| an encoder that Muon made | 0.19 | 2 | 128 | 4.1e-3 | 1e-3 to 1e-2: `benchmarks/FINETUNING.md` |
+| MiniLM, 6 layers of 384 | 0.065 | 6 | 384 | 1.6e-4 | 5e-5; 3.3e-4 is too much: `benchmarks/CPU_LADDER.md` |
+| the quickstart's encoder | 0.11 | 4 | 128 | 1.2e-3 | 3e-3 |
+| a smaller one that Muon made | 0.19 | 2 | 128 | 4.1e-3 | 1e-3 to 1e-2: `benchmarks/FINETUNING.md` |
 | the same drawn at random | 0.02 | 2 | 128 | 4.3e-4 | 3e-4 to 1e-3: the same |
 
 It is a place to begin, and a search over three rates is better.
