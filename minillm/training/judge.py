@@ -29,7 +29,7 @@ class Judge:
         """Remember what to ask and by which figure to choose; see `Trainer`."""
         self.evaluate, self.best_by = evaluate, best_by
         self.step: int = -1
-        self.score: tuple[float, float] | None = None
+        self.score: list[float] | None = None
 
     def look(self, trainer: Trainer) -> Mapping[str, float | None]:
         """Return the figures of this moment; the trainer's `state.since_best` is 0 where they are the best ones.
@@ -50,16 +50,15 @@ class Judge:
             raise not_finite("the validation loss", state.step, trainer.safe())
         state.valid_loss = float(loss)
         self.step, self.score = state.step, None if figure is None else self.score_of(figure, loss)
-        best = None if state.best_figure is None else self.score_of(state.best_figure, state.best_loss or 0.0)
-        if figure is not None and (best is None or self.score_of(figure, loss) > best):
-            state.best_figure, state.best_loss, state.since_best = float(figure), float(loss), 0
+        if self.score is not None and self.score > state.best_score:  # any list is above an empty one
+            state.best_score, state.since_best = self.score, 0
         else:
             state.since_best += 1
         return valid
 
-    def score_of(self, figure: float, loss: float) -> tuple[float, float]:
+    def score_of(self, figure: float, loss: float) -> list[float]:
         """Return a score, higher is better: by the figure that `train.best_by` names, and among equals by the loss.
 
         Equals are many: an F1 is 0 until the first tag is found.
         """
-        return -float(figure) if self.best_by in LOWER_IS_BETTER else float(figure), -float(loss)
+        return [-float(figure) if self.best_by in LOWER_IS_BETTER else float(figure), -float(loss)]

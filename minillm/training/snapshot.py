@@ -45,7 +45,7 @@ class Snapshot:
     unaveraged: Mapping[str, Tensor] | None
     config: Any
     state: Mapping[str, Any]
-    score: tuple[float, float] | None
+    score: list[float] | None
     best: bool
     shards: Path | None = None
 

@@ -28,8 +28,8 @@ class RunState:
     empty_steps: steps whose batch had no target.
     train_loss: mean over the targets of the last batch whose loss was read, in nats; None: none yet.
     valid_loss: of the last evaluation.
-    best_figure: the best value so far of the figure that `train.best_by` names; None: there was none.
-    best_loss: the validation loss of the evaluation that found it. since_best: evaluations after that one.
+    best_score: of the best evaluation so far, see `Judge.score_of`; empty: there was none.
+    since_best: evaluations after that one.
     skipped_steps, skipped_in_a_row: steps left out because their numbers were not finite, in all and just now.
     recent_losses, recent_norms: of the last steps that were read, oldest first; see `deviation.py`.
     """
@@ -39,8 +39,7 @@ class RunState:
     empty_steps: int = 0
     train_loss: float | None = None
     valid_loss: float | None = None
-    best_figure: float | None = None
-    best_loss: float | None = None
+    best_score: list[float] = field(default_factory=list)
     since_best: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
