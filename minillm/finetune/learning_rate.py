@@ -42,7 +42,7 @@ def with_learning_rate(config: FinetuneConfig, model: TaskModel) -> FinetuneConf
     Args:
         model: at its first step.
     Raises:
-        InputError: none is given, and the optimiser is none that this rule is for.
+        InputError: none is given, and the optimiser is none that this rule is for, or the weights have no size.
     """
     optim = config.optim
     if optim.learning_rate > 0.0:
@@ -52,6 +52,11 @@ def with_learning_rate(config: FinetuneConfig, model: TaskModel) -> FinetuneConf
             f"optim.learning_rate must be given with optim.name = {optim.name}; it is chosen for adamw alone"
         )
     rate = suitable_rate(model, config.scope, config.adapter)
+    if not 0.0 < rate < float("inf"):
+        raise InputError(
+            "the model's weights are all 0 or not finite, and no learning rate suits them; use another model, or say "
+            "optim.learning_rate"
+        )
     return dataclasses.replace(config, optim=dataclasses.replace(optim, learning_rate=rate))
 
 

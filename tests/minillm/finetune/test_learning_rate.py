@@ -92,6 +92,13 @@ def test_another_optimiser_has_no_chosen_rate(settings):
         prepared_run(config, QUIET)
 
 
+@pytest.mark.parametrize("size", [0.0, math.nan, math.inf])
+def test_weights_without_a_size_have_no_rate(settings, model_with, size):
+    config = settings(optim__learning_rate=0.0)
+    with pytest.raises(InputError, match="all 0 or not finite"):
+        with_learning_rate(config, model_with(size))
+
+
 def test_a_given_rate_is_not_looked_at(settings):
     config, *_, model = prepared_run(settings(optim__name="sgd"), QUIET)
     assert with_learning_rate(config, model) is config
