@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import tokenizers
 
 from minillm.errors import InputError
 from minillm.finetune.config import TextConfig
@@ -55,7 +56,6 @@ def test_longest_first_is_token_after_token(room):
 
 def test_pairs_are_cut_as_transformers_cuts_them():
     """Ids of a fast tokenizer's `longest_first` on the same lengths."""
-    tokenizers = pytest.importorskip("tokenizers")
     words = {f"w{n}": n for n in range(40)}
     other = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
     other.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
