@@ -77,7 +77,7 @@ def train_classifier(encoder: Path, progress: Progress) -> finetuning.Result:
         "against_random": True,
         "data": tables,
         "train": {"epochs": 6.0},
-        "optim": {"learning_rate": 3e-3, "random_learning_rate": 1e-3},  # each the best of a few on the valid table
+        "optim": {"learning_rate": 3e-3, "random_learning_rate": 1e-3},  # each the best of three on the valid table
     }
     config: FinetuneConfig = build(FinetuneConfig, settings, source="quickstart")
     result = finetuning.finetune(config, OUT / "classifier", overwrite=True, progress=progress)
