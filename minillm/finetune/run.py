@@ -269,9 +269,8 @@ def _train(trainer: Trainer, material: Material, config: FinetuneConfig, progres
             progress.warn(f"its twin from random weights is not done; go on with: minillm finetune --resume {folder}")
             stopped = dataclasses.replace(summary, stopped_early=True, signal=twin.summary.signal)
             return Result(run=folder.path, summary=stopped, step=best.step, contenders=(), examples_per_second=rate)
-        note = "nothing pretrained, all else alike" + (
-            "" if config.optim.random_learning_rate else " but the learning rate, which suits these weights"
-        )
+        alike = config.optim.random_learning_rate == config.optim.learning_rate
+        note = "nothing pretrained, all else alike" + ("" if alike else " but the learning rate")
         contenders.append(dataclasses.replace(twin.contenders[0], name=FROM_RANDOM, note=note))
     if not processes.is_first:
         return Result(run=folder.path, summary=summary, step=best.step, contenders=contenders, examples_per_second=rate)

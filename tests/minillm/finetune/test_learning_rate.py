@@ -73,13 +73,22 @@ def test_a_run_takes_the_rate_that_suits_it_and_leaves_one_that_is_given(setting
         assert config.optim.learning_rate == (given or suitable_rate(model, EVERYTHING, None))
 
 
-@pytest.mark.parametrize("given, ten_times", [({"optim__learning_rate": 0.0}, True), ({}, False)])
+@pytest.mark.parametrize(
+    "given, ten_times",
+    [
+        ({"optim__learning_rate": 0.0}, True),
+        ({}, False),
+        ({"optim__learning_rate": 0.05, "optim__random_learning_rate": 0.005}, True),
+    ],
+    ids=["chosen", "one for both", "two"],
+)
 def test_a_twin_from_random_weights_has_a_rate_of_its_own(settings, tmp_path, monkeypatch, given, ten_times):
-    """Weights of 0.2, and of the twin 0.02: where no rate is given, it has a tenth; a given one is for both."""
+    """Weights of 0.2, the twin of 0.02: where no rate is given, a tenth is. The report says whether the two differ."""
     sizes = iter((0.2, 0.02))
     monkeypatch.setattr("minillm.finetune.learning_rate.matrix_rms", lambda model: next(sizes))
     monkeypatch.setattr("minillm.finetune.run.draw_plots", lambda folder: [])
-    finetune(settings(against_random=True, train__max_steps=1, **given), tmp_path)
+    result = finetune(settings(against_random=True, train__max_steps=1, **given), tmp_path)
+    assert result.contenders[-1].note.endswith("but the learning rate") == ten_times
     own, twin = (
         read_toml(RunFolder(folder).config_path)["optim"]["learning_rate"] for folder in (tmp_path, tmp_path / TWIN)
     )
