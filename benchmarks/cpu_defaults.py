@@ -2,8 +2,9 @@
 
 The default is the `torch` backend. Beside it, forward and backward, in turn: the reference, PyTorch's own function
 where there is one, other compositions that could stand in its place, and what torch.compile makes of it. Sizes are
-those of a step of the small recipes, in the dtype that they train in here; the first one's in float32 too. A provider
-is checked against float64 before it is timed, by the same code as in `python -m benchmarks --only ops`.
+those of a step of the small recipes, in the dtype and with the memory settings that they train with here; the first
+one's in float32 too. A provider is checked against float64 before it is timed, by the same code as in `python -m
+benchmarks --only ops`.
 
 CPU_DEFAULTS.json has every sample, CPU_DEFAULTS.md the verdict.
 
@@ -278,6 +279,7 @@ def measured(ops: Sequence[str] | None, quick: bool, say: Callable[[str], None])
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the page and return the exit status."""
     from benchmarks.cpu_formulations import FORMULATIONS
+    from minillm.training.host_memory import keep_freed_memory
 
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cpu_defaults", description=(__doc__ or "").partition("\n")[0]
@@ -290,6 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--out {given.out}: {error.strerror}; name a folder that can be written")
+    keep_freed_memory()  # as training does
     start = time.monotonic()
     runs = measured(
         given.ops, given.quick, lambda text: print(f"[{time.monotonic() - start:5.0f} s] {text}", file=sys.stderr)

@@ -21,6 +21,7 @@ from benchmarks.measure import EFFORTS, SCALING_EFFORT, Effort, measure_case
 from benchmarks.ops import BENCHMARKS, scaling
 from benchmarks.ops.registration import Shape
 from benchmarks.timing import first_line
+from minillm.training.host_memory import keep_freed_memory
 
 Line = dict[str, Any]
 
@@ -48,6 +49,8 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     effort = EFFORTS[device.type][given.quick]
+    if device.type == "cpu":
+        keep_freed_memory()  # as in training: else the system takes memory back from one provider in another's turn
     with given.to.open("a", encoding="utf-8") as file:
 
         def write(line: Line) -> None:

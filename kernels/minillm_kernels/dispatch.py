@@ -62,7 +62,7 @@ def decide(op: str, device: torch.device | str) -> Decision:
     >>> decide("relu", "cpu")
     Decision(op='relu', backend='torch', reason='the default on cpu')
     """
-    return _decide(op, torch.device(device).type)
+    return Decision(op, *_decide(op, torch.device(device).type))
 
 
 def choose(op: str, tensor: torch.Tensor, obstacle: str = "") -> Backend:
@@ -77,25 +77,24 @@ def choose(op: str, tensor: torch.Tensor, obstacle: str = "") -> Backend:
     """
     if tensor.dtype == torch.float64:
         obstacle = "float64 has no kernel"
-    return _decide(op, tensor.device.type, obstacle).backend
+    return _decide(op, tensor.device.type, obstacle)[0]
 
 
-def _decide(op: str, kind: str, obstacle: str = "") -> Decision:
+def _decide(op: str, kind: str, obstacle: str = "") -> tuple[Backend, str]:
+    """Return the backend and the reason: a tuple, since this runs at every call and a dataclass takes a microsecond."""
     asked = _asked.get(op)
-    if asked == "reference":
-        return Decision(op, "reference", "asked for")
-    if asked == "torch":
-        return Decision(op, "torch", "asked for")
+    if asked is not None and asked != "fused":
+        return asked, "asked for"
     if op not in FUSED_OPS:
-        return Decision(op, "torch", "no Triton kernel yet")
+        return "torch", "no Triton kernel yet"
     obstacle = _obstacle(kind) or obstacle
     if asked == "fused":
         if obstacle:
             raise ValueError(f"backend 'fused' was asked for, but {op} on {kind}: {obstacle}; ask for 'torch'")
-        return Decision(op, "fused", "asked for")
+        return "fused", "asked for"
     if kind == "cuda" and not obstacle:
-        return Decision(op, "fused", "the default on a GPU")
-    return Decision(op, "torch", obstacle if kind == "cuda" else f"the default on {kind}")
+        return "fused", "the default on a GPU"
+    return "torch", obstacle if kind == "cuda" else f"the default on {kind}"
 
 
 def _obstacle(kind: str) -> str:

@@ -23,8 +23,10 @@ def cross_entropy(
     log_p = torch.log_softmax(capped, dim=-1)  # (..., V)
     # Forward and backward of (768, 65) in float32 take 0.13 ms with gather in place of nll_loss, and 0.08 with it; of
     # (4096, 65) 0.40 and 0.33; with thousands of classes the two are level (one core of an AMD EPYC).
-    rows, index = log_p.reshape(-1, log_p.shape[-1]), targets.reshape(-1)  # (R, V), (R,)
-    losses = functional.nll_loss(rows, index, ignore_index=ignore_index, reduction="none").view(targets.shape)
+    flat = targets.ndim == 1  # then nothing is reshaped: views of the same shape take a fifth of a small loss's time
+    rows, index = (log_p, targets) if flat else (log_p.reshape(-1, log_p.shape[-1]), targets.reshape(-1))
+    losses = functional.nll_loss(rows, index, ignore_index=ignore_index, reduction="none")  # (R,)
+    losses = losses if flat else losses.view(targets.shape)
     if label_smoothing == 0 and z_loss == 0:
         return losses  # 0 where ignored
     kept = targets != ignore_index  # (...)

