@@ -21,6 +21,9 @@ TIMED = {  # sections with rows that have a time -> what tells a row from the ot
 }
 
 
+WITHIN = "within the spread"
+
+
 class Unreadable(ValueError):
     """A file that is no result; one line says why."""
 
@@ -75,6 +78,8 @@ def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[st
         yield from ("", f"{section}:", "")
         cells = [[*k, *_change(old_rows[k], row)] for k, row in new_rows.items() if k in old_rows]
         yield from table((*key, "time of B / A", "verdict"), cells)
+        verdicts = [cell[-1] for cell in cells if cell[-2]]
+        yield from ("", f"{verdicts.count(WITHIN)} of {len(verdicts)} times are within the spread.")
         for name, keys in (("A", old_rows.keys() - new_rows.keys()), ("B", new_rows.keys() - old_rows.keys())):
             if keys:
                 yield f"only in {name}: {len(keys)} rows"
@@ -88,5 +93,5 @@ def _change(old: figures.Row, new: figures.Row) -> tuple[str, str]:
     one, other = (row.get("tokens", 1) for row in (old, new))  # steps of another size are compared by the token
     ratio = (new["seconds"] / other) / (old["seconds"] / one)
     if new["low"] / other <= old["high"] / one and old["low"] / one <= new["high"] / other:
-        return f"{ratio:.3f}", "within the spread"
+        return f"{ratio:.3f}", WITHIN
     return f"{ratio:.3f}", "slower" if ratio > 1 else "faster"

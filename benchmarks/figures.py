@@ -14,6 +14,7 @@ Read next: `report.py`.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,8 +55,21 @@ def share(row: Row, ceilings: Ceilings) -> float | None:
     return limit[1] / row["seconds"] if limit and "seconds" in row else None
 
 
+def add_visit(row: dict[str, Any], found: Row) -> None:
+    """Put the times of one more visit into a row: the median of the visits, between their lowest and highest quartile.
+
+    >>> row = {"seconds": 2.0, "low": 1.9, "high": 2.1}
+    >>> add_visit(row, {"seconds": 3.0, "low": 2.8, "high": 3.1})
+    >>> row["seconds"], row["low"], row["high"], row["visits"]
+    (2.5, 1.9, 3.1, [2.0, 3.0])
+    """
+    row["visits"] = [*row.get("visits", [row["seconds"]]), found["seconds"]]
+    row["seconds"] = statistics.median(row["visits"])
+    row["low"], row["high"] = min(row["low"], found["low"]), max(row["high"], found["high"])
+
+
 def spread(row: Row) -> float:
-    """Return the distance of the quartiles as a share of the median."""
+    """Return the distance of the quartiles, the outermost of all visits, as a share of the median."""
     return (row["high"] - row["low"]) / row["seconds"]
 
 

@@ -112,6 +112,40 @@ def measure_case(
     return rows
 
 
+def time_again(
+    benchmark: OpBenchmark,
+    shape: Shape,
+    device: torch.device,
+    effort: Effort,
+    providers: Collection[str],
+    *,
+    heard: Heard = lambda provider: None,
+) -> list[Row]:
+    """Return the times of providers that `measure_case` has checked and timed before, in another process."""
+    dtype = DTYPES[device.type]
+    rows: list[Row] = []
+    for direction in benchmark.directions:
+        copies = copies_for(benchmark.cost(shape.dims, dtype.itemsize).of(direction)[0], device)
+        call_of = calls_of(benchmark, shape.dims, dtype, device, direction, copies)
+        calls = {name: call_of(benchmark.provider(name, shape.dims, device)) for name in providers}
+        rounds, seconds, graph = effort.rounds, effort.seconds, benchmark.graph
+        times = interleaved(
+            calls, copies=copies, device=device, rounds=rounds, seconds=seconds, graph=graph, heard=heard
+        )
+        case = {"op": benchmark.name, "shape": shape.name, "dtype": SHORT[dtype], "direction": direction}
+        rows += [
+            {**case, "provider": name, **_seconds(found)} for name, found in times.items() if isinstance(found, Times)
+        ]
+        del calls, call_of
+        gc.collect()
+    return rows
+
+
+def _seconds(times: Times) -> Row:
+    low, high = times.quartiles
+    return {"seconds": times.median, "low": low, "high": high}
+
+
 def _outcome(result: Any, verdict: Any) -> Row:
     """Return the part of a row that tells what came of a provider."""
     row: Row = {}
@@ -120,15 +154,7 @@ def _outcome(result: Any, verdict: Any) -> Row:
     if not isinstance(result, Times):
         reason = str(result) if isinstance(result, Unavailable) else first_line(result)
         return row | {"status": "not run", "reason": reason}
-    low, high = result.quartiles
-    row |= {
-        "status": "measured",
-        "seconds": result.median,
-        "low": low,
-        "high": high,
-        "rounds": len(result.samples),
-        "method": result.method,
-    }
+    row |= {"status": "measured", **_seconds(result), "rounds": len(result.samples), "method": result.method}
     if result.note:
         row["note"] = result.note
     if isinstance(verdict, Error) and not verdict.passes:

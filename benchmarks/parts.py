@@ -14,10 +14,11 @@ Part = Mapping[str, Any]
 Result = Mapping[str, Any]
 
 OPS_NOTES = """\
-- **time**: median of the rounds, ± half the distance of the quartiles; rounds of all providers in turn. graph: calls on
-  copies of the inputs that together exceed the second-level cache, replayed without launches; events: the same without
-  a graph; clock: on a CPU, whose caches are not emptied, so that small cases may pass their ceiling; freed
-  memory is kept in the process, as in training.
+- **time**: median of the rounds, ± half the distance of the quartiles; rounds of all providers in turn. On a CPU all
+  providers but compiled ones are visited three times, minutes apart: median of the visits, ± half of what lies between
+  the lowest and the highest of their quartiles. graph: calls on copies of the inputs that together exceed the
+  second-level cache, replayed without launches; events: the same without a graph; clock: on a CPU, whose caches are not
+  emptied, so that small cases may pass their ceiling; freed memory is kept in the process, as in training.
 - **of ceiling**: the least time that the task needs at this run's ceilings, as a share of the time; bound by says which
   ceiling that is. Bytes and operations are those of the task, the same for all providers.
 - **error**: largest distance to float64, as a share of the largest number, and in brackets as a share of what is

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from benchmarks import figures
 from benchmarks.child import Child
 from benchmarks.context import Context, Part, Section
 from benchmarks.correctness import correctness
@@ -24,6 +25,11 @@ from benchmarks.training.section import training
 Case = tuple[str, str]  # op, shape
 COMPILERS = ("torch.compile", "FlexAttention")  # providers that a quick run goes without
 MOST_CRASHES = 3  # of one case, after which it is given up
+# How often a case is visited, minutes apart and in another process each time. A GPU's clocks stay where they are; a CPU
+# that is shared drifts by more in a minute than in the second that the rounds of one visit take. Compiled providers,
+# which take longest to prepare, are visited once.
+VISITS = {"cuda": 1, "cpu": 3}
+AGAIN = 0.25  # of a budget, for all visits but the first
 
 
 def ceilings(context: Context) -> Iterator[Part]:
@@ -60,13 +66,15 @@ def measured(context: Context, what: str, cases: Sequence[Case]) -> Iterator[Par
     """Measure cases until the budget is over; a provider that ends the process is blamed, and the rest goes on.
 
     Its case begins anew without it. A case whose process ends with nobody to blame, or again and again, is given up.
+    Then come the visits after the first.
     """
+    ends = time.monotonic() + context.budget
     left = list(cases)
     blamed: dict[Case, dict[str, str]] = {}  # case -> provider -> why it is left out
     rows: list[Part] = []
     not_run: list[Part] = []
     clocks: list[str] = []  # of the multiprocessors, at the end of each case
-    until = time.monotonic() + context.budget
+    until = ends - AGAIN * context.budget * (VISITS[context.kind] > 1)
     while left and time.monotonic() < until:
         case, provider = None, None
         given = [[*c, blamed.get(c, {})] for c in left]
@@ -98,7 +106,29 @@ def measured(context: Context, what: str, cases: Sequence[Case]) -> Iterator[Par
         else:
             blamed.setdefault(case, {})[provider] = worker.reason
             context.say(f"{', '.join(case)}, {provider}: {worker.reason}")
-    yield {"rows": rows, "not_run": not_run + _no_time(left), "clocks": clocks}
+    part = {"rows": rows, "not_run": not_run + _no_time(left), "clocks": clocks}
+    yield part
+    for number in range(1, VISITS[context.kind]):
+        if time.monotonic() >= ends or not any("seconds" in row for row in rows):
+            break
+        context.say(f"{what}: visit {number + 1} of {VISITS[context.kind]}")
+        visit(context, what, rows, ends)
+        yield part
+
+
+def visit(context: Context, what: str, rows: Sequence[Part], until: float) -> None:
+    """Time the providers of all cases that were timed before once more, and put what comes of it into their rows."""
+    timed = {(*figures.key_of(row), row["provider"]): row for row in rows if "seconds" in row}
+    gone: dict[Case, dict[str, str]] = {(row["op"], row["shape"]): {} for row in rows}
+    for row in rows:
+        if "seconds" not in row:
+            gone[row["op"], row["shape"]][row["provider"]] = row["reason"]
+    skip = ["--skip", json.dumps([*context.skip, *COMPILERS]), *["--quick"] * context.quick]
+    cases = json.dumps([[*case, providers] for case, providers in gone.items()])
+    with Child("benchmarks.worker", [what, "--again", "--cases", cases, *skip]) as worker:
+        for line in worker.lines(until):
+            for found in line.get("rows", ()):
+                figures.add_visit(timed[*figures.key_of(found), found["provider"]], found)
 
 
 def _no_time(left: Sequence[Case]) -> list[Part]:

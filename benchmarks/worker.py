@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import ceilings
-from benchmarks.measure import EFFORTS, SCALING_EFFORT, Effort, measure_case
+from benchmarks.measure import EFFORTS, SCALING_EFFORT, Effort, measure_case, time_again
 from benchmarks.ops import BENCHMARKS, scaling
 from benchmarks.ops.registration import Shape
 from benchmarks.timing import first_line
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("what", choices=("ceilings", "ops", "scaling", "launches"))
     parser.add_argument("--to", type=Path, required=True, help="file to which lines are appended")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--again", action="store_true", help="time only: what was checked before, in another process")
     parser.add_argument("--wide", action="store_true", help="launches: every entry, and more than one step")
     parser.add_argument(
         "--cases",
@@ -62,10 +63,11 @@ def main() -> None:
                 for found in ceilings.measure(device, rounds=effort.rounds, seconds=effort.seconds):
                     write({"ceilings": found})
             case "ops":
-                run_cases(given.cases, write, device, _shape_of_op, effort, given.skip)
+                run_cases(given.cases, write, device, _shape_of_op, effort, given.skip, again=given.again)
             case "scaling":
                 others = {name for b in BENCHMARKS.values() for name in b.providers()} - set(scaling.LINES)
-                run_cases(given.cases, write, device, scaling.shape_of, SCALING_EFFORT, [*given.skip, *others])
+                skip = [*given.skip, *others]
+                run_cases(given.cases, write, device, scaling.shape_of, SCALING_EFFORT, skip, again=given.again)
             case "launches":
                 from benchmarks.explore import explore  # imports Triton, which a CPU need not have
 
@@ -83,20 +85,23 @@ def run_cases(
     shape_of: Callable[[str, str, str], Shape],
     effort: Effort,
     skip: Sequence[str],
+    *,
+    again: bool = False,
 ) -> None:
-    """Measure the cases one after another; what goes wrong with one is its result."""
+    """Measure the cases one after another, or time them `again`; what goes wrong with one is its result."""
+
+    def heard(provider: str) -> None:
+        write({"provider": provider})
+
     for op, name, gone in cases:
         write({"start": [op, name]})
+        benchmark, shape = BENCHMARKS[op], shape_of(op, name, device.type)
         try:
-            rows = measure_case(
-                BENCHMARKS[op],
-                shape_of(op, name, device.type),
-                device,
-                effort,
-                skip,
-                gone=gone,
-                heard=lambda provider: write({"provider": provider}),
-            )
+            if again:
+                providers = [p for p in benchmark.providers() if p not in skip and p not in gone]
+                rows = time_again(benchmark, shape, device, effort, providers, heard=heard)
+            else:
+                rows = measure_case(benchmark, shape, device, effort, skip, gone=gone, heard=heard)
         except Exception as error:
             if device.type == "cuda":
                 torch.cuda.synchronize()  # raises again where the device is lost to this process, which then ends

@@ -176,9 +176,38 @@ def test_a_process_that_cannot_begin_is_not_started_for_ever(monkeypatch):
     assert [n["case"][0] for n in found["not_run"]] == ["relu", "gelu", "relu2"]
 
 
+def test_cases_are_visited_again_and_their_spread_covers_all_visits(monkeypatch):
+    """Without who was not timed, and without compilers; a visit that is cut short keeps what it found."""
+    key = {"op": "relu", "shape": "tiny", "dtype": "fp32", "direction": "forward"}
+    torch = {**key, "provider": "torch"}
+    absent = {**key, "provider": "fused", "status": "not run", "reason": "needs a GPU"}
+    first = {**torch, "status": "measured", "seconds": 2.0, "low": 1.9, "high": 2.1}
+    found, given = run_ops(
+        monkeypatch,
+        [
+            [{"start": RELU}, {"done": RELU, "rows": [first, absent]}]
+            + [{"start": GELU}, {"failed": GELU, "reason": ""}, {"start": RELU2}, {"failed": RELU2, "reason": ""}],
+            [{"start": RELU}, {"done": RELU, "rows": [{**torch, "seconds": 3.0, "low": 2.9, "high": 3.2}]}],
+            [{"start": RELU}, {"provider": "torch"}],  # and it ends
+        ],
+    )
+    measured, other = found["rows"]
+    assert [measured[n] for n in ("seconds", "low", "high", "visits")] == [2.5, 1.9, 3.2, [2.0, 3.0]]
+    assert other == absent
+    assert given[1] == given[2] == [[*RELU, {"fused": "needs a GPU"}]]
+
+
+def test_times_are_taken_again_by_another_process(monkeypatch):
+    monkeypatch.setattr(sections, "VISITS", {"cpu": 2})
+    context = Context("cpu", True, ["relu"], ["reference"], 60.0, lambda text: None)
+    *_, found = sections.ops(context)
+    visits = {(r["provider"], r["direction"]): len(r.get("visits", ())) for r in found["rows"] if "seconds" in r}
+    assert visits and set(visits.values()) == {2}, visits
+
+
 def test_what_does_not_fit_is_not_run():
     context = Context("cpu", True, ["relu"], [], 0.0, lambda text: None)
-    (found,) = sections.ops(context)
+    (found,) = sections.ops(context)  # and nothing is visited again
     assert found["not_run"] == [{"case": ["relu", "tiny"], "reason": "no time left in the budget"}]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,9 @@ def test_comparison_tells_a_change_from_the_spread(result):
     assert "slower" in verdicts[0] and "2.000" in verdicts[0]
     assert "within the spread" in verdicts[1]
     assert any("ceiling copy: +0.0 %" in x for x in text)
+    timed = [x for x in text if x.startswith("| relu |") and x.split("|")[6].strip()]
+    assert sum("within the spread" in x for x in timed) == len(timed) - 1
+    assert any(re.fullmatch(r"(\d+) of (\d+) times are within the spread\.", x) for x in text)
 
 
 def test_comparison_has_recipes_by_the_token(result):
