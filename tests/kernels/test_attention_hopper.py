@@ -188,6 +188,30 @@ def test_other_calls_go_on_to_the_other_kernel(o, asked):
     assert not asked
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the benchmark itself does this")
+def test_benchmark_gives_its_name_to_no_other_kernel(monkeypatch):
+    from benchmarks.ops.attention import ATTENTION, HOPPER
+    from benchmarks.ops.registration import Unavailable
+
+    dims = {"B": 1, "T": 20, "S": 20, "H": 2, "Hkv": 1, "D": 16}
+    here = torch.device("cpu")
+    with pytest.raises(Unavailable, match="needs a GPU"):
+        ATTENTION[0].provider(HOPPER, dims, here)
+    served = []
+    forward = hopper_launcher.forward
+    monkeypatch.setattr(hopper_launcher, "forward", lambda *a: (served.append(a), forward(*a))[1])
+    monkeypatch.setattr(hopper_launcher, "device_obstacle", lambda device: "")
+    monkeypatch.setattr(hopper, "_attention_forward_hopper_kernel", Emulated(KERNEL))
+    (q, k, v), _ = inputs((1, 20, 20, 2, 1, 16), torch.float16, requires_grad=False)
+    run = ATTENTION[0].provider(HOPPER, dims, here)
+    with mk.backend("reference"):
+        expected = mk.attention(q, k, v, causal=True)
+    torch.testing.assert_close(run({"q": q, "k": k, "v": v}), expected, rtol=0, atol=2e-3)
+    assert len(served) == 1
+    with pytest.raises(Unavailable, match="needs float16"):
+        run({"q": q.float(), "k": k.float(), "v": v.float()})
+
+
 def test_nothing_changes_where_nobody_asks(monkeypatch):
     monkeypatch.setattr(hopper_launcher, "device_obstacle", lambda device: "")
     monkeypatch.setattr(hopper_launcher, "forward", lambda *a: pytest.fail("it was not asked for"))
@@ -257,7 +281,7 @@ def test_obstacle_says_why(case, monkeypatch):
 
 
 def test_a_cpu_is_no_place_for_it():
-    assert hopper_launcher.obstacle(Q, Q, Q, masks_of({})) == "needs an NVIDIA GPU"
+    assert hopper_launcher.obstacle(Q, Q, Q, masks_of({})) == "needs a GPU"
 
 
 # --- the compiled kernel ---

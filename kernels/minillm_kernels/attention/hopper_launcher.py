@@ -86,7 +86,9 @@ def obstacle(
 
 def device_obstacle(device: torch.device) -> str:
     """Return why the kernel cannot run on a device; nothing when it can."""
-    if device.type != "cuda" or torch.version.hip is not None:
+    if device.type != "cuda":
+        return "needs a GPU"
+    if torch.version.hip is not None:
         return "needs an NVIDIA GPU"
     capability = torch.cuda.get_device_capability(device)
     if capability != (9, 0):
