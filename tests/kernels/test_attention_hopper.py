@@ -374,9 +374,13 @@ def test_machine_code_overlaps_the_softmax_with_a_product(D, switch, tmp_path):
     # no barrier is used before all threads see it made, and what is stored is seen by the copy that reads it
     ptx = found["ptx"]
     assert ptx.rindex("mbarrier.init") < ptx.index("fence.proxy.async") < ptx.index("barrier.sync")
-    for copy in ptx.split("cp.async.bulk.tensor.4d.global.shared")[:-1]:
-        stored = copy[copy.rindex("stmatrix") :]
+    for before in ptx.split("cp.async.bulk.tensor.4d.global.shared")[:-1]:
+        stored = before[before.rindex("stmatrix") :]
         assert stored.index("fence.proxy.async") < stored.index("bar.sync")
+    # one thread arrives for its partition, once all warps of it have done what the arrival says
+    arrivals = ptx.split("mbarrier.arrive.shared")[:-1]
+    assert len(arrivals) == 14  # of each consumer: K_0; turn, K_n, V_(n-1) in both loops
+    assert all(before.rindex("bar.sync") > before.rindex("wgmma") for before in arrivals)
 
 
 def test_result_is_as_the_op_promises(monkeypatch):
