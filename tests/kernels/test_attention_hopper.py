@@ -5,6 +5,7 @@ On a CPU it runs in `gluon_emulator.py`, float16 and bfloat16 alike; with a GPU 
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -349,6 +350,37 @@ MACHINE_CODE = """
 """
 
 
+def touched_too_early(sass):
+    """Instructions that read or write an accumulator, or write a left operand, of a product that is under way."""
+    found, groups, group = [], [], []
+    for line in sass.splitlines():
+        parsed = re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)\s*(.*?);", line)
+        if parsed is None:
+            continue
+        opcode, operands = parsed[1], [operand.strip() for operand in parsed[2].split(",")]
+        if opcode.startswith("HGMMA"):  # HGMMA.64xNx16.F32 accumulator, left operand or descriptor, ...
+            accumulator = span(operands[0], int(opcode.split("x")[1]) // 2)
+            group.append((accumulator, span(operands[1], 4)))
+            if "gsb0" in operands:
+                groups, group = [*groups, group], []
+        elif opcode.startswith("WARPGROUP.DEPBAR"):
+            groups = groups[max(0, len(groups) - int(operands[1], 16)) :]
+        else:
+            stores = opcode.startswith(("ST", "BAR", "SYNCS", "UTMA", "R2UR"))
+            size = 4 if ".128" in opcode else 2 if ".64" in opcode or "WIDE" in opcode else 1
+            written = set() if stores else span(operands[0], size)
+            named = {int(number) for number in re.findall(r"\bR(\d+)\b", parsed[2])} | written
+            if any(named & acc or written & left for one in [*groups, group] for acc, left in one):
+                found.append(line)
+    return found
+
+
+def span(operand, size):
+    """The registers of an operand; none where it is a descriptor, a predicate or the register of zeros."""
+    first = re.match(r"R(\d+)\b", operand)
+    return set(range(int(first[1]), int(first[1]) + size)) if first else set()
+
+
 @pytest.mark.parametrize("D, switch", [(64, "causal"), (128, "causal"), (128, "padded")])
 def test_machine_code_overlaps_the_softmax_with_a_product(D, switch, tmp_path):
     """Between the waits for the scores and for the product stand the exponentials, in each of the consumers' loops."""
@@ -369,6 +401,8 @@ def test_machine_code_overlaps_the_softmax_with_a_product(D, switch, tmp_path):
         between = [word for line in words[i:j] for word in line]
         assert between.count("MUFU.EX2") >= 64  # 64 x 128 scores by 128 threads
         assert not any(word.startswith("HGMMA") for word in between)
+    assert touched_too_early(found["sass"]) == []
+    assert touched_too_early(found["sass"].replace("gsb0, 0x0", "gsb0, 0x2"))  # it does see them
     registers = [word for line in words if any("USETMAXREG" in w for w in line) for word in line]
     assert "0xf0" in registers and "0x18" in registers  # 240 and 24
     # no barrier is used before all threads see it made, and what is stored is seen by the copy that reads it
