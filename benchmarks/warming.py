@@ -23,7 +23,8 @@ from benchmarks import child
 from benchmarks.context import Context
 
 Command = list[str]
-COMPILED = ("torch.compile", "FlexAttention", "fused")  # providers of ops that have something to compile
+# providers of ops that have something to compile
+COMPILED = ("torch.compile", "FlexAttention", "fused", "fused (Hopper)")
 
 
 @contextlib.contextmanager

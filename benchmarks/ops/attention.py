@@ -1,4 +1,4 @@
-"""attention, causal and full, beside every backend of PyTorch's own and FlexAttention.
+"""attention, causal and full, beside every backend of PyTorch's own, FlexAttention and the kernel for Hopper GPUs.
 
 Operations: two products of B H T S D multiply-adds forward, five backward (the scores once more, dv, dp, dq, dk);
 causal needs half of the pairs, as all published tables count. Bytes: q, k, v and y forward; backward those and dy,
@@ -121,13 +121,37 @@ def _flex(causal: bool, dims: Dims, device: torch.device) -> Run:
     return run
 
 
+def _hopper(causal: bool, dims: Dims, device: torch.device) -> Run:
+    """Return this project's other forward kernel, which has to be asked for, and the backward pass of the usual one."""
+    from minillm_kernels.attention import hopper_launcher
+    from minillm_kernels.attention.masks import Masks
+
+    if reason := hopper_launcher.device_obstacle(device):
+        raise Unavailable(reason)
+    others = ("key_start", "key_stop", "segments", "cu_seqlens_q", "cu_seqlens_k", "prefix")
+    masks = Masks(causal=causal, window=(None, None), **dict.fromkeys(others))
+
+    def run(t: Tensors) -> Outputs:
+        q, k, v = (t[n] for n in "qkv")
+        if reason := hopper_launcher.obstacle(q, k, v, masks):
+            raise Unavailable(reason)
+        with mk.backend("fused"), hopper_launcher.asking():
+            return mk.attention(q, k, v, causal=causal)
+
+    return run
+
+
 # The last needs most memory: what runs out of it should be that.
 SDPA = {"FLASH_ATTENTION": "flash", "CUDNN_ATTENTION": "cuDNN", "EFFICIENT_ATTENTION": "efficient", "MATH": "math"}
+
+
+HOPPER = "fused (Hopper)"
 
 
 def _benchmark(name: str, causal: bool, shapes: dict[str, tuple[Shape, ...]], decode: bool = False) -> OpBenchmark:
     peers: dict[str, Callable[[Dims, torch.device], Run]] = {}
     if not decode:
+        peers[HOPPER] = functools.partial(_hopper, causal)
         peers["FlexAttention"] = functools.partial(_flex, causal)
     peers |= {f"SDPA {short}": functools.partial(_sdpa, backend, causal) for backend, short in SDPA.items()}
     return OpBenchmark(

@@ -62,13 +62,17 @@ def build(variant: Variant, target: str) -> Row:
     from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
     from triton.runtime.cache import get_cache_manager
 
     if knobs.runtime.interpret:
         raise RuntimeError("this process interprets kernels (TRITON_INTERPRET=1); compile in one without it")
     gpu = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
-    source = ASTSource(variant.kernel, dict(variant.signature), dict(variant.constants), _attributes(variant))
+    make = GluonASTSource if variant.kernel.is_gluon() else ASTSource
+    source = make(variant.kernel, dict(variant.signature), dict(variant.constants), _attributes(variant))
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    if variant.max_registers is not None:
+        options["maxnreg"] = variant.max_registers
     log = io.StringIO()
     try:
         with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(log):
@@ -232,7 +236,8 @@ Made by `python -m minillm_kernels.compile_report` with Triton {triton}; do not 
 with a dtype, a launch configuration and the switches that change its code, compiled without a GPU. Counts are of
 instructions in the code, not of executions.
 
-- **registers**: of one lane (AMD: vector and accumulation registers). **spilled**: bytes a lane, stored / loaded.
+- **registers**: of one lane (AMD: vector and accumulation registers; where warps are specialised, at the start, before
+  they share them out anew). **spilled**: bytes a lane, stored / loaded.
 - **shared**: bytes of one block. **resident**: warps on one multiprocessor at once, of {warps}: the least of what its
   registers, shared memory, warps and blocks leave (formula: `minillm_kernels/machine_code.py`); 0: no block fits.
 - **matrix**: instructions of the matrix unit: `mma.sync` (HMMA), `wgmma` (HGMMA), `tcgen05` (UTCHMMA), `mfma`.

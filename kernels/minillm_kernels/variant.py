@@ -18,11 +18,12 @@ class Variant:
     """One specialisation of one Triton kernel.
 
     op: as in `dispatch.OPS`. name: tells it from the op's others for the same target, as "forward f16 D=64 causal".
-    kernel: the function under `triton.jit`.
+    kernel: the function under `triton.jit` or `gluon.jit`.
     signature: parameter -> "*fp16", "*fp32", "*i64", "fp32", "i32", ..., or "constexpr"; a tuple of these for a tuple.
+        A tensor descriptor is "tensordesc<fp16[1, 64, 1, 64],LAYOUT>", LAYOUT as Python writes it.
     constants: the value of each constexpr parameter; Triton makes one of every number that is 1, such as a stride.
     aligned: parameters that are divisible by 16: pointers, and strides where the compiler may count on it.
-    num_warps, num_stages: of the launch.
+    num_warps, num_stages: of the launch. max_registers: of a thread when a program starts; None: the compiler's choice.
     targets: the devices for which the table of configurations names it: "sm_80", "sm_90", "sm_100", "gfx942".
     matrix_unit: whether its products belong on tensor cores.
 
@@ -39,5 +40,6 @@ class Variant:
     aligned: frozenset[Any] = frozenset()
     num_warps: int = 4
     num_stages: int = 2
+    max_registers: int | None = None
     targets: tuple[str, ...] = ("sm_80", "sm_90", "sm_100", "gfx942")
     matrix_unit: bool = False

@@ -1,7 +1,8 @@
 """attention: each query's weighted mean of the values, and the weights themselves.
 
 Read next: `masks.py` for who sees whom, `reference.py` for the maths, `composed.py` for what runs without a kernel. For
-the kernels: `ladder/__init__.py`, a climb in five rungs, then `scores.py`, `forward.py`, `backward.py`, `decode.py`.
+the kernels: `ladder/__init__.py`, a climb in five rungs, then `scores.py`, `forward.py`, `backward.py`, `decode.py`;
+`hopper.py` is the forward pass once more, for one kind of GPU.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ float16 and bfloat16 use the warpgroup instructions on sm_90, but for decoding: 
 float32 multiplies as "ieee", without tensor cores: tf32x3 keeps some 22 of 24 bits, and an error may be no more than
 twice that of the plain maths in float32.
 
+The kernel of `hopper.py`, for calls under MINILLM_HOPPER=1, has its own in `hopper_launcher.py`.
+
 MINILLM_AUTOTUNE=1 in the environment times each configuration and its neighbours at the first call of a kind.
 
 Read next: `fused.py`.

@@ -14,7 +14,7 @@ once for all of them. Row r is query r // group of head r % group.
 
 Source: Dao et al. (2023), "Flash-Decoding for long-context inference".
 
-Read next: `variants.py`.
+Read next: `hopper.py`.
 """
 
 # no `from __future__ import annotations`: PyTorch reads the op's annotations as types

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from minillm_kernels import dispatch
-from minillm_kernels.attention import configs, reference
+from minillm_kernels.attention import configs, hopper_launcher, reference
 from minillm_kernels.attention.arguments import call_arguments, launched, tiles
 from minillm_kernels.attention.backward import (
     _attention_dbias_kernel,
@@ -96,6 +96,9 @@ def attention_forward(  # noqa: PLR0913
     masks = _masks(left, right, key_start, key_stop, segments, cu_seqlens_q, cu_seqlens_k, prefix)
     if not dispatch.launches(q):
         return _forward_by_reference(q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, scale)
+    terms = {"alibi_slopes": alibi_slopes, "bias": bias, "softcap": softcap, "dropout_p": dropout_p, "scale": scale}
+    if hopper_launcher.serves(q, k, v, masks, **terms):
+        return hopper_launcher.forward(q, k, v, masks, scale)
     y = torch.empty((B, T, H, D), dtype=q.dtype, device=q.device)
     lse = torch.empty((B, H, T), dtype=torch.float32, device=q.device)
     if not y.numel():

@@ -2,7 +2,8 @@
 
 Each mask that a call has or lacks is another specialisation, so there are thousands. Listed are causal float16 for
 heads of every width; for widths 64 and 128 dropout, which takes the table's entries for heavy scores, and float32; and
-for width 64 on sm_90 each option alone, all at once, and bfloat16, which differs from float16 in names only.
+for width 64 on sm_90 each option alone, all at once, and bfloat16, which differs from float16 in names only. Of the
+kernel of `hopper.py` are listed all ways for widths 64 and 128 in float16, one for each other width, one in bfloat16.
 
 Read next: `../variant.py`.
 """
@@ -14,7 +15,7 @@ from typing import Any, cast, get_args
 
 import torch
 
-from minillm_kernels.attention import configs
+from minillm_kernels.attention import configs, hopper_launcher
 from minillm_kernels.attention.backward import (
     _attention_dbias_kernel,
     _attention_delta_kernel,
@@ -74,6 +75,53 @@ def variants() -> Iterator[Variant]:
                 for kernel in KERNELS:
                     for switch in _switches(kernel, device, dtype, D):
                         yield variant(kernel, device, dtype, D, switch)
+    for D in hopper_launcher.WIDTHS:
+        for switch in ("full", "causal", "padded", "padded causal") if D in (64, 128) else ("causal",):
+            yield hopper_variant(torch.float16, D, switch)
+    yield hopper_variant(torch.bfloat16, 64, "causal")
+
+
+def hopper_variant(dtype: torch.dtype, D: int, switch: str, launch: hopper_launcher.Launch | None = None) -> Variant:
+    """Return one specialisation of the kernel of `hopper.py`; `launch` stands in for its own."""
+    from minillm_kernels.attention.hopper import _attention_forward_hopper_kernel as function
+
+    launch = launch or hopper_launcher.launch(D)
+
+    def descriptor(rows: int) -> str:
+        shape, layout = hopper_launcher.tile(rows, D)
+        return f"tensordesc<{_NAMES[dtype]}{shape},{layout!r}>"
+
+    arguments: dict[str, Any] = {
+        "q_desc": descriptor(hopper_launcher.ROWS),
+        "k_desc": descriptor(launch.block_n),
+        "v_desc": descriptor(launch.block_n),
+        "y_desc": descriptor(hopper_launcher.ROWS),
+        "lse_ptr": "*fp32",
+        "key_stop_ptr": "*i64" if switch.startswith("padded") else None,
+        "scale": "fp32",
+        "num_queries": "i32",
+        "num_keys": "i32",
+        "num_heads": "i32",
+        "group": "i32",
+        "BLOCK_N": launch.block_n,
+        "BLOCK_D": configs.padded_width(D),
+        "CAUSAL": switch.endswith("causal"),
+        "STAGES": launch.stages,
+        "PING_PONG": launch.ping_pong,
+    }
+    signature, constants, aligned = described(arguments)
+    return Variant(
+        op="attention",
+        name=f"forward hopper {_NAMES[dtype]} D={D} {switch}",
+        kernel=function,
+        signature=signature,
+        constants=constants,
+        aligned=aligned,
+        num_warps=4,
+        max_registers=hopper_launcher.REGISTERS,
+        targets=("sm_90",),
+        matrix_unit=True,
+    )
 
 
 def _switches(kernel: str, device: configs.Device, dtype: torch.dtype, D: int) -> tuple[str, ...]:
