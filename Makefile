@@ -69,7 +69,7 @@ test-interop: $(INTEROP)/.ready $(LM_EVAL)/.ready
 NEEDED := torch triton numpy matplotlib pytest
 bench:
 	@if [ ! -e $(READY) ] && $(PYTHON) -c 'import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))' $(NEEDED); \
-	then PYTHONPATH=.:kernels $(PYTHON) -m benchmarks $(BENCH); \
+	then PYTHONPATH=.:kernels$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m benchmarks $(BENCH); \
 	else make --no-print-directory setup && $(BIN)/python -m benchmarks $(BENCH); fi
 
 lint: $(READY)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,19 @@ def test_quick_run_of_two_ops_writes_a_result_and_a_page(tmp_path):
     assert result["header"]["commit"] and result["header"]["versions"]["torch"]
     assert "### relu" in page.read_text()
     assert list(page.parent.glob("*-speedup.png"))
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="without make")
+@pytest.mark.parametrize("given, after", [("", ""), ("/peers", ":/peers")], ids=["nothing", "a folder of peers"])
+def test_make_bench_adds_to_the_pythonpath_that_it_is_given(tmp_path, given, after):
+    """So a peer that is not installed, such as unpacked wheels, is found."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n[ "$1" = -m ] && echo "$PYTHONPATH" "$@"\nexit 0\n')
+    python.chmod(0o755)
+    words = ["make", "--no-print-directory", "bench", f"PYTHON={python}", "READY=no/such/file", "BENCH=--quick"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | ({"PYTHONPATH": given} if given else {})
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [f".:kernels{after}", "-m", "benchmarks", "--quick"]
 
 
 def test_nothing_but_torch_is_needed_to_list_the_sections_and_the_recipes():

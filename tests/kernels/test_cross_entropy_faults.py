@@ -17,6 +17,8 @@ from minillm_kernels.cross_entropy import fused as cross_entropy
 from minillm_kernels.linear_cross_entropy import chunks
 from minillm_kernels.linear_cross_entropy import fused as linear
 
+# On a GPU the tiles are others, so that some faults would not show, and a wrong address would end all tests after it.
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="faults are planted for the interpreter")
 ALL: dict[str, Any] = {"label_smoothing": 0.2, "z_loss": 0.1, "softcap": 2.5}
 
 

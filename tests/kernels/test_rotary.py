@@ -96,7 +96,7 @@ def test_backward_is_the_derivative(gradcheck, given, interleaved):
 @pytest.mark.parametrize("given", [False, True], ids=["in-order", "positions"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_torch_is_as_close_to_truth_as_reference(compare, shape, given, interleaved, dtype):
-    positions = positions_of(shape) if given else None
+    positions = positions_of(shape).to(DEVICE) if given else None
     compare(mk.rotary, tensors(shape), dtype, ("q", "k"), positions=positions, interleaved=interleaved)
 
 

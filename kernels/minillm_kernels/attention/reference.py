@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from minillm_kernels.attention.masks import Masks
-from minillm_kernels.by_hand import by_hand
+from minillm_kernels.by_hand import by_hand, own_result
 from minillm_kernels.philox import uniform
 from minillm_kernels.precision import working_dtype
 
@@ -88,6 +88,7 @@ class Attention(torch.autograd.Function):
     """Equations (1) to (14), in float32 for low dtypes and in float64 for float64."""
 
     @staticmethod
+    @own_result
     def forward(  # noqa: PLR0913
         ctx: Any,
         q: Tensor,

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm_kernels.by_hand import by_hand
+from minillm_kernels.by_hand import by_hand, own_result
 from minillm_kernels.precision import working_dtype
 
 Options = tuple[int, float, float, float | None]  # ignore_index, label_smoothing, z_loss, softcap
@@ -64,6 +64,7 @@ class CrossEntropy(torch.autograd.Function):
     """Equations (1) to (9), in float32 for low dtypes and in float64 for float64."""
 
     @staticmethod
+    @own_result
     def forward(ctx: Any, logits: Tensor, targets: Tensor, options: Options) -> Tensor:
         losses, lse = cross_entropy_forward(logits.to(working_dtype(logits.dtype)), targets, options)
         ctx.save_for_backward(logits, targets, lse)

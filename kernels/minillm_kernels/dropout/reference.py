@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm_kernels.by_hand import own_result
 from minillm_kernels.philox import uniform
 from minillm_kernels.precision import working_dtype
 
@@ -35,6 +36,7 @@ class Dropout(torch.autograd.Function):
     """Equations (1) and (2), in float32 for low dtypes and in float64 for float64."""
 
     @staticmethod
+    @own_result
     def forward(ctx: Any, x: Tensor, p: float, seed: int | Tensor) -> Tensor:
         factor = dropout_factor(x, p, seed)
         ctx.save_for_backward(factor)

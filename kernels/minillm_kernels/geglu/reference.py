@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm_kernels.by_hand import by_hand
+from minillm_kernels.by_hand import by_hand, own_result
 from minillm_kernels.dropout.reference import drop, dropout_factor
 from minillm_kernels.gelu.reference import gelu_forward, gelu_slope
 from minillm_kernels.precision import working_dtype
@@ -28,6 +28,7 @@ class GeGlu(torch.autograd.Function):
     """Equations (1) to (4), in float32 for low dtypes and in float64 for float64."""
 
     @staticmethod
+    @own_result
     def forward(
         ctx: Any, gate: Tensor, up: Tensor, approximate: str, dropout_p: float, seed: int | Tensor | None
     ) -> Tensor:

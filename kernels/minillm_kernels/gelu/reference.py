@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm_kernels.by_hand import by_hand
+from minillm_kernels.by_hand import by_hand, own_result
 from minillm_kernels.dropout.reference import drop, dropout_factor
 from minillm_kernels.precision import working_dtype
 
@@ -60,6 +60,7 @@ class Gelu(torch.autograd.Function):
     """Equations (1) to (11), in float32 for low dtypes and in float64 for float64."""
 
     @staticmethod
+    @own_result
     def forward(
         ctx: Any, x: Tensor, bias: Tensor | None, approximate: str, dropout_p: float, seed: int | Tensor | None
     ) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from minillm_kernels.by_hand import by_hand
+from minillm_kernels.by_hand import by_hand, own_result
 from minillm_kernels.dropout import dropout
 
 
@@ -29,6 +29,7 @@ class ClosedForm(torch.autograd.Function):
     """r = max(h, 0)^2 and dh = 2 max(h, 0) dr: (2) and (5) of `reference.py`."""
 
     @staticmethod
+    @own_result
     def forward(ctx: Any, h: Tensor) -> Tensor:
         """Return r."""
         positive = functional.relu(h)

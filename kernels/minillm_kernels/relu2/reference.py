@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm_kernels.by_hand import by_hand
+from minillm_kernels.by_hand import by_hand, own_result
 from minillm_kernels.dropout.reference import drop, dropout_factor
 from minillm_kernels.precision import working_dtype
 
@@ -29,6 +29,7 @@ class Relu2(torch.autograd.Function):
     """Equations (1) to (6), in float32 for low dtypes and in float64 for float64."""
 
     @staticmethod
+    @own_result
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, dropout_p: float, seed: int | Tensor | None) -> Tensor:
         wide = working_dtype(x.dtype)
         h = x.to(wide) if bias is None else x.to(wide) + bias.to(wide)  # (1)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm_kernels.by_hand import by_hand
+from minillm_kernels.by_hand import by_hand, own_result
 
 
 def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
@@ -29,6 +29,7 @@ class RotatedHalves(torch.autograd.Function):
     """y = x * cos + exchange(x) * sin, where exchange(x) has the second half of D before the first."""
 
     @staticmethod
+    @own_result
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Return y (B, T, H, D)."""
         ctx.save_for_backward(cos, sin)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm_kernels.by_hand import by_hand
+from minillm_kernels.by_hand import by_hand, own_result
 from minillm_kernels.precision import working_dtype
 
 
@@ -44,6 +44,7 @@ class Rotary(torch.autograd.Function):
     """Equations (1) to (5), in float32 for low dtypes and in float64 for float64; the tables get no gradient."""
 
     @staticmethod
+    @own_result
     def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
         ctx.interleaved = interleaved
