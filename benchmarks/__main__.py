@@ -104,16 +104,18 @@ def run(
         print(f"[{time.monotonic() - start:6.1f} s] {text}", file=sys.stderr, flush=True)
 
     say(f"{head['device']}, commit {head['commit']}, results in {folder}")
-    status = 0
+    status, spare = 0, 0.0
     try:
         for section in sections.SECTIONS:
             budget = section.budget(head["kind"], quick)
             if tune and section.name == "launches":
                 budget = launches.WIDE_BUDGET
             if section.name in chosen and budget:
-                say(f"{section.name}: at most {budget:.0f} s")
-                context = Context(head["kind"], quick, ops, skip, budget, say, tune, chosen)
+                ends = time.monotonic() + budget + spare  # what a section leaves is the next one's
+                say(f"{section.name}: at most {budget + spare:.0f} s")
+                context = Context(head["kind"], quick, ops, skip, budget + spare, say, tune, chosen)
                 run_section(section, context, result, folder, stem)
+                spare = max(0.0, ends - time.monotonic())
     except KeyboardInterrupt:
         say("stopped; what was measured is kept")
         status = 130

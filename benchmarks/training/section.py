@@ -41,6 +41,7 @@ class Seat:
     warm: Part = field(default_factory=dict)
     samples: list[float] = field(default_factory=list)
     loss: float = float("nan")
+    took: float = 0.0  # seconds of its last turn
     reason: str = ""  # why it is out
 
     def ask(self, order: Part, until: float) -> Part | None:
@@ -126,15 +127,22 @@ def measure(
 
 
 def take_turns(seats: Sequence[Seat], context: Context, until: float) -> None:
-    """Let the contenders take turns, until there were enough rounds or the time is over."""
+    """Let the contenders take turns, until there were enough rounds or the time is over.
+
+    Where it would be over before all had enough turns to count, the last contenders leave after the first round.
+    """
     for number in range(ROUNDS[context.kind][context.quick]):
-        round_began = time.monotonic()
         for seat in seats if number % 2 == 0 else seats[::-1]:
+            began = time.monotonic()
             if not seat.reason and (line := seat.ask({"seconds": TURN[context.kind]}, until)) is not None:
                 seat.samples.append(line["turn"]["seconds"])
                 seat.loss = line["turn"]["loss"]
-        took = time.monotonic() - round_began
-        if time.monotonic() + took > until:  # the next round would not end in time
+                seat.took = time.monotonic() - began
+        present = [seat for seat in seats if not seat.reason]
+        if number == 0:
+            while len(present) > 1 and time.monotonic() + (FEWEST_ROUNDS - 1) * sum(s.took for s in present) > until:
+                present.pop().reason = "no time left in the budget"
+        if time.monotonic() + sum(seat.took for seat in present) > until:  # the next round would not end in time
             break
 
 

@@ -244,6 +244,20 @@ def test_a_section_that_fails_is_reported_and_the_next_ones_run(monkeypatch, tmp
     capsys.readouterr()
 
 
+def test_what_a_section_leaves_is_the_next_ones(monkeypatch, tmp_path):
+    budgets = []
+
+    def short(context):
+        budgets.append(context.budget)
+        yield {"reason": "nothing to do"}
+
+    listed = tuple(Section(name, short, {"cpu": (9, 9)}) for name in ("ceilings", "ops", "compile"))
+    monkeypatch.setattr(sections, "SECTIONS", listed)
+    monkeypatch.setattr(machine, "header", lambda: HEAD)
+    command.run(("ceilings", "compile"), None, [], tmp_path, quick=False)
+    assert budgets[0] == 9 and 17 < budgets[1] < 18
+
+
 def test_ctrl_c_keeps_what_was_measured(monkeypatch, tmp_path, capsys):
     def interrupted(context):
         yield {"reason": "half of it"}

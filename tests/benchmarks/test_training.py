@@ -391,3 +391,19 @@ def test_peer_objective_prepares_as_ours_does():
     batch = make_loader(config).batch(0)
     ours, peer = make_objective(config).prepare(batch), PeerObjective(make_objective(config)).prepare(batch)
     assert torch.equal(ours.tokens, peer.tokens) and torch.equal(ours.targets, peer.targets)
+
+
+def test_the_last_contenders_leave_where_not_all_could_have_their_turns(monkeypatch):
+    """Turns take 8 seconds each of the 60: three rounds of two contenders fit, of three they do not."""
+    now = [0.0]
+    monkeypatch.setattr(section, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    class Slow(Scripted):
+        def tell(self, what):
+            super().tell(what)
+            now[0] += 8 * ("seconds" in what)
+
+    rows = measured({name: Slow(turns=STEADY) for name in ("minillm", "peer", "last")})
+    outcomes = [(r["status"], r.get("rounds")) for r in rows.values()]
+    assert outcomes == [("measured", 3), ("measured", 3), ("not run", None)]
+    assert rows["last"]["reason"] == "no time left in the budget"
