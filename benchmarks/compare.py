@@ -19,8 +19,6 @@ TIMED = {  # sections with rows that have a time -> what tells a row from the ot
     "scaling": (*figures.KEY, "provider"),
     "recipes": ("recipe", "contender"),
 }
-
-
 WITHIN = "within the spread"
 
 

@@ -79,9 +79,15 @@ def is_right(row: Row) -> bool:
 
 
 def speedup(row: Row, rows: Sequence[Row]) -> float | None:
-    """Return how many times as fast as the baseline a row is; None unless both are right."""
+    """Return how many times as fast as the baseline a row is; None unless both are right.
+
+    A row that was visited once has the baseline's first visit beside it: the machine has drifted in the later ones.
+    """
     base = baseline(row, rows)
-    return base["seconds"] / row["seconds"] if base and is_right(row) else None
+    if base is None or not is_right(row):
+        return None
+    seconds = base["seconds"] if "visits" in row else base.get("visits", [base["seconds"]])[0]
+    return seconds / row["seconds"]
 
 
 def baseline(row: Row, rows: Sequence[Row]) -> Row | None:

@@ -15,15 +15,17 @@ Result = Mapping[str, Any]
 
 OPS_NOTES = """\
 - **time**: median of the rounds, ± half the distance of the quartiles; rounds of all providers in turn. On a CPU all
-  providers but compiled ones are visited three times, minutes apart: median of the visits, ± half of what lies between
-  the lowest and the highest of their quartiles. graph: calls on copies of the inputs that together exceed the
-  second-level cache, replayed without launches; events: the same without a graph; clock: on a CPU, whose caches are not
-  emptied, so that small cases may pass their ceiling; freed memory is kept in the process, as in training.
+  providers but compiled ones are visited up to three times, each time in a round of all cases, as far as the budget
+  goes: median of the visits, ± half of what lies between the lowest and the highest of their quartiles. graph: calls on
+  copies of the inputs that together exceed the second-level cache, replayed without launches; events: the same without
+  a graph; clock: on a CPU, whose caches are not emptied, so that small cases may pass their ceiling; freed memory is
+  kept in the process, as in training.
 - **of ceiling**: the least time that the task needs at this run's ceilings, as a share of the time; bound by says which
   ceiling that is. Bytes and operations are those of the task, the same for all providers.
 - **error**: largest distance to float64, as a share of the largest number, and in brackets as a share of what is
   allowed (twice the reference's in the same dtype, plus a few roundings: `check.py`). Above 1 it is wrong: no speed-up.
-- **speed-up**: over the `torch` backend of this project. **memory**: at the peak of one call, beside its inputs.
+- **speed-up**: over the `torch` backend of this project, of a provider that was visited once over its first visit.
+  **memory**: at the peak of one call, beside its inputs.
 """
 RECIPES_NOTES = """\
 Steps of this project's trainer on random tokens, each contender in a process of its own, turn by turn: batch, forward

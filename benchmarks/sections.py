@@ -25,9 +25,9 @@ from benchmarks.training.section import training
 Case = tuple[str, str]  # op, shape
 COMPILERS = ("torch.compile", "FlexAttention")  # providers that a quick run goes without
 MOST_CRASHES = 3  # of one case, after which it is given up
-# How often a case is visited, minutes apart and in another process each time. A GPU's clocks stay where they are; a CPU
-# that is shared drifts by more in a minute than in the second that the rounds of one visit take. Compiled providers,
-# which take longest to prepare, are visited once.
+# How often a case is visited at most, once all cases have been before and in another process each time. A GPU's clocks
+# stay where they are; a CPU that is shared drifts by more in a minute than in the second that the rounds of one visit
+# take. Compiled providers, which take longest to prepare, are visited once.
 VISITS = {"cuda": 1, "cpu": 3}
 AGAIN = 0.25  # of a budget, for all visits but the first
 
@@ -35,7 +35,7 @@ AGAIN = 0.25  # of a budget, for all visits but the first
 def ceilings(context: Context) -> Iterator[Part]:
     """Measure copy bandwidth and rates of matrix products."""
     found: Part = {}
-    with Child("benchmarks.worker", ["ceilings", *_options(context)]) as worker:
+    with Child("benchmarks.worker", ["ceilings", *["--quick"] * context.quick]) as worker:
         for line in worker.lines(time.monotonic() + context.budget):
             found = line["ceilings"]
             yield {"of": found}
@@ -78,7 +78,8 @@ def measured(context: Context, what: str, cases: Sequence[Case]) -> Iterator[Par
     while left and time.monotonic() < until:
         case, provider = None, None
         given = [[*c, blamed.get(c, {})] for c in left]
-        with Child("benchmarks.worker", [what, "--cases", json.dumps(given), *_options(context)]) as worker:
+        options = _options(context, COMPILERS if context.quick else ())  # each takes as long as a whole case
+        with Child("benchmarks.worker", [what, "--cases", json.dumps(given), *options]) as worker:
             for line in worker.lines(until):
                 if "start" in line:
                     case, provider = (line["start"][0], line["start"][1]), None
@@ -123,21 +124,24 @@ def visit(context: Context, what: str, rows: Sequence[Part], until: float) -> No
     for row in rows:
         if "seconds" not in row:
             gone[row["op"], row["shape"]][row["provider"]] = row["reason"]
-    skip = ["--skip", json.dumps([*context.skip, *COMPILERS]), *["--quick"] * context.quick]
     cases = json.dumps([[*case, providers] for case, providers in gone.items()])
-    with Child("benchmarks.worker", [what, "--again", "--cases", cases, *skip]) as worker:
+    options = _options(context, COMPILERS)
+    with Child("benchmarks.worker", [what, "--again", "--cases", cases, *options]) as worker:
         for line in worker.lines(until):
             for found in line.get("rows", ()):
                 figures.add_visit(timed[*figures.key_of(found), found["provider"]], found)
+            if "failed" in line:
+                context.say(f"{', '.join(line['failed'])}: not visited again: {line['reason']}")
+        if worker.reason:
+            context.say(f"{what}: the visit ended early: {worker.reason}")
 
 
 def _no_time(left: Sequence[Case]) -> list[Part]:
     return [{"case": list(case), "reason": "no time left in the budget"} for case in left]
 
 
-def _options(context: Context) -> list[str]:
-    slow = COMPILERS if context.quick else ()  # each takes as long as a whole case
-    return ["--skip", json.dumps([*context.skip, *slow]), *["--quick"] * context.quick]
+def _options(context: Context, left_out: Sequence[str]) -> list[str]:
+    return ["--skip", json.dumps([*context.skip, *left_out]), *["--quick"] * context.quick]
 
 
 def compile_summary(context: Context) -> Iterator[Part]:

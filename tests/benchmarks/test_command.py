@@ -139,11 +139,11 @@ class Lines:
         yield from self.now
 
 
-def run_ops(monkeypatch, script):
+def run_ops(monkeypatch, script, say=lambda text: None):
     """Return what the section finds, and the cases that each of its children was given."""
     child = Lines(script)
     monkeypatch.setattr(sections, "Child", child)
-    context = Context("cpu", True, ["relu", "gelu", "relu2"], [], 60.0, lambda text: None)
+    context = Context("cpu", True, ["relu", "gelu", "relu2"], [], 60.0, say)
     found = list(sections.ops(context))[-1]
     return found, [json.loads(words[words.index("--cases") + 1]) for words in child.words]
 
@@ -191,11 +191,12 @@ def test_a_process_that_cannot_begin_is_not_started_for_ever(monkeypatch):
 
 
 def test_cases_are_visited_again_and_their_spread_covers_all_visits(monkeypatch):
-    """Without who was not timed, and without compilers; a visit that is cut short keeps what it found."""
+    """Without who was not timed, and without compilers; a visit that is cut short keeps what it found, and says so."""
     key = {"op": "relu", "shape": "tiny", "dtype": "fp32", "direction": "forward"}
     torch = {**key, "provider": "torch"}
     absent = {**key, "provider": "fused", "status": "not run", "reason": "needs a GPU"}
     first = {**torch, "status": "measured", "seconds": 2.0, "low": 1.9, "high": 2.1}
+    said: list[str] = []
     found, given = run_ops(
         monkeypatch,
         [
@@ -204,11 +205,13 @@ def test_cases_are_visited_again_and_their_spread_covers_all_visits(monkeypatch)
             [{"start": RELU}, {"done": RELU, "rows": [{**torch, "seconds": 3.0, "low": 2.9, "high": 3.2}]}],
             [{"start": RELU}, {"provider": "torch"}],  # and it ends
         ],
+        said.append,
     )
     measured, other = found["rows"]
     assert [measured[n] for n in ("seconds", "low", "high", "visits")] == [2.5, 1.9, 3.2, [2.0, 3.0]]
     assert other == absent
     assert given[1] == given[2] == [[*RELU, {"fused": "needs a GPU"}]]
+    assert "status -11" in said[-1]
 
 
 def test_times_are_taken_again_by_another_process(monkeypatch):

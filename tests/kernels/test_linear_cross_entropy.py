@@ -1,5 +1,6 @@
 """linear_cross_entropy: cross_entropy of a product whose result is never there as a whole."""
 
+import weakref
 from typing import Any
 
 import minillm_kernels as mk
@@ -304,6 +305,49 @@ def test_it_never_holds_all_the_logits(inside, budget_rows, reduction, name):
     others = 4 * max(V * C, N * C)
     assert 0 < inside.largest <= max(4 * budget_rows * V, others) < 4 * N * V
     assert outside.largest <= others
+
+
+class Held(TorchDispatchMode):
+    """Records, while on, the most bytes that tensors above a size have held at once."""
+
+    def __init__(self, above: int) -> None:
+        super().__init__()
+        self.above, self.now, self.most = above, 0, 0
+        self.alive: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for made in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(made, torch.Tensor):
+                self._add(made.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage.data_ptr(), storage.nbytes()
+        if size <= self.above or address in self.alive:
+            return
+        self.alive.add(address)
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._free, address, size)
+
+    def _free(self, address: int, size: int) -> None:
+        self.alive.discard(address)
+        self.now -= size
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("softcap", [None, 2.5])
+@pytest.mark.parametrize("gradient", [False, True], ids=["losses-alone", "gradient"])
+def test_a_chunk_and_what_is_made_of_it_keep_to_the_budget(gradient, softcap, dtype):
+    N, C, V = 129, 4, 512
+    made, budget = tensors((N,), C, V, bias=False), 100 * V * 4
+    hidden, targets = made["hidden"].to(dtype), made["targets"].clamp(min=0)
+    with Held(above=4 * max(V, N) * C) as held:
+        chunks.walk(
+            hidden, made["weight"], None, targets, (-100, 0.1, 0.1, softcap), budget, None, [gradient] * 3, fused=False
+        )
+    assert budget / 2 < held.most <= budget
 
 
 @pytest.mark.parametrize("name", ["torch", "fused"])

@@ -43,7 +43,7 @@ def check_targets(targets: Tensor, num_classes: int, ignore_index: int) -> None:
     if not looks_at(targets.device.type):
         return
     if targets.numel():
-        least, most = torch.aminmax(targets)  # a third of the time of the four comparisons below
+        least, most = torch.aminmax(targets)  # a third to a half of the time of the search, which ignored targets need
         if least >= 0 and most < num_classes:
             return
     wrong = ((targets < 0) | (targets >= num_classes)) & (targets != ignore_index)

@@ -150,14 +150,13 @@ def walk(
             torch.addmm(bias.to(x.dtype), x, matrix.T, out=logits)
         g_rows = None if g is None else g[rows]
         losses[rows], dlogits = _step(fused, logits)(logits, targets[rows], g_rows, options, any(wanted))
-        if not any(wanted):
-            continue
         if wanted[2]:
             dbias += dlogits.sum(0, dtype=dbias.dtype)
         if wanted[0]:
             dhidden[rows] = _product(dlogits, matrix, dhidden.dtype)
         if wanted[1]:
             _add_product(dweight, dlogits.T, x)
+        del dlogits  # else it would be there beside the next chunk's
     if scale is not None:
         for gradient in gradients:
             gradient.div_(scale)

@@ -15,7 +15,7 @@ from minillm_kernels.precision import working_dtype
 def losses_and_dlogits(
     logits: Tensor, targets: Tensor, g: Tensor | None, options: Options, gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return losses (R,) and their gradient in the logits (R, V); the logits are written over.
+    """Return losses (R,) and their gradient in the logits (R, V); under a cap float32 logits are written over.
 
     Equation numbers: `../cross_entropy/reference.py`.
 
@@ -50,5 +50,6 @@ def losses_and_dlogits(
             p.mul_(slope)
         if g is not None:
             p.mul_(g[:, None])  # (9)
+    del l, slope  # `rows_per_chunk` counts on them being gone before the gradient is converted
     # float16 would flush small gradients to 0: a GradScaler's factor is in the upstream gradient, which comes too late.
     return losses, p if logits.dtype == torch.float16 else p.to(logits.dtype)
