@@ -112,6 +112,8 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
 
 def speedups(rows: Sequence[figures.Row]) -> Figure | None:
     """Return bars of speed-up over `torch` with the quartiles' range: each op's first shape, a column a direction."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     first = {r["op"]: r["shape"] for r in reversed(rows)}
     shown = [r for r in rows if first[r["op"]] == r["shape"] and figures.speedup(r, rows) and r["provider"] != "torch"]
     if not shown:
@@ -133,7 +135,9 @@ def speedups(rows: Sequence[figures.Row]) -> Figure | None:
                 names[place], place = row["provider"], place + 1
         axes.axvline(1, color="#333333", lw=0.8)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())  # else a short axis has its minor numbers one over another
         axes.set_yticks(list(names), list(names.values()), fontsize=6)
         axes.set_ylim(place - 0.4, -0.6)
         beside = axes.get_yaxis_transform()  # x in widths of the axes, y in bars

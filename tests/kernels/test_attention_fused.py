@@ -214,6 +214,12 @@ def test_scores_far_apart_do_not_overflow():
     assert_close_to_truth("fused", [q * 100, k * 5, v], dy, {"causal": True}, terms=3.0 * 100)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-50, -1.0])
+def test_scale_may_be_as_small_as_0_in_float32_and_below(scale):
+    tensors, dy = inputs((1, 19, 35, 1, 1, 16), torch.float32)
+    assert_close_to_truth("fused", tensors, dy, {"causal": True, "scale": scale})
+
+
 def test_strides_past_two_to_the_31():
     """Rows 2**31 elements apart, in memory that is mapped and never touched but for them."""
     torch.use_deterministic_algorithms(False)  # nothing is to be filled

@@ -14,6 +14,8 @@ from minillm_kernels.attention.masks import Masks
 from minillm_kernels.attention.scores import Dropout, Sizes, Terms, Visibility
 from minillm_kernels.attention.spans import key_spans, query_spans
 
+LEAST_SCALE = 2.0**-126  # of float32's normal numbers: a kernel would take a smaller scale for 0, and 0 * -inf is NaN
+
 
 class Call(NamedTuple):
     """The arguments that all kernels of a call share."""
@@ -68,7 +70,7 @@ def terms(alibi_slopes: Tensor | None, bias: Tensor | None, softcap: float | Non
         strides = tuple(0 if one else stride for one, stride in zip(shared, bias.stride(), strict=True))
     return Terms(
         scale=float(scale),
-        folds=1 if scale > 0 else None,
+        folds=1 if scale >= LEAST_SCALE else None,
         softcap=None if softcap is None else float(softcap),
         alibi=packed(alibi_slopes),
         bias=bias,

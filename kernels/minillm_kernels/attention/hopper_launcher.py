@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm_kernels.attention.arguments import launched
+from minillm_kernels.attention.arguments import LEAST_SCALE, launched
 from minillm_kernels.attention.configs import padded_width
 from minillm_kernels.attention.masks import Masks
 from minillm_kernels.launching import cdiv
@@ -161,8 +161,8 @@ def _call_obstacle(
         return "takes no mask but causal and key_stop"
     if alibi_slopes is not None or bias is not None or softcap is not None or dropout_p > 0:
         return "takes neither alibi nor a bias, a softcap or dropout"
-    if not 0 < scale < math.inf:
-        return f"needs a scale above 0, not {scale}"
+    if not LEAST_SCALE <= scale < math.inf:
+        return f"needs a scale of {LEAST_SCALE:.2g} or more, not {scale}"
     return ""
 
 

@@ -61,7 +61,7 @@ class Visibility(NamedTuple):
 class Terms(NamedTuple):
     """What a score is made of; None for what it does not have.
 
-    scale: float. folds: 1 where scale > 0, else None: then a maximum may be taken before scaling.
+    scale: float. folds: 1 where scale > 0 in float32, else None: then a maximum may be taken before scaling.
     softcap: float. alibi: pointer to (H,). bias: pointer to (1 or B, 1 or H, T, S). bias_b, bias_h, bias_t, bias_s: its
     strides in elements, 0 along an axis that is shared; four fields, since Triton 3.6 loses a 1 in a tuple in a tuple.
     """
