@@ -344,9 +344,8 @@ def test_a_chunk_and_what_is_made_of_it_keep_to_the_budget(gradient, softcap, dt
     made, budget = tensors((N,), C, V, bias=False), 100 * V * 4
     hidden, targets = made["hidden"].to(dtype), made["targets"].clamp(min=0)
     with Held(above=4 * max(V, N) * C) as held:
-        chunks.walk(
-            hidden, made["weight"], None, targets, (-100, 0.1, 0.1, softcap), budget, None, [gradient] * 3, fused=False
-        )
+        options = (-100, 0.1, 0.1, softcap)
+        chunks.walk(hidden, made["weight"], None, targets, options, budget, None, [gradient] * 3, False)
     assert budget / 2 < held.most <= budget
 
 

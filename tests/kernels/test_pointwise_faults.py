@@ -188,10 +188,10 @@ FAULTS = [
     ),
     Fault("positions-ignored", "rotary.fused", "position = tl.load(", "0 * tl.load(", turned(positions=POSITIONS)),
     Fault(
-        "strides-of-q-for-k",
+        "strides-of-k-for-q",  # the other way round it would read past the end, and what is there may be anything
         "rotary.fused",
-        "row * k_strides[0] + place * k_strides[1]",
         "row * q_strides[0] + place * q_strides[1]",
+        "row * k_strides[0] + place * k_strides[1]",
         turned(),
     ),
     Fault("kept-where-dropped", "dropout.fused", "BLOCK_C) >= p", "BLOCK_C) < p", dropped()),
