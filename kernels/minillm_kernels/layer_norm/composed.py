@@ -30,7 +30,7 @@ def layer_norm(
     if residual is not None:
         s = s + residual
     if s.dtype == weight.dtype == working_dtype(s.dtype) and (bias is None or bias.dtype == s.dtype):
-        return functional.layer_norm(s, s.shape[-1:], weight, bias, eps), s  # four conversions to the same are 3 us
+        return functional.layer_norm(s, s.shape[-1:], weight, bias, eps), s  # four conversions to the same are 4 us
     wide = s.to(working_dtype(s.dtype))
     y = functional.layer_norm(
         wide, wide.shape[-1:], weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype), eps

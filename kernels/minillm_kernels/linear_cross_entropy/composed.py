@@ -35,7 +35,8 @@ def losses_and_dlogits(
     losses = (smoothing - 1) * l.gather(1, index)[:, 0]
     if smoothing > 0:
         losses -= smoothing * l.mean(1)
-    # PyTorch's softmax is one kernel, exponentials and sum apart are three: 0.5 to 0.7 of the time of this function.
+    # PyTorch's softmax is one kernel, exponentials and sum apart are three: 0.80 to 0.98 of this function's time for 65
+    # and 8,192 classes in float32 and bfloat16 (two cores of an AMD EPYC).
     p = torch.softmax(l, 1)  # (3)
     # (2) from the largest logit m, whose p is exp(m - lse), and at least 1 / V
     lse = l.amax(1, keepdim=True) - p.amax(1, keepdim=True).log_()  # (R, 1)
