@@ -1,8 +1,9 @@
 """What the device reaches at best, measured in the same run: copying memory, multiplying matrices.
 
 Every figure of an op is also a share of the right one of these, so that a data sheet, a slower clock or a neighbour
-decides nothing. Copying: bytes read and bytes written, of buffers far larger than the caches. Products: square, at the
-size of the largest rate; float32 in full precision, not TF32.
+decides nothing. Copying: bytes read and bytes written, of buffers far larger than the caches, the best of several ways:
+a GPU's copy inside a graph takes its copy engines, which reach two thirds of what a kernel does (an H200, 2026-11-27).
+Products: square, at the size of the largest rate; float32 in full precision, not TF32.
 
 Read next: `machine.py`.
 """
@@ -28,13 +29,13 @@ SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 def measure(device: torch.device, *, rounds: int, seconds: float) -> Iterator[dict[str, dict[str, Any]]]:
     """Yield {"copy": ..., "matrix bf16": ..., ...} as it grows, each with `rate` (bytes or operations a second).
 
-    Of several sizes the one with the largest rate is kept: a ceiling is what can be reached.
+    Of several sizes and ways the one with the largest rate is kept: a ceiling is what can be reached.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     found: dict[str, dict[str, Any]] = {}
 
-    def keep_best(name: str, call: Call, work: int, what: str) -> None:
-        taken = interleaved({name: call}, copies=1, device=device, rounds=rounds, seconds=seconds)[name]
+    def keep_best(name: str, call: Call, work: int, what: str, graph: bool = True) -> None:
+        taken = interleaved({name: call}, copies=1, device=device, rounds=rounds, seconds=seconds, graph=graph)[name]
         if isinstance(taken, Exception):
             found.setdefault(name, {"rate": None, "what": first_line(taken)})
         elif (rate := work / taken.median) > (found.get(name, {}).get("rate") or 0):
@@ -45,7 +46,11 @@ def measure(device: torch.device, *, rounds: int, seconds: float) -> Iterator[di
     size = COPY_BYTES[device.type]
     source = torch.randn(size // 4, device=device)
     target = torch.empty_like(source)
-    keep_best("copy", lambda i: target.copy_(source), 2 * size, f"{size // 2**20} MiB")
+    what = f"{size // 2**20} MiB"
+    keep_best("copy", lambda i: target.copy_(source), 2 * size, what)
+    if device.type == "cuda":
+        keep_best("copy", lambda i: target.copy_(source), 2 * size, what, graph=False)
+        keep_best("copy", lambda i: torch.neg(source, out=target), 2 * size, f"{what}, by a kernel")
     yield found
     for dtype, sides in MATRIX_SIDES[device.type].items():
         for side in sides:

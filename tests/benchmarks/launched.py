@@ -68,9 +68,9 @@ def call(benchmark, dims, direction):
     """Call an op once, forward or both ways."""
     if benchmark.name == "linear_cross_entropy":  # its products would take minutes: only what is done with a chunk
         R, V = dims["R"], dims["V"]
-        most = chunks.rows_per_chunk(chunks.DEFAULT_BUDGETS["cuda"], V, DTYPE, None, True)
+        most = chunks.rows_per_chunk(chunks.default_budget("cuda", R * V * DTYPE.itemsize), V, DTYPE, None, True)
         rows = math.ceil(R / math.ceil(R / most))
-        logits = torch.empty(rows, V + -V % chunks.ROW_ALIGNMENT, dtype=DTYPE)[:, :V]
+        logits = torch.empty(rows, V + -V % chunks.ALIGNMENT, dtype=DTYPE)[:, :V]
         targets, options = torch.zeros(rows, dtype=torch.int64), (-100, 0.0, 0.0, None)
         linear_cross_entropy.losses_and_dlogits(logits, targets, None, options, direction != "forward")
         return

@@ -1,8 +1,10 @@
 """Launch configurations of the attention kernels, by device class, kernel, dtype and width of a head.
 
-None of them has been measured on a GPU yet: they start from what FlexAttention uses on an H100, and were changed where
-the compile report (`../../COMPILE_REPORT.md`) showed registers spilled to memory: 128 keys a tile and 4 warps in the
-forward pass, FlexAttention's choice at D=64, spill 256 bytes a lane under causality (sm_90, Triton 3.7.1).
+What sm_90 does with float16 and bfloat16 in calls without such terms as below was chosen by measurement: of a dozen
+settings a kernel the fastest that spills no register (an H200, 2026-11-27, Triton 3.6, bfloat16, causal rows of 2048
+tokens, widths 64 and 128; `../../../benchmarks/GPU_LADDER.md`). Small tiles won: 64 queries beside 64 keys for 4 warps
+took 0.86 of the time of 128 queries in the forward pass. All other entries come from the compile report
+(`../../COMPILE_REPORT.md`), so that no register is spilled to memory.
 
 With a dropout, a bias, a softcap, alibi or segments ("heavy") a pair of query and key takes more registers: a random
 number several, the address of a bias two. Those calls have smaller tiles. Only a call with all of these at once spills
@@ -57,9 +59,9 @@ def _row(*entries: tuple[int, int, int, int]) -> tuple[Launch, ...]:
 
 # block_m, block_n, num_warps, num_stages for heads of width 16, 32, 64, 128, 256; dbias has a bias, so is always heavy
 _HOPPER = {
-    "forward": _row((128, 64, 4, 3), (128, 64, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (64, 32, 4, 2)),
-    "dk_dv": _row((64, 128, 8, 3), (64, 128, 8, 3), (64, 128, 8, 3), (32, 128, 8, 3), (32, 64, 8, 2)),
-    "dq": _row((128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3), (64, 32, 4, 2)),
+    "forward": _row((64, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 2)),
+    "dk_dv": _row((64, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3), (64, 128, 8, 3), (32, 64, 8, 2)),
+    "dq": _row((64, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3), (128, 64, 8, 3), (64, 32, 4, 2)),
     "decode": _row((16, 64, 4, 3), (16, 64, 4, 3), (16, 64, 4, 3), (16, 64, 4, 2), (16, 32, 4, 2)),
     "forward heavy": _row((64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 4, 2), (64, 16, 4, 2), (64, 16, 8, 2)),
     "dk_dv heavy": _row((16, 64, 8, 2), (16, 64, 8, 2), (16, 64, 8, 2), (16, 64, 8, 2), (16, 64, 8, 1)),

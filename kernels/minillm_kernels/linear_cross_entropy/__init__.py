@@ -42,7 +42,7 @@ def linear_cross_entropy(
         bias: (V,), added to the logits; None for none.
         ignore_index, label_smoothing, z_loss, softcap, reduction: as in `cross_entropy`.
         memory_budget: bytes for a chunk's logits and what is made of them, at least one row's;
-            None: `chunks.DEFAULT_BUDGETS`. The result depends on it only by rounding.
+            None: `chunks.default_budget`. The result depends on it only by rounding.
     Returns:
         float32 (float64 for float64 `hidden`): () or the shape of `targets`, in nats.
     Raises:

@@ -23,12 +23,17 @@ from minillm_kernels.linear_cross_entropy import composed
 from minillm_kernels.precision import working_dtype
 
 # A CPU's chunk stays in its cache. On a GPU every chunk reads and writes all of dW, 8 V C bytes beside 6 R V C
-# operations: with 3.35 TB/s and 650 TFLOP/s that is 259 / R of the products' time, 10 % at R = 2670 rows, which is
-# what 256 MiB hold of bfloat16 logits for V = 50257. Reckoned, not measured.
-DEFAULT_BUDGETS = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
-ROW_ALIGNMENT = (
-    16  # logits: rows of the fused backend's chunk start at multiples, for 16-byte loads and matrix products
-)
+# operations: with 4.2 TB/s and 700 TFLOP/s that is 222 / R of the products' time, 4 % at the 5042 rows of GPT-2's
+# micro-batch of 65,536. A smaller call has smaller chunks, so that it takes less than an eighth of the memory of one
+# that holds its logits, their gradient and what softmax makes of them, three times a logit's bytes.
+CPU_BUDGET = 32 * 2**20
+GPU_BUDGETS = 64 * 2**20, 512 * 2**20  # bytes: the least and the most
+GPU_SHARE = 8  # of all the logits there could be, this part
+# cuBLAS has fast products for matrices whose rows are multiples of 16 bytes: with V = 50257 as it is, each took five
+# times as long (an H200, 2026-11-27). So the fused backend's logits and its copy of the weight have more classes, of
+# weight 0, up to a multiple of this.
+ALIGNMENT = 16
+TILE_ROWS = 128  # of a matrix product
 HALF_SCALE = 1024.0  # of float16's dlogits: from 2^-34, so that they are not flushed to 0, to 64
 
 
@@ -42,7 +47,7 @@ def total(
     fused: bool = False,
 ) -> Tensor:
     """Return the sum () of the losses of hidden (N, C)."""
-    budget = _budget(hidden, memory_budget)
+    budget = _budget(hidden, weight, memory_budget)
     return _total(hidden, weight, bias, targets, *options, budget, fused, _wanted(hidden, weight, bias))[0]
 
 
@@ -56,13 +61,26 @@ def losses(
     fused: bool = False,
 ) -> Tensor:
     """Return the losses (N,) of hidden (N, C), 0 where ignored."""
-    return _losses(hidden, weight, bias, targets, *options, _budget(hidden, memory_budget), fused)
+    budget = _budget(hidden, weight, memory_budget)
+    return _losses(hidden, weight, bias, targets, *options, budget, fused)
 
 
-def _budget(hidden: Tensor, memory_budget: int | None) -> int:
-    if memory_budget is None:
-        return DEFAULT_BUDGETS.get(hidden.device.type, DEFAULT_BUDGETS["cpu"])
-    return memory_budget
+def _budget(hidden: Tensor, weight: Tensor, memory_budget: int | None) -> int:
+    if memory_budget is not None:
+        return memory_budget
+    return default_budget(hidden.device.type, hidden.shape[0] * weight.shape[0] * hidden.dtype.itemsize)
+
+
+def default_budget(kind: str, all_logits: int) -> int:
+    """Return the memory budget in bytes on a kind of device, for logits of so many bytes if all were there.
+
+    >>> [default_budget("cuda", rows * 50257 * 2) // 2**20 for rows in (1024, 8192, 65536)]
+    [64, 98, 512]
+    """
+    if kind != "cuda":
+        return CPU_BUDGET
+    least, most = GPU_BUDGETS
+    return torch.sym_max(least, torch.sym_min(most, all_logits // GPU_SHARE))  # sizes may be a compiler's symbols
 
 
 def _wanted(*inputs: Tensor | None) -> list[bool]:
@@ -122,8 +140,12 @@ def walk(
     N, V = hidden.shape[0], weight.shape[0]
     check_targets(targets, V, options[0])  # the public function cannot look under torch.compile
     losses = hidden.new_zeros(N, dtype=working_dtype(hidden.dtype))
-    dhidden, dweight, dbias = gradients = _empty_gradients(hidden, weight, wanted)
-    matrix = weight.to(hidden.dtype)  # (V, C)
+    in_place = fused and dispatch.launches(hidden)  # a kernel writes the gradient over a chunk's logits
+    num_classes = V + (-V % ALIGNMENT if in_place else 0)  # V' >= V
+    matrix = _with_rows(weight, num_classes, hidden.dtype)  # (V', C)
+    bias = None if bias is None else _with_rows(bias, num_classes, hidden.dtype)
+    gradients = _empty_gradients(hidden, matrix, wanted)
+    dhidden, dweight, dbias = gradients
     g, scale = row_gradients, None
     if fused and hidden.dtype == torch.float16:
         g, scale = _scaled(torch.ones_like(losses) if g is None else g)
@@ -137,19 +159,22 @@ def walk(
     else:
         counting = kept.nonzero()[:, 0]
     per_chunk = rows_per_chunk(budget, V, hidden.dtype, options[3], fused)
+    step = _kernel() if in_place else composed.losses_and_dlogits
     buffer = None
     for rows in _chunks(N, counting, per_chunk):
         x = hidden[rows]  # (R, C)
         R = x.shape[0]
         if buffer is None:  # the first chunk is the largest
-            buffer = hidden.new_empty(R, V + (-V % ROW_ALIGNMENT if fused else 0))
-        logits = buffer[:R, :V]
+            buffer = hidden.new_empty(R, num_classes)
+        logits = buffer[:R]
         if bias is None:
             torch.mm(x, matrix.T, out=logits)
         else:
-            torch.addmm(bias.to(x.dtype), x, matrix.T, out=logits)
+            torch.addmm(bias, x, matrix.T, out=logits)
         g_rows = None if g is None else g[rows]
-        losses[rows], dlogits = _step(fused, logits)(logits, targets[rows], g_rows, options, any(wanted))
+        losses[rows], dlogits = step(logits[:, :V], targets[rows], g_rows, options, any(wanted))
+        if in_place:
+            dlogits = logits  # with the classes past V, whose logits and gradients are 0
         if wanted[2]:
             dbias += dlogits.sum(0, dtype=dbias.dtype)
         if wanted[0]:
@@ -160,7 +185,7 @@ def walk(
     if scale is not None:
         for gradient in gradients:
             gradient.div_(scale)
-    return torch.where(kept, losses, 0.0) if all_rows else losses, gradients
+    return torch.where(kept, losses, 0.0) if all_rows else losses, [dhidden, dweight[:V], dbias[:V]]
 
 
 def _cannot_wait(hidden: Tensor) -> bool:
@@ -168,21 +193,34 @@ def _cannot_wait(hidden: Tensor) -> bool:
 
 
 def _chunks(N: int, counting: Tensor | None, per_chunk: int) -> Iterator[Tensor | slice]:
-    """Yield the rows of each chunk, as nearly equal as can be; slices, which copy nothing, where all N rows count."""
+    """Yield the rows of each chunk; slices, which copy nothing, where all N rows count.
+
+    Chunks are as nearly equal as can be, but of whole tiles of a matrix product where the budget has room for them.
+    """
     count = N if counting is None else len(counting)
     size = math.ceil(count / max(1, math.ceil(count / per_chunk)))
+    if (tiled := -(-size // TILE_ROWS) * TILE_ROWS) <= per_chunk:
+        size = tiled
     for start in range(0, count, max(1, size)):
         end = min(start + size, count)
         yield slice(start, end) if counting is None or count == N else counting[start:end]
 
 
-def _step(fused: bool, logits: Tensor) -> Any:
-    """Return the function that makes losses and their gradient of a chunk's logits."""
-    if fused and dispatch.launches(logits):
-        from minillm_kernels.linear_cross_entropy import fused as kernels
+def _kernel() -> Any:
+    """Return the launcher of the kernel that makes losses and, in place, their gradient of a chunk's logits."""
+    from minillm_kernels.linear_cross_entropy import fused  # imports Triton
 
-        return kernels.losses_and_dlogits
-    return composed.losses_and_dlogits
+    return fused.losses_and_dlogits
+
+
+def _with_rows(tensor: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in `dtype` with so many rows, those that are added 0; itself where nothing changes."""
+    if tensor.shape[0] == rows:
+        return tensor.to(dtype)
+    made = tensor.new_empty(rows, *tensor.shape[1:], dtype=dtype)
+    made[: len(tensor)] = tensor
+    made[len(tensor) :] = 0
+    return made
 
 
 def _scaled(g: Tensor) -> tuple[Tensor, Tensor]:
