@@ -29,7 +29,7 @@ def _sizes(B: int, T: int, H: int, D: int, *, Hkv: int | None = None, S: int | N
 CHECK = {"B": 1, "T": 1024, "S": 1024}
 CAUSAL_SHAPES = {
     "cuda": (
-        Shape("GPT-2", _sizes(8, 1024, 12, 64)),
+        Shape("GPT-2", _sizes(16, 1024, 12, 64), {"B": 4}),
         Shape("D=64, 4k", _sizes(4, 4096, 16, 64), CHECK),
         Shape("D=128, 4k", _sizes(4, 4096, 16, 128), CHECK),
         Shape("small", _sizes(32, 512, 6, 64), {"B": 4}),
@@ -42,7 +42,7 @@ CAUSAL_SHAPES = {
 }
 FULL_SHAPES = {
     "cuda": (
-        Shape("BERT-base", _sizes(32, 512, 12, 64)),
+        Shape("BERT-base", _sizes(32, 512, 12, 64), {"B": 4}),
         Shape("D=128, 4k", _sizes(4, 4096, 16, 128), CHECK),
         Shape("D=64, 4k", _sizes(4, 4096, 16, 64), CHECK),
         Shape("D=128, 16k", _sizes(1, 16384, 16, 128), CHECK),

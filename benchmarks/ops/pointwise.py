@@ -22,9 +22,9 @@ from benchmarks.ops.registration import Cost, Dims, OpBenchmark, Run, Shape, Sou
 
 SHAPES = {
     "cuda": (
-        Shape("GPT-2", {"R": 8192, "C": 3072}),
+        Shape("GPT-2", {"R": 65536, "C": 3072}, {"R": 8192}),
         Shape("large", {"R": 8192, "C": 14336}),
-        Shape("small", {"R": 8192, "C": 1024}),
+        Shape("small", {"R": 65536, "C": 1024}, {"R": 8192}),
     ),
     "cpu": (Shape("tiny", {"R": 512, "C": 1024}), Shape("GPT-2", {"R": 1024, "C": 3072})),
 }
@@ -79,6 +79,13 @@ DROPS = {"dropout_p": DROPOUT_P, "seed": SEED}
 POINTWISE = (
     _benchmark("relu", 1, ("x",), mk.relu, peers={"F.relu": plain(F.relu, "x")}),
     _benchmark("gelu", 15, ("x",), mk.gelu, peers={"F.gelu": plain(F.gelu, "x")}),
+    _benchmark(
+        "gelu_tanh",
+        15,
+        ("x",),
+        functools.partial(mk.gelu, approximate="tanh"),
+        peers={"F.gelu": plain(F.gelu, "x", approximate="tanh")},
+    ),
     _benchmark("relu2", 2, ("x",), mk.relu2, peers={"F.relu, square": plain(lambda x: F.relu(x).square(), "x")}),
     _benchmark(
         "swiglu",

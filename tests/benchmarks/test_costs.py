@@ -17,6 +17,7 @@ BY_HAND = [  # op, sizes, bytes of an element -> bytes and operations of a forwa
     ("layer_norm_residual", {"R": 2, "C": 3}, 4, (120, 48, 132, 96)),
     ("relu", {"R": 2, "C": 3}, 4, (48, 6, 72, 12)),  # x, y; dy, x, dx
     ("gelu", {"R": 2, "C": 3}, 2, (24, 90, 36, 180)),  # 15 an element, as the catalogue says
+    ("gelu_tanh", {"R": 2, "C": 3}, 2, (24, 90, 36, 180)),
     ("relu2", {"R": 2, "C": 3}, 2, (24, 12, 36, 24)),
     ("geglu", {"R": 2, "C": 3}, 2, (36, 96, 60, 192)),
     ("swiglu", {"R": 2, "C": 3}, 2, (36, 36, 60, 72)),  # gate, up, y; dy, gate, up and two gradients
