@@ -162,6 +162,7 @@ CONSTANTS: tuple[
     ("row_norm", "THREADS_PER_SM", 384, 1536, "layer_norm_residual", "forward+backward"),
     ("elementwise", "FORWARD_TILE", 512, 8192, "gelu", "forward"),
     ("elementwise", "BACKWARD_TILE", 512, 8192, "gelu", "forward+backward"),
+    ("elementwise", "BACKWARD_TILE_WITH_BIAS", 512, 8192, "gelu_bias_dropout", "forward+backward"),
     ("elementwise", "THREADS", 64, 512, "gelu", "forward+backward"),
     ("dropout.fused", "BLOCK", 256, 8192, "dropout", "forward"),
     ("rotary.fused", "TILE", 1024, 16384, "rotary", "forward"),

@@ -1,5 +1,6 @@
 """gelu: the maths against torch in float64, the backward against finite differences, one backend against another."""
 
+import math
 from typing import Any
 
 import minillm_kernels as mk
@@ -80,14 +81,68 @@ def test_float32_bias_keeps_its_digits_beside_a_narrow_x(name):
         assert mk.gelu(x, bias) > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("approximate", APPROXIMATE)
 @pytest.mark.parametrize("name", BACKENDS)
-def test_far_from_zero_it_is_relu_with_a_finite_slope(outputs_and_gradients, name, approximate):
-    x = torch.tensor([-1e4, -50.0, 50.0, 1e4], device=DEVICE)
+def test_far_from_zero_it_is_relu_with_a_finite_slope(outputs_and_gradients, name, approximate, dtype):
+    x = torch.tensor([-1e4, -50.0, 50.0, 1e4], dtype=dtype, device=DEVICE)
     with mk.backend(name):
         found = outputs_and_gradients(mk.gelu, {"x": x}, approximate=approximate)
     torch.testing.assert_close(found["output 0"], x.clamp(min=0))
     assert found["dx"].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("approximate", APPROXIMATE)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_nan_stays(outputs_and_gradients, name, approximate, dtype):
+    x = torch.tensor([math.nan, 1.0], dtype=dtype, device=DEVICE)
+    with mk.backend(name):
+        found = outputs_and_gradients(mk.gelu, {"x": x}, approximate=approximate)
+    assert all(t.isnan().tolist() == [True, False] for t in found.values())
+
+
+def narrow() -> elementwise.Function:
+    """Return what the kernels compute for 16-bit tensors; on float32 ones its own error shows."""
+    from minillm_kernels.gelu import fused
+
+    function = fused.FUNCTIONS["none"].narrow
+    assert function is not None
+    return function
+
+
+def truths(h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return Phi(h) and the slope of gelu in float64."""
+    wide = h.double().cpu()
+    distribution = torch.tensor([math.erfc(-value * math.sqrt(0.5)) / 2 for value in wide.tolist()])
+    density = torch.exp(-wide.square() / 2) / math.sqrt(2 * math.pi)
+    return distribution, distribution + wide * density
+
+
+def test_error_of_the_tail_is_what_its_comment_says():
+    from minillm_kernels.gelu import fused
+
+    u = torch.arange(13 * 2048 + 1, device=DEVICE) / 2048
+    tail = elementwise.unary_forward(u, None, None, elementwise.Function(fused.normal_tail, None), 0.0).cpu()
+    error = (tail.double() / truths(-u)[0] - 1).abs()
+    near = u.cpu() <= 5.5
+    assert 0.8e-5 < error[near].max() < 1.2e-5 and 5e-5 < error.max() < 8e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_polynomial_loses_nothing_that_16_bits_show(dtype):
+    """At every number of the dtype up to 13 in float32 arithmetic: what is lost beside half a step of the result."""
+    h = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    h = h[(h.abs() <= 13) & (h.abs() >= 2.0**-14)].to(DEVICE)
+    value = elementwise.unary_forward(h, None, None, narrow(), 0.0).double().cpu()
+    slope = elementwise.unary_backward(torch.ones_like(h), h, None, None, narrow(), 0.0)[0].double().cpu()
+    distribution, true_slope = truths(h)
+    info = torch.finfo(dtype)
+    for found, true, allowed in ((value, h.double().cpu() * distribution, 0.05), (slope, true_slope, 0.1)):
+        half_step = torch.exp2(true.abs().clamp(min=info.tiny).log2().floor()) * info.eps / 2
+        lost = (found - true).abs() / half_step
+        lost[(h.cpu() + 0.75179).abs() < 5e-3] = 0  # where the slope is 0: float32 has few digits of it either way
+        assert lost.max() < allowed, f"{lost.max():.3f} at {h[lost.argmax()]}"
 
 
 def test_tanh_is_as_far_from_the_definition_as_the_docstring_says():

@@ -66,13 +66,14 @@ def looked_up(tokens: list[int]):
 
 @dataclass(frozen=True)
 class Fault:
-    """What is changed where, and the call that shows it: op, tensors by name, options."""
+    """What is changed where, and the call that shows it: op, tensors by name, options; dtype of the activations."""
 
     id: str
     module: str
     right: str
     wrong: str
     call: tuple[Callable[..., Any], dict[str, Tensor], dict[str, Any]]
+    dtype: torch.dtype = torch.float32
 
 
 NORM, ELEMENT = "row_norm_kernels", "elementwise_kernels"
@@ -176,8 +177,13 @@ FAULTS = [
     Fault("slope-1-at-0", "relu.fused", "h > 0", "h >= 0", (mk.relu, {"x": torch.zeros(3)}, {})),
     Fault("relu2-half-slope", "relu2.fused", "return 2 * tl.where", "return tl.where", unary(mk.relu2)),
     Fault("density-without-h", "gelu.fused", "+ h * tl.exp(", "+ tl.exp(", unary(mk.gelu)),
-    Fault("tanh-cube-once", "gelu.fused", "h * h * (3 * B)", "h * h * B", unary(mk.gelu, approximate="tanh")),
-    Fault("silu-slope-sign", "swiglu.fused", "(1 + gate * (1 - sigma))", "(1 - gate * (1 - sigma))", gated(mk.swiglu)),
+    Fault("tail-of-one-power-less", "gelu.fused", "DEGREE + 1", "DEGREE", unary(mk.gelu), torch.float16),
+    Fault("tail-added", "gelu.fused", "- u * normal_tail(u)", "+ u * normal_tail(u)", unary(mk.gelu), torch.float16),
+    Fault("tail-on-the-wrong-side", "gelu.fused", "where(h < 0", "where(h > 0", unary(mk.gelu), torch.float16),
+    Fault("narrow-density-without-h", "gelu.fused", "+ h * tl.exp2(", "+ tl.exp2(", unary(mk.gelu), torch.float16),
+    Fault("rest-without-exponential", ELEMENT, "e * sigma", "sigma", unary(mk.gelu, approximate="tanh")),
+    Fault("tanh-cube-once", "gelu.fused", "(3 * TWO_A * B)", "(TWO_A * B)", unary(mk.gelu, approximate="tanh")),
+    Fault("silu-slope-sign", "swiglu.fused", "(1 + gate * rest)", "(1 - gate * rest)", gated(mk.swiglu)),
     Fault("turned-on-in-backward", "rotary.fused", "sin = -sin", "sin = sin", turned()),
     Fault(
         "pairs-turned-the-wrong-way",
@@ -243,7 +249,7 @@ def seed_fault(monkeypatch, tmp_path) -> Callable[[Fault], None]:
 def test_fault_is_seen(compare, seed_fault, fault):
     op, tensors, options = fault.call
     cast = [name for name in tensors if name in ("x", "residual")]
-    compare(op, tensors, torch.float32, cast, name="fused", **options)
+    compare(op, tensors, fault.dtype, cast, name="fused", **options)
     seed_fault(fault)
     with pytest.raises(AssertionError, match=" > "):  # the distance to the truth, above what is allowed
-        compare(op, tensors, torch.float32, cast, name="fused", **options)
+        compare(op, tensors, fault.dtype, cast, name="fused", **options)

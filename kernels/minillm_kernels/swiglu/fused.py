@@ -17,16 +17,19 @@ from minillm_kernels import elementwise, elementwise_kernels
 from minillm_kernels.swiglu import reference
 from minillm_kernels.variant import Variant
 
+LOG2E = elementwise_kernels.LOG2E
+
 
 @triton.jit
 def silu(gate):
-    return gate * elementwise_kernels.logistic(gate)  # gate * (1)
+    sigma, _ = elementwise_kernels.logistic(gate * -LOG2E)  # pyright: ignore[reportGeneralTypeIssues]
+    return gate * sigma  # gate * (1)
 
 
 @triton.jit
 def silu_gradient(gate, dy):
-    sigma = elementwise_kernels.logistic(gate)  # (1)
-    return dy * sigma * (1 + gate * (1 - sigma))  # (4), (5)
+    sigma, rest = elementwise_kernels.logistic(gate * -LOG2E)  # pyright: ignore[reportGeneralTypeIssues]
+    return dy * sigma * (1 + gate * rest)  # (4), (5)
 
 
 FUNCTIONS = {"": elementwise.Function(silu, silu_gradient)}
