@@ -41,6 +41,9 @@ WIDE_BLOCK_C = 2048  # columns at a time of a row that is walked in a loop: 8 a 
 WIDE_THREADS = 256
 WEIGHT_TILE = {"BLOCK_R": 4, "BLOCK_C": 256}  # of the sums over wide rows: 8 a thread
 WEIGHT_THREADS = 128
+STAGES = 3
+SUM_TILE = {"BLOCK_P": 64, "BLOCK_C": 32}  # of partial sums: 8 a thread
+SUM_THREADS = 256
 THREADS_PER_SM = 768  # of the backward pass: at 80 registers all are resident, so that none waits for a turn
 
 Statistics = tuple[Tensor, Tensor, Tensor, Tensor]  # y, s, mean, rstd
@@ -124,14 +127,15 @@ def backward(
     rstd: Tensor,
     seed: Tensor | None,
     dropout_p: float,
-    has_bias: bool,
+    bias_dtype: torch.dtype | None,
     centre: bool,
 ) -> Gradients:
     """Return dx, dresidual, dweight and dbias of (7) to (10); dresidual is empty where it is dx.
 
-    dbias is float32, and empty without a bias.
+    dbias is in `bias_dtype`, and empty without one.
     """
-    dx, dresidual, dweight, dbias = _empty_backward(s, weight, seed, has_bias)
+    has_bias = bias_dtype is not None
+    dx, dresidual, dweight, dbias = _empty_backward(s, weight, seed, bias_dtype)
     if not s.numel():
         return dx, dresidual, dweight.zero_(), dbias.zero_()
     dy_rows, s_rows, ds_rows = rows_of(dy), rows_of(s), None if ds is None else rows_of(ds)
@@ -144,8 +148,8 @@ def backward(
         col_tiles = 1
     programs = cdiv(num_sms(s.device) * (THREADS_PER_SM // threads), col_tiles)
     programs = min(cdiv(R, block_r), programs)
-    dweights = torch.empty(programs, C, dtype=torch.float32, device=s.device)
-    dbiases = torch.empty_like(dweights) if has_bias else None
+    partial = torch.empty(1 + has_bias, programs, C, dtype=torch.float32, device=s.device)
+    dweights, dbiases = partial[0], partial[1] if has_bias else None
     strides = (dy_rows.stride(0), 0 if ds_rows is None else ds_rows.stride(0), s_rows.stride(0))
     tensors = (dy_rows, ds_rows, s_rows, weight.contiguous(), mean, rstd, seed, dx, dresidual)
     if walks:
@@ -184,10 +188,19 @@ def backward(
             CENTRE=centre,
             BLOCK_R=block_r,
             BLOCK_C=block_c,
+            STAGES=STAGES,
             threads=threads,
         )
-    dweight = dweights.sum(0).to(weight.dtype)
-    return dx, dresidual, dweight, dbias if dbiases is None else dbiases.sum(0)
+    launch(
+        kernels._partial_sums_kernel,
+        (cdiv(C, SUM_TILE["BLOCK_C"]), len(partial)),
+        *(partial, dweight, dbias if has_bias else None),
+        programs,
+        C,
+        **SUM_TILE,
+        threads=SUM_THREADS,
+    )
+    return dx, dresidual, dweight, dbias
 
 
 def _empty_forward(x: Tensor, residual: Tensor | None, seed: Tensor | None, centre: bool) -> Statistics:
@@ -198,12 +211,13 @@ def _empty_forward(x: Tensor, residual: Tensor | None, seed: Tensor | None, cent
     return y, s, torch.empty_like(rstd) if centre else rstd.new_empty(0), rstd
 
 
-def _empty_backward(s: Tensor, weight: Tensor, seed: Tensor | None, has_bias: bool) -> Gradients:
+def _empty_backward(s: Tensor, weight: Tensor, seed: Tensor | None, bias_dtype: torch.dtype | None) -> Gradients:
     """Return dx, dresidual, dweight and dbias, unwritten."""
     dx = torch.empty(s.shape, dtype=s.dtype, device=s.device)
     dresidual = s.new_empty(0) if seed is None else torch.empty_like(dx)
     dweight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-    dbias = torch.empty(weight.shape if has_bias else (0,), dtype=torch.float32, device=weight.device)
+    shape = (0,) if bias_dtype is None else weight.shape
+    dbias = torch.empty(shape, dtype=bias_dtype, device=weight.device)
     return dx, dresidual, dweight, dbias
 
 
@@ -255,16 +269,16 @@ def register(name: str, centre: bool, maths: Maths, maths_backward: MathsBackwar
         rstd: Tensor,
         seed: Tensor | None,
         dropout_p: float,
-        has_bias: bool,
+        bias_dtype: torch.dtype | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if dispatch.launches(s):
-            return backward(dy, ds, s, weight, mean, rstd, seed, dropout_p, has_bias, centre)
+            return backward(dy, ds, s, weight, mean, rstd, seed, dropout_p, bias_dtype, centre)
         total, dweight, dbias = maths_backward(
             dy.contiguous().float(), s.contiguous().float(), weight.float(), mean, rstd
         )
         if ds is not None:
             total = total + ds
-        dbias = dbias if has_bias else dbias.new_empty(0)
+        dbias = dbias.new_empty(0) if bias_dtype is None else dbias.to(bias_dtype)
         if seed is None:
             return total.to(s.dtype), s.new_empty(0), dweight.to(weight.dtype), dbias
         dx = total * keep(tuple(s.shape), dropout_p, seed, s.device) / (1 - dropout_p)
@@ -275,8 +289,8 @@ def register(name: str, centre: bool, maths: Maths, maths_backward: MathsBackwar
         return _empty_forward(x, residual, seed, centre)
 
     @backward_op.register_fake
-    def _(dy, ds, s, weight, mean, rstd, seed, dropout_p, has_bias):
-        return _empty_backward(s, weight, seed, has_bias)
+    def _(dy, ds, s, weight, mean, rstd, seed, dropout_p, bias_dtype):
+        return _empty_backward(s, weight, seed, bias_dtype)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Statistics) -> None:
         x, weight, bias, residual, seed, _, ctx.dropout_p = inputs
@@ -292,12 +306,11 @@ def register(name: str, centre: bool, maths: Maths, maths_backward: MathsBackwar
         s, weight, mean, rstd, seed = ctx.saved_tensors
         if dy is None:
             dy = torch.zeros(s.shape, dtype=s.dtype, device=s.device)
-        has_bias = ctx.bias_dtype is not None
-        dx, dresidual, dweight, dbias = backward_op(dy, ds, s, weight, mean, rstd, seed, ctx.dropout_p, has_bias)
+        dx, dresidual, dweight, dbias = backward_op(dy, ds, s, weight, mean, rstd, seed, ctx.dropout_p, ctx.bias_dtype)
         return (
             dx,
             dweight,
-            dbias.to(ctx.bias_dtype) if has_bias else None,
+            None if ctx.bias_dtype is None else dbias,
             None if not ctx.has_residual else dx if seed is None else dresidual,
             None,
             None,
@@ -372,7 +385,7 @@ def _backward_variants(
     name = f"{dtype} C={width} {' '.join(on) or 'plain'}"
     types = _types(dtype) | {"row_strides": ("i32", "i32", "i32")}
     if not walks_backward(width, "HAS_BIAS" in on, "HAS_DROPOUT" in on):
-        constants = {"CENTRE": centre, **no_bias, **none, "BLOCK_R": block_r, "BLOCK_C": block_c}
+        constants = {"CENTRE": centre, **no_bias, **none, "BLOCK_R": block_r, "BLOCK_C": block_c, "STAGES": STAGES}
         kernel: Any = kernels._row_norm_backward_kernel
         yield make_variant(op, f"backward {name}", kernel, types, constants, threads=threads, warp=warp)
         return

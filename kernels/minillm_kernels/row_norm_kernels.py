@@ -15,7 +15,7 @@ What a call does not have is None, a constant to the compiler, and what it takes
 
 keep is recomputed in the backward pass from the seed and each element's place, so that no mask is stored; s and the
 statistics are. The sums (10) have two stages: each program walks down its own row tiles with accumulators in registers
-and writes one row of partial sums, then a second pass adds those rows. No atomics: the same input gives the same bits.
+and writes one row of partial sums, then a kernel adds those rows. No atomics: the same input gives the same bits.
 
 Read next: `row_norm.py`, the launchers.
 """
@@ -136,6 +136,7 @@ def _row_norm_backward_kernel(
     CENTRE: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,  # power of two >= C
+    STAGES: tl.constexpr,  # row tiles on their way
 ):
     dy_row_stride, ds_row_stride, s_row_stride = row_strides
     program = tl.program_id(0)
@@ -144,7 +145,7 @@ def _row_norm_backward_kernel(
     weight = tl.load(weight_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
     dweight = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # rows are added at the end: there they cross warps
     dbias = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
-    for row_tile in range(program, tl.cdiv(num_rows, BLOCK_R), tl.num_programs(0)):
+    for row_tile in tl.range(program, tl.cdiv(num_rows, BLOCK_R), tl.num_programs(0), num_stages=STAGES):
         offs_r = tl.cast(row_tile, tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
         mask_r = offs_r < num_rows
         mask = mask_r[:, None] & mask_c[None, :]
@@ -320,3 +321,30 @@ def _row_norm_wide_weight_kernel(
     tl.store(dweight_ptr + partial, tl.sum(dweight, axis=0), mask=mask_c)
     if dbias_ptr is not None:
         tl.store(dbias_ptr + partial, tl.sum(dbias, axis=0), mask=mask_c)
+
+
+@triton.jit
+def _partial_sums_kernel(
+    partial_ptr,  # in   (sums, programs, C) float32: of the weight and, where there is one, of the bias
+    dweight_ptr,  # out  (C,)
+    dbias_ptr,  # out  (C,); None without a bias
+    num_programs,
+    num_cols,  # C
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    which = tl.program_id(1)
+    offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_c = offs_c < num_cols
+    sums = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    partial_ptr += which.to(tl.int64) * num_programs * num_cols
+    for start in range(0, num_programs, BLOCK_P):
+        offs_p = start + tl.arange(0, BLOCK_P)
+        mask = (offs_p < num_programs)[:, None] & mask_c[None, :]
+        sums += tl.load(partial_ptr + offs_p.to(tl.int64)[:, None] * num_cols + offs_c[None, :], mask=mask, other=0.0)
+    total = tl.sum(sums, axis=0)
+    if dbias_ptr is None:
+        tl.store(dweight_ptr + offs_c, total.to(dweight_ptr.dtype.element_ty), mask=mask_c)
+    else:
+        tl.store(dweight_ptr + offs_c, total.to(dweight_ptr.dtype.element_ty), mask=mask_c & (which == 0))
+        tl.store(dbias_ptr + offs_c, total.to(dbias_ptr.dtype.element_ty), mask=mask_c & (which == 1))
