@@ -160,6 +160,7 @@ CONSTANTS: tuple[
     ("row_norm", "FORWARD_TILE", 1024, 16384, "layer_norm_residual", "forward"),
     ("row_norm", "BACKWARD_TILE", 512, 8192, "layer_norm_residual", "forward+backward"),
     ("row_norm", "THREADS_PER_SM", 384, 1536, "layer_norm_residual", "forward+backward"),
+    ("row_norm", "STAGES", 1, 4, "layer_norm_residual", "forward+backward"),
     ("elementwise", "FORWARD_TILE", 512, 8192, "gelu", "forward"),
     ("elementwise", "BACKWARD_TILE", 512, 8192, "gelu", "forward+backward"),
     ("elementwise", "BACKWARD_TILE_WITH_BIAS", 512, 8192, "gelu_bias_dropout", "forward+backward"),

@@ -325,12 +325,12 @@ def _row_norm_wide_weight_kernel(
 
 @triton.jit
 def _partial_sums_kernel(
-    partial_ptr,  # in   (sums, programs, C) float32: of the weight and, where there is one, of the bias
+    partial_ptr,  # in   (sums, programs, C) float32: those of (10) for the weight, then for the bias if there is one
     dweight_ptr,  # out  (C,)
     dbias_ptr,  # out  (C,); None without a bias
     num_programs,
     num_cols,  # C
-    BLOCK_P: tl.constexpr,
+    BLOCK_P: tl.constexpr,  # programs whose sums are added at a time
     BLOCK_C: tl.constexpr,
 ):
     which = tl.program_id(1)
