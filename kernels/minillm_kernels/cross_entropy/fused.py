@@ -141,10 +141,10 @@ def groups_at(row_ptr, head):
 
 @triton.jit
 def _add_groups(m, s, total, x, mask_g, softcap, HAS_SOFTCAP: tl.constexpr, HAS_SMOOTHING: tl.constexpr):
-    """Return m, s and the sum of l, (BLOCK_V / ALIGN,) each, with one more tile x (BLOCK_V / ALIGN, ALIGN)."""
+    """Return m and s (BLOCK_V / ALIGN,) and the sum of l (BLOCK_V / ALIGN, ALIGN) with one more tile, x."""
     l = capped(x, softcap, HAS_SOFTCAP)  # noqa: E741
     if HAS_SMOOTHING:
-        total += tl.sum(l, axis=1)  # what no mask lets through was loaded as 0, which (1) leaves as it is
+        total += l  # as in _add_tile; Triton 3.7 breaks off on tl.sum(l, axis=1) of a float32 tile
     l = tl.where(mask_g, l, -float("inf"))  # noqa: E741
     m_new = tl.maximum(m, tl.max(l, axis=1))  # (10)
     finite = _finite(m_new)
@@ -163,7 +163,7 @@ def lse_and_sum_of_row(
 ):
     """Return lse by (2) and, with HAS_SMOOTHING, the sum of l; both are numbers, 0 where the row does not count."""
     ALIGN: tl.constexpr = 128 // row_ptr.dtype.element_ty.primitive_bitwidth
-    head, whole = cut(row_ptr, num_cols, ALIGN)
+    head, whole = cut(row_ptr, num_cols, ALIGN)  # pyright: ignore[reportGeneralTypeIssues]
     offs_j = tl.arange(0, 2 * ALIGN)
     mask_j = offs_j < num_cols - whole
     ends = row_ptr + tl.where(offs_j < head, offs_j, offs_j + whole)  # asked for first: the tiles hide that they wait
@@ -171,7 +171,7 @@ def lse_and_sum_of_row(
 
     m = tl.full((BLOCK_V // ALIGN,), -float("inf"), tl.float32)
     s = tl.zeros((BLOCK_V // ALIGN,), tl.float32)
-    total = tl.zeros((BLOCK_V // ALIGN,), tl.float32)
+    total = tl.zeros((BLOCK_V // ALIGN, ALIGN), tl.float32)
     offs_g = tl.arange(0, BLOCK_V // ALIGN)[:, None] * ALIGN  # (BLOCK_V / ALIGN, 1)
     tile = groups_at(row_ptr, head) + (offs_g + tl.arange(0, ALIGN)[None, :])  # (BLOCK_V / ALIGN, ALIGN)
     everything = tl.full((BLOCK_V // ALIGN, 1), True, tl.int1)
@@ -184,7 +184,7 @@ def lse_and_sum_of_row(
         x = tl.load(tile + num_full, mask=mask_g, other=0.0).to(tl.float32)
         m, s, total = _add_groups(m, s, total, x, mask_g, softcap, HAS_SOFTCAP, HAS_SMOOTHING)
 
-    total_row = tl.sum(total, axis=0) + tl.sum(l_ends, axis=0)
+    total_row = tl.sum(tl.sum(total, axis=1), axis=0) + tl.sum(l_ends, axis=0)
     l_ends = tl.where(mask_j, l_ends, -float("inf"))
     m_row = tl.maximum(tl.max(m, axis=0), tl.max(l_ends, axis=0))
     finite = _finite(m_row)
@@ -244,7 +244,7 @@ def write_gradient_of_groups(
 ):
     """Write the gradients of one tile of a row that is cut."""
     ALIGN: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
-    head, whole = cut(x_ptr, num_cols, ALIGN)
+    head, whole = cut(x_ptr, num_cols, ALIGN)  # pyright: ignore[reportGeneralTypeIssues]
     offs_g = start + tl.arange(0, BLOCK_V // ALIGN)[:, None] * ALIGN  # (BLOCK_V / ALIGN, 1)
     mask_g = offs_g < whole
     offs_v = offs_g + tl.arange(0, ALIGN)[None, :]  # (BLOCK_V / ALIGN, ALIGN)
@@ -260,7 +260,7 @@ def write_gradient_of_ends(
 ):
     """Write the gradients of the head and the rest of a row that is cut; arguments as above."""
     ALIGN: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
-    head, whole = cut(x_ptr, num_cols, ALIGN)
+    head, whole = cut(x_ptr, num_cols, ALIGN)  # pyright: ignore[reportGeneralTypeIssues]
     offs_j = tl.arange(0, 2 * ALIGN)
     mask_j = offs_j < num_cols - whole
     offs_v = tl.where(offs_j < head, offs_j, offs_j + whole)
@@ -307,7 +307,7 @@ def _cross_entropy_forward_kernel(
     l_t = tl.where(inside, capped(x_t, softcap, HAS_SOFTCAP), float("nan"))
     losses = loss_of_row(lse, l_t, total, num_cols, smoothing, z_loss, HAS_SMOOTHING)
     tl.store(losses_ptr + rows, tl.where(kept, losses, 0.0), mask=mask_r)
-    tl.store(lse_ptr + rows, tl.zeros((BLOCK_R,), tl.float32) + lse, mask=mask_r)
+    tl.store(lse_ptr + rows, lse, mask=mask_r)
 
 
 @triton.jit

@@ -61,8 +61,8 @@ def _linear_cross_entropy_kernel(
     target = tl.load(targets_ptr + rows, mask=mask_r, other=0)  # (BLOCK_R,)
     inside = (target >= 0) & (target < num_cols)
     row_ptr = x_ptr + rows * x_row_stride
+    x_row = x_ptr + tl.program_id(0).to(tl.int64) * x_row_stride  # where one row is all that the program owns
     x_t = tl.load(row_ptr + target, mask=mask_r & inside, other=0.0).to(tl.float32)
-    x_row = x_ptr + tl.program_id(0).to(tl.int64) * x_row_stride
     if BLOCK_R == 1:
         lse, total = lse_and_sum_of_row(  # pyright: ignore[reportGeneralTypeIssues]
             x_row, num_cols, softcap, HAS_SOFTCAP, HAS_SMOOTHING, BLOCK_V
@@ -119,16 +119,25 @@ def _linear_cross_entropy_kernel(
             tl.store(tile, dx, mask=mask)
 
 
-# Rows of which those of all programs at work would not fit into the cache: as many numbers a lane as in the table of
-# cross_entropy, but programs of 16 warps, of which an H100 (132 multiprocessors) has 264 to 528 at work, by registers.
-# That is 27 to 53 MB of GPT-2's 50257 bfloat16 logits, and its cache has 50 MB.
-LONG, LAUNCH_OF_LONG = 16384, {16: (1, 8192, 16), 8: (1, 4096, 16)}
+# Bytes of a logit -> the launch for more than LONG classes, of which the cache would not hold the rows of all programs
+# at work: as many numbers a lane as in the table of cross_entropy, but programs of 16 warps. By registers an H100 (132
+# multiprocessors, a cache of 50 MB) has 396 of them at work, which is 40 MB of GPT-2's 50257 bfloat16 logits; with 4
+# warps it would be 159 MB. Reckoned, not measured. With a cap arithmetic takes longer than a third pass through memory.
+LONG = 16384
+LAUNCH_OF_LONG = {2: (1, 8192, 16), 4: (1, 4096, 16)}
 
 
 def launches(itemsize: int, has_softcap: bool) -> Table:
-    """Return the table of cross_entropy for logits of that many bytes, with an entry more for the longest rows."""
-    *shorter, (largest, launch) = cross_entropy.launches(itemsize, has_softcap)
-    return *shorter, (LONG, launch), (largest, LAUNCH_OF_LONG[8 if itemsize == 4 or has_softcap else 16])
+    """Return the table of cross_entropy for logits of that many bytes, without a cap with one entry more.
+
+    >>> launches(2, False)[-2:]
+    ((16384, (1, 2048, 4)), (2147483648, (1, 8192, 16)))
+    """
+    table = cross_entropy.launches(itemsize, has_softcap)
+    if has_softcap:
+        return table
+    *shorter, (largest, launch) = table
+    return *shorter, (LONG, launch), (largest, LAUNCH_OF_LONG[itemsize])
 
 
 def losses_and_dlogits(
