@@ -1,5 +1,6 @@
 """cross_entropy: the maths against torch in float64, the backward against finite differences, the backends compared."""
 
+from itertools import product
 from typing import Any
 
 import minillm_kernels as mk
@@ -115,6 +116,79 @@ def test_kernel_takes_any_number_of_classes(compare, poisoned, V, dtype):
         compare(mk.cross_entropy, made, dtype, ("logits",), reduction="mean", terms=3.0, name="fused", **options)
 
 
+@pytest.fixture
+def tiles_of_32(monkeypatch) -> None:
+    """Let kernels take every row for a long one, with so small a tile that small tensors have several."""
+    from minillm_kernels.cross_entropy import fused
+
+    monkeypatch.setattr(fused, "launch_for", lambda *_: (1, 32, 1))
+
+
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+@pytest.mark.parametrize("V", [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 39, 41, 63, 64, 65, 71, 73, 105])
+def test_long_rows_may_start_anywhere(compare, poisoned, tiles_of_32, V, dtype):
+    """Nine rows have all places between two boundaries of 16 bytes where V is odd; a target in each part of the row."""
+    made = tensors((9, V))
+    made["targets"][[0, 3, 6]] = torch.tensor([0, V // 2, V - 1], device=DEVICE)
+    for options in ({}, {"label_smoothing": 0.2, "z_loss": 0.01, "softcap": 2.5}):
+        compare(mk.cross_entropy, made, dtype, ("logits",), reduction="none", terms=3.0, name="fused", **options)
+
+
+@pytest.mark.parametrize("apart", [0, 1, 5, 8, 16])
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+@pytest.mark.parametrize("offset", range(1, 9))
+def test_views_of_long_rows_are_read_where_they_lie(compare, poisoned, tiles_of_32, offset, dtype, apart):
+    """Storage offsets and row strides of all kinds; what lies around the rows is NaN."""
+    for V in (6, 40, 71):
+        made = tensors((9, V))
+        logits = torch.full((16 + 9 * (V + apart),), torch.nan, dtype=dtype, device=DEVICE)
+        logits = logits[offset : offset + 9 * (V + apart)].view(9, V + apart)[:, :V]
+        logits.copy_(made["logits"])
+        compare(mk.cross_entropy, made | {"logits": logits}, dtype, (), reduction="none", terms=3.0, name="fused")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "view, expected",
+    [
+        pytest.param(lambda t: t, [True, True], id="contiguous"),
+        pytest.param(lambda t: t[1:], [True, False], id="odd-offset"),
+        pytest.param(lambda t: t[8:], [True, True], id="offset-of-16-bytes"),
+        pytest.param(lambda t: t[:, :-8], [True, True], id="rows-apart-by-16-bytes"),
+        pytest.param(lambda t: t[:, 1:], [True, False], id="rows-apart-by-one"),
+        pytest.param(lambda t: t[:, ::2], [False, False], id="strided"),
+    ],
+)
+def test_launches_are_wide_where_rows_of_logits_and_gradient_lie_alike(monkeypatch, view, expected, dtype):
+    from minillm_kernels.cross_entropy import fused
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *_, WIDE, **rest: found.append(WIDE)
+
+    found, logits = [], view(torch.empty(9, 5001, dtype=dtype))
+    for name in ("_cross_entropy_forward_kernel", "_cross_entropy_backward_kernel"):
+        monkeypatch.setattr(fused, name, Kernel())
+    options = (-100, 0.0, 0.0, None)
+    targets = torch.zeros(len(logits), dtype=torch.int64)
+    losses, lse = fused.forward(logits, targets, options)
+    fused.backward(losses, logits, targets, lse, options)
+    assert found == expected
+
+
+@pytest.mark.parametrize("V", [5, 37, 4099])
+def test_ignored_rows_are_not_read(V):
+    made = tensors((9, V))
+    ignored = made["targets"] == -100
+    made["logits"][ignored] = torch.nan
+    logits = made["logits"].requires_grad_()
+    with mk.backend("fused"):
+        losses = mk.cross_entropy(logits, made["targets"], reduction="none", z_loss=0.1, label_smoothing=0.1)
+    (gradient,) = torch.autograd.grad(losses.sum(), logits)
+    assert (losses[ignored] == 0).all() and (gradient[ignored] == 0).all()
+    assert losses.isfinite().all() and gradient.isfinite().all()
+
+
 def test_smoothing_of_nearly_nothing_is_plain(outputs_and_gradients):
     """Without smoothing the kernel leaves out the sum of the logits: both ways must meet."""
     made = tensors((3, 7, 101))
@@ -171,8 +245,8 @@ def test_target_that_nobody_looked_for_gives_nan():
     """On a GPU a wrong target is not looked for: no address outside of its row is read, and the loss shows it."""
     from minillm_kernels.cross_entropy import fused
 
-    for wrong in (-1, 5, 2**40):
-        logits = torch.zeros(2, 5, device=DEVICE, requires_grad=True)
+    for V, wrong in product((5, 4099), (-1, 4099, 2**32, 2**40)):
+        logits = torch.zeros(2, V, device=DEVICE, requires_grad=True)
         losses = fused.cross_entropy(logits, torch.tensor([wrong, 1], device=DEVICE), -100, 0.0, 0.0, None)
         (gradient,) = torch.autograd.grad(losses.sum(), logits)
         assert losses.isnan().tolist() == [True, False]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import minillm_kernels as mk
 import pytest
@@ -57,8 +58,25 @@ def check(compare: Callable[..., None], name: str) -> None:
             loss(logits_and_targets(3, 64))
         case "ragged":
             loss(logits_and_targets(3, 37))
-        case "several tiles":
-            loss(logits_and_targets(2, 5000))
+        case "wide":  # rows of all 4 places between two boundaries of 16 bytes, a target in each of their parts
+            made = logits_and_targets(12, 4501)
+            made["targets"][::3] = torch.tensor([0, 4500, 4499, 2])
+            loss(made)
+        case "wide, rows apart":
+            made = logits_and_targets(4, 5008)
+            loss({"logits": made["logits"][:, :5000], "targets": made["targets"].clamp(max=4999)})
+        case "wide, all options":
+            loss(logits_and_targets(5, 4501), **ALL)
+        case "wide, ignored":
+            made = logits_and_targets(3, 4501)
+            made["logits"][1] = torch.nan
+            logits = made["logits"].requires_grad_()
+            with mk.backend("fused"):
+                mk.cross_entropy(logits, made["targets"], reduction="sum").backward()
+            assert logits.grad is not None and logits.grad.isfinite().all(), "dlogits"
+        case "strided, several tiles":
+            made = logits_and_targets(2, 5000)
+            loss(made | {"logits": made["logits"].T.contiguous().T})
         case "all options":
             loss(logits_and_targets(3, 37), **ALL)
         case "strided":
@@ -66,7 +84,10 @@ def check(compare: Callable[..., None], name: str) -> None:
         case "linear":
             product(inputs(), reduction="sum", **ALL)
         case "linear, several tiles":
-            product(inputs(V=4500), reduction="sum")
+            product(inputs(V=4501), reduction="sum")
+        case "linear, several tiles of several rows":
+            with mock.patch.object(cross_entropy, "launch_for", lambda *_: (4, 16, 1)):
+                product(inputs(), reduction="sum")
         case "linear by row":
             product(inputs(), reduction="none")
         case "linear, many chunks":
@@ -80,36 +101,63 @@ def check(compare: Callable[..., None], name: str) -> None:
 CHECKS = (
     "plain",
     "ragged",
-    "several tiles",
+    "wide",
+    "wide, rows apart",
+    "wide, all options",
+    "wide, ignored",
     "all options",
     "strided",
+    "strided, several tiles",
     "linear",
     "linear, several tiles",
+    "linear, several tiles of several rows",
     "linear by row",
     "linear, many chunks",
     "linear, float16",
 )
 FAULTS = [  # module, right text, wrong text, the check that notices
     (cross_entropy, "lse - (1.0 - smoothing) * l_t", "lse + (1.0 - smoothing) * l_t", "plain"),
-    (cross_entropy, "s * tl.exp(m - finite)[:, None]", "s", "several tiles"),
+    (cross_entropy, "s * exponential(m - finite)[:, None]", "s", "strided, several tiles"),
     (cross_entropy, 'tl.where(mask_v, l, -float("inf"))', "l", "ragged"),
     (cross_entropy, "smoothing * (total / num_cols)", "smoothing * total", "all options"),
+    (cross_entropy, "share = smoothing / num_cols", "share = smoothing", "all options"),
+    (cross_entropy, "x * LOG2_E", "x", "plain"),
+    (cross_entropy, "tl.where(offs_j < head, offs_j, offs_j + whole)", "offs_j + whole", "wide"),
+    (cross_entropy, "offs_j < num_cols - whole", "offs_j < head", "wide"),
+    (cross_entropy, "s = s * exponential(m - finite) +", "s = s +", "wide"),
+    (cross_entropy, "tl.sum(s * exponential(m - finite), axis=0)", "tl.sum(s, axis=0)", "wide"),
+    (cross_entropy, "+ tl.sum(exponential(l_ends - finite), axis=0)", "", "wide"),
+    (cross_entropy, 'tl.where(mask_g, l, -float("inf"))', "l", "wide"),
+    (cross_entropy, 'tl.where(mask_j, l_ends, -float("inf"))', "l_ends", "wide"),
+    (cross_entropy, "tl.load(tile + num_full, mask", "tl.load(tile, mask", "wide"),
+    (cross_entropy, "offs_v == (target - head).to(tl.int32)", "offs_v == target.to(tl.int32)", "wide"),
+    (cross_entropy, "offs_v == target, lse", "offs_j == target, lse", "wide"),
+    (cross_entropy, "if start + BLOCK_V >= num_cols:", "if start < 0:", "wide"),
+    (cross_entropy, "tl.where(kept & ((target", "tl.where(((target", "wide"),
+    (cross_entropy, "x_ptr + tl.program_id(0).to(tl.int64) * x_row_stride", "x_ptr", "wide"),
+    (cross_entropy, "tl.program_id(0).to(tl.int64) * x_row_stride", "tl.program_id(0) * num_cols", "wide, rows apart"),
+    (cross_entropy, "x_ptr + row * x_row_stride, dx", "x_ptr + row * num_cols, dx", "wide, rows apart"),
+    (cross_entropy, "+ tl.sum(l_ends, axis=0)\n", "\n", "wide, all options"),
+    (cross_entropy, "mask=mask_g & kept", "mask=mask_g", "wide, ignored"),
+    (cross_entropy, "mask=mask_j & kept", "mask=mask_j", "wide, ignored"),
     (cross_entropy, "1.0 + 2.0 * z_loss * lse", "1.0 + z_loss * lse", "all options"),
     (cross_entropy, "dx *= 1.0 - ratio * ratio", "dx *= 1.0", "all options"),
     (cross_entropy, "tl.where(x < 0, -size, size)", "size", "all options"),
     (cross_entropy, "offs_v == target[:, None]", "offs_v + 1 == target[:, None]", "plain"),
     (cross_entropy, "dx = g * (p", "dx = (p", "plain"),
     (cross_entropy, "tl.where(kept, dx, 0.0)", "dx", "plain"),
-    (cross_entropy, "tl.where(kept, dx, 0.0), mask=mask_r[:, None])", "dx, mask=kept)", "several tiles"),
+    (cross_entropy, "tl.where(kept, dx, 0.0), mask=mask_r[:, None])", "dx, mask=kept)", "strided, several tiles"),
     (cross_entropy, "tl.where(kept, losses, 0.0)", "losses", "plain"),
     (cross_entropy, "target * x_col_stride", "target", "strided"),
     (cross_entropy, "(num_full + offs_v).to(tl.int64) * x_col_stride", "num_full + offs_v", "strided"),
-    (linear, "is_target = start + offs_v ==", "is_target = offs_v ==", "linear, several tiles"),
+    (linear, "range(0, whole, BLOCK_V)", "range(BLOCK_V, whole, BLOCK_V)", "linear, several tiles"),
+    (linear, "x_row, x_row, True, target_row", "x_row, x_row, False, target_row", "linear, several tiles"),
+    (linear, "is_target = start + offs_v ==", "is_target = offs_v ==", "linear, several tiles of several rows"),
     (
         linear,
         "tile = row_ptr[:, None] + num_full + offs_v",
         "tile = row_ptr[:, None] + offs_v",
-        "linear, several tiles",
+        "linear, several tiles of several rows",
     ),
     (linear, "g = tl.load(g_ptr + rows, mask=mask_r, other=0.0)", "g = tl.load(g_ptr)", "linear by row"),
     (
