@@ -2,9 +2,9 @@
 
 A tile of the forward pass holds 4096 elements for 256 threads: 16 each, in a 16-bit dtype two 16-byte loads from every
 tensor. So a program owns 32 rows of width 128, 4 of 1024, and one of 4096; from there on there are 512 threads. The
-backward pass takes half as many rows, and copies the rows of two more tiles into shared memory meanwhile: the bytes
-that are on their way in registers alone kept it at 2.4 of 4.2 TB/s (65,536 rows of 768, an H200, 2026-11-27). A row too
-wide for its accumulators to stay in registers is walked in a loop, and the sums over rows get a kernel of their own.
+backward pass takes half as many rows, and copies the rows of its next tile into shared memory meanwhile: the bytes that
+are on their way in registers alone kept it at 2.4 of 4.2 TB/s (65,536 rows of 768, an H200, 2026-11-27). A row too wide
+for its accumulators to stay in registers is walked in a loop, and the sums over rows get a kernel of their own.
 
 Read next: `rms_norm/fused.py`, then `layer_norm/fused.py`.
 """
@@ -45,7 +45,7 @@ WEIGHT_THREADS = 128
 # Of the backward pass, rounded up to whole programs: at 80 registers all are resident, so that none waits for a turn.
 # Two programs of 512 threads took 173 us where one took 211 (8192 rows of 4096, layer norm with a residual, an H200).
 THREADS_PER_SM = 768
-STAGES = 3  # row tiles of the backward pass on their way, where a tensor's tile has at most so many bytes:
+STAGES = 2  # row tiles of the backward pass on their way, where a tensor's tile has at most so many bytes:
 MAX_STAGED = 4096
 SUM_TILE = {"BLOCK_P": 64, "BLOCK_C": 32}  # of partial sums: 8 a thread
 SUM_THREADS = 256

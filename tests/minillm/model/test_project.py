@@ -1,0 +1,90 @@
+"""Queries, keys and values by one product in training, by one each where something stands between: the same numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minillm.model.layers import Linear, project
+
+WIDTHS = (8, 4, 5)
+
+
+class Products(TorchDispatchMode):
+    """Counts, while on, the matrix products."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        return func(*args, **(kwargs or {}))
+
+
+class Adapter(nn.Module):
+    """Stands in a layer's place and doubles what it returns."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.base(x)
+
+
+def make(bias: bool = True) -> tuple[Tensor, list[nn.Module]]:
+    """Return x (2, 3, 6) in float64 and layers of float64 weights."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [Linear(6, width, bias=bias).double() for width in WIDTHS]
+    return torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True), layers
+
+
+def products_of(x: Tensor, layers: list[nn.Module]) -> int:
+    with Products() as counter:
+        project(x, *layers)
+    return counter.number
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_numbers_and_gradients_are_those_of_each_layer(bias):
+    x, layers = make(bias)
+    inputs = [x, *(p for layer in layers for p in layer.parameters())]
+
+    def gradients(ys: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(sum((i + 1) * y.square().sum() for i, y in enumerate(ys)), inputs)  # pyright: ignore
+
+    found, expected = project(x, *layers), tuple(layer(x) for layer in layers)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(found), gradients(expected))
+
+
+def test_one_product_in_training_and_each_layer_for_itself_without_gradients():
+    x, layers = make()
+    assert products_of(x, layers) == 1
+    with torch.no_grad():
+        assert products_of(x, layers) == len(WIDTHS)
+
+
+def test_weights_are_cast_to_the_dtype_of_x():
+    _, layers = make()
+    assert [y.dtype for y in project(torch.randn(3, 6, dtype=torch.bfloat16), *layers)] == [torch.bfloat16] * 3
+
+
+def test_an_adapter_a_hook_and_a_missing_bias_are_heard():
+    x, layers = make()
+    plain = project(x, *layers)
+
+    adapted = project(x, Adapter(layers[0]), *layers[1:])
+    torch.testing.assert_close(adapted, (2 * plain[0], *plain[1:]))
+
+    seen: list[Tensor] = []
+    handle = layers[1].register_forward_hook(lambda *given: seen.append(given[-1]))
+    torch.testing.assert_close(project(x, *layers)[1], plain[1])
+    assert len(seen) == 1
+    handle.remove()
+
+    layers[2] = Linear(6, 5, bias=False).double()
+    torch.testing.assert_close(project(x, *layers)[2], layers[2](x))
