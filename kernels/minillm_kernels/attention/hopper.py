@@ -42,8 +42,9 @@ come first then, and the rest is a loop that tests nothing. What TMA reads past 
 itself: rows after the last query and columns past D need no mask, and no batch reads its neighbour's rows.
 
 What holds of this file: it has been compiled for sm_90 by Triton 3.6.0 and 3.7.1 (`../../COMPILE_REPORT.md`), and run
-on a CPU by `tests/kernels/gluon_emulator.py`, with copies and products as late as the barriers allow. It has not been
-run on a GPU yet, which is why it has to be asked for: `hopper_launcher.py`.
+on a CPU by `tests/kernels/gluon_emulator.py`, with copies and products as late as the barriers allow. On an H200 the
+first 46 of its compiled tests passed, and it has not been timed, which is why it has to be asked for:
+`hopper_launcher.py`.
 
 Source: Shah et al. (2024), FlashAttention-3, arXiv:2407.08608.
 

@@ -1,7 +1,7 @@
 """When the kernel of `hopper.py` serves a call of attention, and how it is launched.
 
 MINILLM_HOPPER=1 in the environment asks for it, on a GPU of compute capability 9.0; it is not the default because
-nobody has measured it yet. It serves the forward pass of calls in float16 and bfloat16 whose masks are `causal` and
+nobody has timed it yet. It serves the forward pass of calls in float16 and bfloat16 whose masks are `causal` and
 `key_stop`, or none, with heads of a width that is a multiple of 8 up to 128; every other call, and every call on a
 Triton whose Gluon does not have what the kernel imports, goes on to the kernel of `forward.py` as if nobody had asked.
 `obstacle` says in words why.
