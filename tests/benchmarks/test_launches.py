@@ -172,7 +172,7 @@ def test_entry_of_attention_is_what_a_launch_of_that_kernel_and_width_takes(row,
 
 @pytest.mark.parametrize("entry", knobs.CONSTANTS, ids=lambda e: f"{e[0]}.{e[1]}")
 def test_constant_is_one_that_the_launcher_reads(monkeypatch, entry):
-    """Turned, it changes what a kernel is launched with; at small sizes, in the interpreter."""
+    """Turned, it changes what a kernel is launched with; at small sizes, in the interpreter, which has no bfloat16."""
     import importlib
 
     knob = knobs.constant_knob(*entry)
@@ -185,7 +185,7 @@ def test_constant_is_one_that_the_launcher_reads(monkeypatch, entry):
 
     def launches():
         launched.clear()
-        tensors = knob.case.benchmark.inputs(dims, torch.float32, Source(torch.device("cpu")))
+        tensors = knob.case.benchmark.inputs(dims, torch.float16, Source(torch.device("cpu")))
         floating = [t for t in tensors.values() if t.is_floating_point()]
         for tensor in floating:
             tensor.requires_grad_(knob.case.direction != "forward")
