@@ -42,6 +42,7 @@ same batches, the same optimiser and the same settings of the allocator.
   another model, nor for a contender that is wrong: other parameters than ours, a first or last loss that is not that
   of random tokens within 5 %, no gradient.
 """
+MOST_KERNELS = 20  # that are named
 LADDER_NOTES = """\
 The ladder, each rung with what is named and all before it; naive is the maths as it is written down, op by op, and in
 minillm all other ops have their kernels too.
@@ -210,9 +211,26 @@ def _recipes(part: Part, result: Result) -> Iterator[str]:
             yield ""
         yield from table(heads, [_contender(r, rows, part, ceilings) for r in group])
         yield ""
+        for row in group:
+            if row.get("kernels"):
+                yield from _kernels(row)
         rungs = [r for name in part["ladders"].get(recipe, ()) for r in group if r["contender"] == name]
         if rungs:
             yield from _ladder(rungs, ceilings)
+
+
+def _kernels(row: Part) -> Iterator[str]:
+    """Yield where the time of a step goes, by kernel."""
+    kernels, busy = row["kernels"], sum(seconds for _, _, seconds in row["kernels"])
+    said = f"{time_of(busy)} of them in {len(kernels)} kinds"
+    yield f"A step of {row['contender']} by kernel, from torch.profiler: {said}."
+    yield ""
+    first, rest = kernels[:MOST_KERNELS], kernels[MOST_KERNELS:]
+    if rest:
+        first = [*first, ["all others", *(sum(taken) for taken in list(zip(*rest, strict=True))[1:])]]
+    cells = [(f"`{name}`", str(calls), time_of(s), percent(s / busy)) for name, calls, s in first]
+    yield from table(("kernel", "calls", "time", "of all"), cells)
+    yield ""
 
 
 def _contender(row: Part, rows: Sequence[Part], part: Part, ceilings: figures.Ceilings) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ FEWEST_ROUNDS = 3
 READY_SHARE = 0.7  # of a recipe's time, after which nobody is waited for any longer
 PATIENCE = 200.0  # seconds of silence; a large model compiles for more than a minute
 QUICK_RECIPES, QUICK_CONTENDERS = 1, 3  # with --quick
+PROFILED = 5.0  # seconds that a profile may take; on a GPU the first contender's, where so many are left
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Seat:
     child: Child
     built: Part = field(default_factory=dict)
     warm: Part = field(default_factory=dict)
+    profile: Part = field(default_factory=dict)
     samples: list[float] = field(default_factory=list)
     loss: float = float("nan")
     took: float = 0.0  # seconds of its last turn
@@ -118,6 +120,8 @@ def measure(
                 if seat.has("built", {}, ready):
                     seat.has("warm", {"warm": True}, ready)
         take_turns([s for s in seats if s.warm], context, until)
+        if context.kind == "cuda" and seats[0].samples and not seats[0].reason and time.monotonic() + PROFILED < until:
+            seats[0].has("profile", {"profile": True}, until)
     rows = [row_of(recipe, seat) for seat in seats]
     late = contenders[len(seats) :]
     rows += [named(recipe, c) | {"status": "not run", "reason": "no time left in the budget"} for c in late]
@@ -163,6 +167,7 @@ def row_of(recipe: Recipe, seat: Seat) -> Part:
         **named(recipe, seat.contender),
         **{k: about[k] for k in about if k != "seconds"},
         **{k: seat.warm[k] for k in ("peak_bytes", "work", "to_first_step") if k in seat.warm},
+        **seat.profile,
     }
     if len(seat.samples) < FEWEST_ROUNDS:
         return row | {"status": "not run", "reason": seat.reason or "no time left in the budget"}

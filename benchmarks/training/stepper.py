@@ -2,8 +2,9 @@
 
 One of its own for each contender: memory, compilers, allocator and a lost GPU are its alone, and who listens can let
 several take turns. It builds the contender and writes what it is; told to warm up it takes its first steps; told to
-time it takes as many steps as fill some seconds, waits for the device and writes the seconds of one. Between its turns
-it keeps weights and optimiser on a GPU and gives back the rest; the first step of a turn takes it again, untimed.
+time it takes as many steps as fill some seconds, waits for the device and writes the seconds of one; told to profile it
+writes what a step's time goes to. Between its turns it keeps weights and optimiser on a GPU and gives back the rest;
+the first step of a turn takes it again, untimed.
 
 Read next: `section.py`, which tells it.
 """
@@ -34,6 +35,7 @@ from minillm.model.count import count_parameters
 from minillm.training.trainer import Trainer
 
 WARM_STEPS = 3  # the first compiles, the second takes memory, the third tells how long a step lasts
+LONGEST_NAME = 100  # characters of a kernel's name, which a template's arguments can make thousands
 WARM_SHARE = 0.25  # of a GPU's memory, where others are at work beside: with --warm
 Line = dict[str, Any]
 
@@ -73,6 +75,25 @@ class Stepper:
         self.seconds, loss = self._steps(number)
         self._give_back()
         return {"seconds": self.seconds, "steps": number, "loss": loss}
+
+    def profile(self) -> Line:
+        """Take one step under torch.profiler; return what each kernel (on a CPU: op) took of it, the longest first."""
+        from torch.profiler import ProfilerActivity, profile
+
+        on_gpu = self.device.type == "cuda"
+        self._steps(1)
+        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
+            self._steps(1)
+        self._give_back()
+        found: dict[str, tuple[int, float]] = {}
+        for event in profiled.events() or ():
+            # a span of the program's own, such as the optimiser's, has its kernels beside it
+            if str(event.device_type).endswith("CUDA") == on_gpu and "#" not in event.name:
+                calls, seconds = found.get(event.name, (0, 0.0))
+                taken = event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total
+                found[event.name] = calls + 1, seconds + 1e-6 * taken
+        longest = sorted(found.items(), key=lambda item: -item[1][1])
+        return {"kernels": [[name[:LONGEST_NAME], *taken] for name, taken in longest]}
 
     def _steps(self, number: int) -> tuple[float, float]:
         """Return the seconds of one of `number` steps, and the loss of the last."""
@@ -129,7 +150,10 @@ def obey(stepper: Callable[[], Stepper], orders: Any, write: Callable[[Line], No
         write({"built": {**about, **known, "seconds": time.perf_counter() - start}})
         for line in orders:
             order = json.loads(line)
-            write({"turn": made.turn(order["seconds"])} if "seconds" in order else {"warm": made.warm_up()})
+            if "seconds" in order:
+                write({"turn": made.turn(order["seconds"])})
+            else:
+                write({"profile": made.profile()} if "profile" in order else {"warm": made.warm_up()})
     except Exception as error:  # of any kind: a contender is a stranger's code, and what it raises is its result
         write({"failed": first_line(error)})
 

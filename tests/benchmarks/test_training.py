@@ -202,6 +202,20 @@ def test_stepper_builds_warms_up_and_takes_its_turns(contender):
     assert turn["seconds"] > 0 and turn["steps"] >= 1
 
 
+def test_a_profile_says_what_a_step_goes_to():
+    """On a CPU by op: a planted product is in it, as often as it is called, and no other step's."""
+    timed = made()
+    timed.warm_up()
+    a = torch.randn(300, 300)
+    timed.trainer.after_step.append(lambda trainer: [torch.linalg.matrix_exp(a) for _ in range(3)])
+    lines = []
+    stepper.obey(lambda: timed, orders({"profile": True}), lines.append, {})
+    kernels = lines[-1]["profile"]["kernels"]
+    assert {name: calls for name, calls, _ in kernels}["aten::linalg_matrix_exp"] == 3
+    seconds = [taken for *_, taken in kernels]
+    assert seconds == sorted(seconds, reverse=True) and min(seconds) >= 0
+
+
 def test_what_is_timed_is_the_trainers_own_step(monkeypatch):
     taken = []
     own = Trainer.take_step
@@ -292,6 +306,16 @@ def test_contenders_take_turns_and_have_their_median(kind):
     assert rows["minillm"]["low"] == pytest.approx(0.105) and rows["minillm"]["high"] == pytest.approx(0.115)
     assert figures.beside_peer(rows["minillm"], list(rows.values())) == pytest.approx(2)
     assert [list(order) for order in both["minillm"].told[:2]] == [["warm"], ["seconds"]]
+
+
+@pytest.mark.parametrize("kind, profiled", [("cpu", False), ("cuda", True)])
+def test_on_a_gpu_the_first_contender_is_profiled_after_its_turns(kind, profiled):
+    kernels = [["a_kernel", 2, 0.5]]
+    first, second = Scripted(turns=STEADY if kind == "cpu" else STEADY + STEADY[:2]), Scripted(turns=STEADY + STEADY)
+    first.lines.append({"profile": {"kernels": kernels}})
+    rows = measured({"minillm": first, "peer": second}, kind)
+    assert rows["minillm"]["status"] == "measured" and "note" not in rows["minillm"]
+    assert rows["minillm"].get("kernels") == (kernels if profiled else None) and "kernels" not in rows["peer"]
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def default_budget(kind: str, all_logits: int) -> int:
     if kind != "cuda":
         return CPU_BUDGET
     least, most = GPU_BUDGETS
-    return torch.sym_max(least, torch.sym_min(most, all_logits // GPU_SHARE))  # sizes may be a compiler's symbols
+    return max(least, min(most, all_logits // GPU_SHARE))
 
 
 def _wanted(*inputs: Tensor | None) -> list[bool]:
