@@ -79,12 +79,12 @@ def is_right(row: Row) -> bool:
 
 
 def speedup(row: Row, rows: Sequence[Row]) -> float | None:
-    """Return how many times as fast as the baseline a row is; None unless both are right.
+    """Return how many times as fast as the baseline a row is; None unless both are right, and timed in the same way.
 
     A row that was visited once has the baseline's first visit beside it: the machine has drifted in the later ones.
     """
     base = baseline(row, rows)
-    if base is None or not is_right(row):
+    if base is None or not is_right(row) or base.get("method") != row.get("method"):  # a graph beside launches
         return None
     seconds = base["seconds"] if "visits" in row else base.get("visits", [base["seconds"]])[0]
     return seconds / row["seconds"]

@@ -222,8 +222,8 @@ def _recipes(part: Part, result: Result) -> Iterator[str]:
 def _kernels(row: Part) -> Iterator[str]:
     """Yield where the time of a step goes, by kernel."""
     kernels, busy = row["kernels"], sum(seconds for _, _, seconds in row["kernels"])
-    said = f"{time_of(busy)} of them in {len(kernels)} kinds"
-    yield f"A step of {row['contender']} by kernel, from torch.profiler: {said}."
+    said = f"{time_of(busy)} in {len(kernels)} kinds of kernel"
+    yield f"What a step of {row['contender']} goes to, from torch.profiler: {said}."
     yield ""
     first, rest = kernels[:MOST_KERNELS], kernels[MOST_KERNELS:]
     if rest:

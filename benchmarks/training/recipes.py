@@ -6,15 +6,14 @@ contender, without a peer.
 
 On a GPU the presets are taken with steps of 65,536 tokens, an eighth and less of what they learn from at once, so that
 measuring is quick; the optimiser's share of a step is then larger than in the real run. A large GPU takes a step at
-once, with which every contender is faster than with the presets' micro-batches. GPT-2 goes without dropout, as all
-published figures of its speed do.
+once, with which every contender is faster than with the presets' micro-batches, but for those that hold all scores of
+attention. GPT-2 goes without dropout, as all published figures of its speed do.
 
 Read next: `build.py`.
 """
 
 from __future__ import annotations
 
-import torch
 from minillm_kernels.dispatch import OPS
 
 from benchmarks.training.registration import Contender, Recipe, Table, filed, preset, sizes
@@ -117,14 +116,8 @@ def _classifier() -> Recipe:
 
 
 def _on_gpu(name: str, peer: str, rows: int, changes: Table, ladder: tuple[Contender, ...] = ()) -> Recipe:
-    train = {"batch_size": rows, **({"micro_batch_size": rows} if _is_large() else {})}
-    table = preset(name, {"train": train, "data": {"document_mask": False}, **changes})
+    table = preset(name, {"train": {"batch_size": rows}, "data": {"document_mask": False}, **changes})
     return Recipe(name=name, kind="cuda", peer=peer, plain=table, filed=table, contenders=ON_GPU, ladder=ladder)
-
-
-def _is_large() -> bool:
-    """Return whether there is a GPU that holds a whole step: transformers' GPT-2 takes 44 GB for it."""
-    return torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory > 64e9
 
 
 def recipes() -> dict[str, Recipe]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from minillm.config import build, read_toml
 from minillm.pretrain_config import PretrainConfig, preset_table
 
@@ -69,12 +71,19 @@ class Recipe:
         vocab_size = self.plain["model"]["vocab_size"]  # of a file it is the tokenizer's, and the text here has none
         table["model"] = {**table["model"], "vocab_size": vocab_size}
         chosen = {"compute_dtype": contender.dtype, "compile": contender.compiled}
+        if self.kind == "cuda" and "attention" not in contender.by_hand and is_large_gpu():
+            chosen["micro_batch_size"] = table["train"]["batch_size"]
         table["train"] = {**table["train"], **chosen}
         return build(PretrainConfig, table, source=f"benchmarks: {self.name}, {contender.name}")
 
     def contender(self, name: str) -> Contender:
         """Return a contender by its name."""
         return next(c for c in (*self.contenders, *self.ladder) if c.name == name)
+
+
+def is_large_gpu() -> bool:
+    """Return whether this is a GPU that holds a whole step at once: transformers' GPT-2 takes 44 GB for it."""
+    return torch.cuda.is_available() and torch.cuda.get_device_properties().total_memory > 64e9
 
 
 def filed(name: str) -> dict[str, Any]:

@@ -35,6 +35,8 @@ from minillm.model.count import count_parameters
 from minillm.training.trainer import Trainer
 
 WARM_STEPS = 3  # the first compiles, the second takes memory, the third tells how long a step lasts
+# What PyTorch calls spans of a program on a GPU, whose kernels are listed beside them: optimisers, compiled graphs
+SPAN = re.compile(r"Optimizer\.|ProfilerStep|## ")
 LONGEST_NAME = 100  # characters of a kernel's name, which a template's arguments can make thousands
 WARM_SHARE = 0.25  # of a GPU's memory, where others are at work beside: with --warm
 Line = dict[str, Any]
@@ -87,8 +89,7 @@ class Stepper:
         self._give_back()
         found: dict[str, tuple[int, float]] = {}
         for event in profiled.events() or ():
-            # a span of the program's own, such as the optimiser's, has its kernels beside it
-            if str(event.device_type).endswith("CUDA") == on_gpu and "#" not in event.name:
+            if str(event.device_type).endswith("CUDA") == on_gpu and not SPAN.match(event.name):
                 calls, seconds = found.get(event.name, (0, 0.0))
                 taken = event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total
                 found[event.name] = calls + 1, seconds + 1e-6 * taken

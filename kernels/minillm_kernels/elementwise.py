@@ -31,6 +31,7 @@ from minillm_kernels.launching import (
     seed_on,
     with_factor,
 )
+from minillm_kernels.philox import COLUMNS
 from minillm_kernels.variant import Variant
 
 FORWARD_TILE = 2048  # elements: 16 a thread
@@ -62,7 +63,7 @@ class Function:
 
 def _blocks(num_rows: int, num_cols: int, elements: int) -> dict[str, int]:
     """Return the tile of a tensor (R, C), of as few rows as its width lets it."""
-    block_c = min(max(4, next_power_of_2(num_cols)), elements if num_rows == 1 else MAX_BLOCK_C)
+    block_c = min(max(COLUMNS, next_power_of_2(num_cols)), elements if num_rows == 1 else MAX_BLOCK_C)
     return {"BLOCK_R": 1 if num_rows == 1 else elements // block_c, "BLOCK_C": block_c}
 
 

@@ -23,7 +23,7 @@ import math
 import triton
 import triton.language as tl
 
-from minillm_kernels.philox_tiles import uniform_tile
+from minillm_kernels.philox_tiles import kept_tile
 
 LOG2E = tl.constexpr(math.log2(math.e))  # exp(z) = exp2(z * LOG2E), and exp2 is what a GPU has
 NAN_STAYS = tl.constexpr(tl.PropagateNan.ALL)  # in a maximum or minimum, which else is the other operand
@@ -33,11 +33,11 @@ NAN_STAYS = tl.constexpr(tl.PropagateNan.ALL)  # in a maximum or minimum, which 
 def logistic(w):
     """Return sigma(z) = 1 / (1 + exp(-z)) and 1 - sigma(z), each with all its digits, of w = -z * LOG2E.
 
-    Below z = -87.3 they are what they are there: sigma is 1.2e-38 in place of less, and no product is inf * 0.
+    Below z = -87.3 sigma is less than a normal number, and both are 0: what is asked for is its product with 1 - sigma.
     """
-    e = tl.exp2(tl.minimum(w, 126.0, propagate_nan=NAN_STAYS))
+    e = tl.exp2(tl.minimum(w, 126.0, propagate_nan=NAN_STAYS))  # no inf, of which a product with 0 would be NaN
     root = tl.rsqrt(1 + e)  # its square is two instructions; the division that Triton emits is eight
-    sigma = root * root
+    sigma = tl.where(w > 126.0, 0.0, root * root)
     return sigma, e * sigma
 
 
@@ -58,7 +58,7 @@ def _drop(t, seed_ptr, offs_r, start, dropout, BLOCK_R: tl.constexpr, BLOCK_C: t
     """Return (5) of a tile of rows `offs_r` and columns `start` and on."""
     if seed_ptr is not None:
         p, factor = dropout
-        kept = uniform_tile(tl.load(seed_ptr), offs_r[:, None], start, BLOCK_R, BLOCK_C) >= p
+        kept = kept_tile(tl.load(seed_ptr), offs_r[:, None], start, p, BLOCK_R, BLOCK_C)
         t = tl.where(kept, t * factor, 0.0)
     return t
 

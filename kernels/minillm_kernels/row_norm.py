@@ -2,9 +2,10 @@
 
 A tile of the forward pass holds 4096 elements for 256 threads: 16 each, in a 16-bit dtype two 16-byte loads from every
 tensor. So a program owns 32 rows of width 128, 4 of 1024, and one of 4096; from there on there are 512 threads. The
-backward pass takes half as many rows, and copies the rows of its next tile into shared memory meanwhile: the bytes that
-are on their way in registers alone kept it at 2.4 of 4.2 TB/s (65,536 rows of 768, an H200, 2026-11-27). A row too wide
-for its accumulators to stay in registers is walked in a loop, and the sums over rows get a kernel of their own.
+backward pass takes half as many rows, and copies those of its next tile into shared memory meanwhile, in 16 bits and up
+to width 2048: the bytes that are on their way in registers alone kept it at 2.4 of 4.2 TB/s (65,536 rows of 768, an
+H200, 2026-11-27). A row too wide for its accumulators to stay in registers is walked in a loop, and the sums over rows
+get a kernel of their own.
 
 Read next: `rms_norm/fused.py`, then `layer_norm/fused.py`.
 """
@@ -30,7 +31,7 @@ from minillm_kernels.launching import (
     seed_on,
     with_factor,
 )
-from minillm_kernels.philox import keep
+from minillm_kernels.philox import COLUMNS, keep
 from minillm_kernels.variant import Variant
 
 FORWARD_TILE = 4096  # elements of a tile of whole rows: 16 a thread
@@ -42,11 +43,12 @@ WIDE_BLOCK_C = 2048  # columns at a time of a row that is walked in a loop: 8 a 
 WIDE_THREADS = 256
 WEIGHT_TILE = {"BLOCK_R": 4, "BLOCK_C": 256}  # of the sums over wide rows: 8 a thread
 WEIGHT_THREADS = 128
-# Of the backward pass, rounded up to whole programs: at 80 registers all are resident, so that none waits for a turn.
-# Two programs of 512 threads took 173 us where one took 211 (8192 rows of 4096, layer norm with a residual, an H200).
+# Of the backward pass, rounded up to whole programs. At 80 registers three of 256 threads are resident, so that none
+# waits for a turn. Two of 512 took 173 us where one took 211 (8192 rows of 4096, layer norm with a residual, an H200);
+# for rows of 8192, which take more registers, the second has to wait.
 THREADS_PER_SM = 768
-STAGES = 2  # row tiles of the backward pass on their way, where a tensor's tile has at most so many bytes:
-MAX_STAGED = 4096
+STAGES = 2  # row tiles of the backward pass on their way
+MAX_STAGED = 4096  # bytes of a tensor's tile, above which there is one: 16 bits and rows of 4096 would spill registers
 SUM_TILE = {"BLOCK_P": 64, "BLOCK_C": 32}  # of partial sums: 8 a thread
 SUM_THREADS = 256
 
@@ -60,7 +62,7 @@ def tile(num_cols: int, elements: int) -> tuple[int, int, int]:
     >>> tile(768, FORWARD_TILE), tile(768, BACKWARD_TILE), tile(8192, BACKWARD_TILE)
     ((4, 1024, 256), (2, 1024, 256), (1, 8192, 512))
     """
-    block_c = max(4, next_power_of_2(num_cols))  # 4 columns share a block of random numbers
+    block_c = max(COLUMNS, next_power_of_2(num_cols))
     block_r = max(1, elements // max(block_c, 64))  # at most 64 rows: narrower ones are rare
     return block_r, block_c, 256 if block_c <= elements else 512
 

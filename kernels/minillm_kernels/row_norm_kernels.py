@@ -25,7 +25,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from minillm_kernels.philox_tiles import uniform_row, uniform_tile
+from minillm_kernels.philox_tiles import kept_row, kept_tile
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def _drop(x, kept, dropout):
 def _kept_tile(seed_ptr, rows, mask, dropout, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """Return which elements of whole rows stay, (BLOCK_R, BLOCK_C); without dropout the mask."""
     if seed_ptr is not None:
-        mask = uniform_tile(tl.load(seed_ptr), rows, 0, BLOCK_R, BLOCK_C) >= dropout[0]
+        mask = kept_tile(tl.load(seed_ptr), rows, 0, dropout[0], BLOCK_R, BLOCK_C)
     return mask
 
 
@@ -47,7 +47,7 @@ def _kept_tile(seed_ptr, rows, mask, dropout, BLOCK_R: tl.constexpr, BLOCK_C: tl
 def _kept_part(seed_ptr, row, start, mask, dropout, BLOCK_C: tl.constexpr):
     """Return which elements of a part of one row stay, (BLOCK_C,); without dropout the mask."""
     if seed_ptr is not None:
-        mask = uniform_row(tl.load(seed_ptr), row, start, BLOCK_C) >= dropout[0]
+        mask = kept_row(tl.load(seed_ptr), row, start, dropout[0], BLOCK_C)
     return mask
 
 
@@ -160,6 +160,7 @@ def _row_norm_backward_kernel(
         if dbias_ptr is not None:
             dbias += dy
         g = dy * weight[None, :]
+        kept = _kept_tile(seed_ptr, offs_r[:, None], mask, dropout, BLOCK_R, BLOCK_C)  # here no register spills
         total = g - x_hat * (tl.sum(g * x_hat, axis=1) / num_cols)[:, None]
         if CENTRE:
             total -= (tl.sum(g, axis=1) / num_cols)[:, None]
@@ -169,7 +170,6 @@ def _row_norm_backward_kernel(
             total += tl.load(ds_ptr + ds_offs, mask=mask, other=0.0).to(tl.float32)  # (8)
         if seed_ptr is not None:
             tl.store(dresidual_ptr + offs, total.to(dresidual_ptr.dtype.element_ty), mask=mask)
-            kept = _kept_tile(seed_ptr, offs_r[:, None], mask, dropout, BLOCK_R, BLOCK_C)
             total = _drop(total, kept, dropout)  # (9)
         tl.store(dx_ptr + offs, total.to(dx_ptr.dtype.element_ty), mask=mask)
     partial = tl.cast(program, tl.int64) * num_cols + offs_c

@@ -95,8 +95,9 @@ class Linear(nn.Linear):
 
 
 def is_plain(layer: nn.Module) -> TypeGuard[Linear]:
-    """Return whether a layer does what `Linear` does: it is no adapter in its place, and no hook wants its result."""
-    return type(layer) is Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+    """Return whether a layer does what `Linear` does: no adapter stands in its place, and no hook of its own waits."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) is Linear and not any(hooks) and "forward" not in vars(layer)
 
 
 def project(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
@@ -104,10 +105,10 @@ def project(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
 
     A GPU multiplies 65,536 tokens of width 768 with a matrix of 768 columns at 457 TFLOP/s and with one of 3072 at 737
     (an H200, bfloat16, 2026-11-27), and the gradient of x comes from one product too, without two additions. The copy
-    of the weights side by side is the cast to the compute dtype. Without gradients, as in generation, where a step has
-    few tokens and reads little but weights, each layer is asked for itself.
+    of the weights side by side is the cast to the compute dtype; where none is due each layer is asked for itself, and
+    so without gradients, as in generation, where a step has few tokens and reads little but weights.
     """
-    plain = [layer for layer in layers if is_plain(layer)]
+    plain = [layer for layer in layers if is_plain(layer) and layer.weight.dtype != x.dtype]
     biases = [layer.bias.to(x.dtype) for layer in plain if layer.bias is not None]
     if len(plain) < len(layers) or len(biases) not in (0, len(layers)) or not torch.is_grad_enabled():
         return tuple(layer(x) for layer in layers)
@@ -311,7 +312,10 @@ class Attention(nn.Module):
 
     def queries_and_seen(self, x: Tensor, now: Pass) -> tuple[Tensor, Seen]:
         """Return the queries (B, T, H, D) of x (B, T, C), and what they look at."""
-        q, k, v = project(x, self.q, self.k, self.v)
+        if self.rotary is None and self.q_norm is None:
+            q, k, v = project(x, self.q, self.k, self.v)
+        else:  # v, kept for the backward pass, would keep alive the q and k beside it that nobody needs any more
+            q, k, v = self.q(x), self.k(x), self.v(x)
         q = rearrange(q, "B T (H D) -> B T H D", D=self.head_width)
         k = rearrange(k, "B T (Hkv D) -> B T Hkv D", D=self.head_width)
         v = rearrange(v, "B T (Hkv D) -> B T Hkv D", D=self.head_width)

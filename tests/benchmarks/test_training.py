@@ -216,6 +216,31 @@ def test_a_profile_says_what_a_step_goes_to():
     assert seconds == sorted(seconds, reverse=True) and min(seconds) >= 0
 
 
+@pytest.mark.parametrize(
+    "name, is_span",
+    [
+        ("Optimizer.step#AdamW.step", True),
+        ("## Call CompiledFxGraph f55433 ##", True),
+        ("void at::native::direct_copy_kernel_cuda(at::TensorIteratorBase&)::{lambda()#3}::operator()() const", False),
+    ],
+)
+def test_a_profile_leaves_out_spans_and_no_kernel(name, is_span):
+    assert bool(stepper.SPAN.match(name)) is is_span
+
+
+def test_a_large_gpu_takes_a_step_at_once_but_for_who_holds_all_scores(monkeypatch):
+    recipe = recipes()["gpt2-124m"]
+    large = SimpleNamespace(total_memory=80e9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: large)
+    rows = {c.name: recipe.config(c).train.micro_batch_size for c in (*recipe.contenders, *recipe.ladder)}
+    by_hand = {"naive", "+ norm", "+ loss"}
+    assert {name for name, number in rows.items() if number == 16} == by_hand
+    assert {number for name, number in rows.items() if name not in by_hand} == {64}
+    large.total_memory = 24e9
+    assert recipe.config(recipe.contenders[0]).train.micro_batch_size == 16
+
+
 def test_what_is_timed_is_the_trainers_own_step(monkeypatch):
     taken = []
     own = Trainer.take_step

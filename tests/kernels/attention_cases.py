@@ -126,7 +126,7 @@ OPTIONS = {
             "bias": (1, 4),
             "softcap": 1.5,
             "dropout_p": 0.3,
-            "seed": 2**40 + 1,
+            "seed": 2**40 + 2,
         },
     ),
     "scale": (SMALL, {"scale": 0.3}),

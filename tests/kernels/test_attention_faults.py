@@ -96,7 +96,7 @@ FAULTS = {
     "dropout-differs-in-backward": (
         backward,
         "kept_pairs(i, j, first_key, batch",
-        "kept_pairs(i, j, first_key + 4, batch",
+        "kept_pairs(i, j, first_key + 8, batch",
         dropped,
     ),
     "undropped-gradient": (backward, "z = tl.where(kept, p, 0.0)", "z = p", dropped),

@@ -92,6 +92,15 @@ def test_far_from_zero_it_is_relu_with_a_finite_slope(outputs_and_gradients, nam
     assert found["dx"].isfinite().all()
 
 
+@pytest.mark.parametrize("approximate", APPROXIMATE)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_slope_far_from_zero_is_0_or_1(name, approximate):
+    x = torch.tensor([-1e12, -1e6, -100.0, 100.0, 1e6, 1e12], device=DEVICE, requires_grad=True)
+    with mk.backend(name):
+        mk.gelu(x, approximate=approximate).sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [0, 0, 0, 1, 1, 1]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("approximate", APPROXIMATE)
 @pytest.mark.parametrize("name", BACKENDS)

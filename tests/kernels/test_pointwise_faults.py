@@ -107,8 +107,8 @@ FAULTS = [
     Fault(
         "another-mask-in-backward",
         NORM,
-        "            kept = _kept_tile(seed_ptr, offs_r[:, None], mask",
-        "            kept = _kept_tile(seed_ptr, offs_r[:, None] + 1, mask",
+        "weight[None, :]\n        kept = _kept_tile(seed_ptr, offs_r[:, None], mask",
+        "weight[None, :]\n        kept = _kept_tile(seed_ptr, offs_r[:, None] + 1, mask",
         layer(dropout_p=0.5, seed=3),
     ),
     Fault(
@@ -155,7 +155,7 @@ FAULTS = [
         "gated-mask-differs-in-backward",
         ELEMENT,
         "\n    dy = _drop(dy, seed_ptr, offs_r, start,",
-        "\n    dy = _drop(dy, seed_ptr, offs_r, start + 4,",
+        "\n    dy = _drop(dy, seed_ptr, offs_r, start + 8,",
         gated(mk.swiglu, dropout_p=0.5, seed=3),
     ),
     Fault(
@@ -200,7 +200,13 @@ FAULTS = [
         "row * k_strides[0] + place * k_strides[1]",
         turned(),
     ),
-    Fault("kept-where-dropped", "dropout.fused", "BLOCK_C) >= p", "BLOCK_C) < p", dropped()),
+    Fault(
+        "kept-where-dropped",
+        "dropout.fused",
+        "tl.where(kept, x * factor, 0.0)",
+        "tl.where(kept, 0.0, x * factor)",
+        dropped(),
+    ),
     Fault("not-scaled", "dropout.fused", "x * factor", "x", dropped()),
     Fault("pieces-overlap", "embedding.fused", "tl.minimum(stop, start + PIECE)", "stop", looked_up([1] * 600)),
     Fault(

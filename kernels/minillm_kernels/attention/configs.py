@@ -1,9 +1,9 @@
 """Launch configurations of the attention kernels, by device class, kernel, dtype and width of a head.
 
-What sm_90 does with float16 and bfloat16 in calls without such terms as below was chosen by measurement: of a dozen
-settings a kernel the fastest that spills no register (an H200, 2026-11-27, Triton 3.6, bfloat16, causal rows of 2048
-tokens, widths 64 and 128; `../../../benchmarks/GPU_LADDER.md`). Small tiles won: 64 queries beside 64 keys for 4 warps
-took 0.86 of the time of 128 queries in the forward pass. All other entries come from the compile report
+sm_90's rows "forward", "dk_dv" and "dq" were measured at widths 64 and 128: of a dozen settings each the fastest that
+spills no register in causal rows (an H200, 2026-11-27, Triton 3.6, bfloat16, 2048 tokens: `benchmarks/GPU_LADDER.md`).
+Small tiles won: 64 queries beside 64 keys for 4 warps took 0.86 of the time of 128 queries in the forward pass. Widths
+16 and 32 follow 64; dk_dv of grouped heads spills 32 bytes a lane. All other entries come from the compile report
 (`../../COMPILE_REPORT.md`), so that no register is spilled to memory.
 
 With a dropout, a bias, a softcap, alibi or segments ("heavy") a pair of query and key takes more registers: a random

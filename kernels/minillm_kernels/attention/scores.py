@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from minillm_kernels.philox_tiles import uniform_tile, uniform_tile_across
+from minillm_kernels.philox_tiles import kept_tile, kept_tile_across
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -231,15 +231,15 @@ def score_tile(raw, i, j, batch, head, spans, see, terms, sizes, MASKED: tl.cons
 def kept_pairs(i, j, first_key, batch, head, drop, sizes):
     """Return keep_ij of (5): the random number of a pair belongs to its place in (B, H, T, S).
 
-    `first_key` is the first of `j`, and a multiple of 4: that many keys of a query share a block of random numbers.
+    `first_key` is the first of `j`, and a multiple of 8: that many keys of a query share a block of random numbers.
     """
     rows = (batch.to(tl.int64) * sizes.num_heads + head) * sizes.num_queries + i
     seed = tl.load(drop.seed)
     if j.shape[0] == 1:
-        numbers = uniform_tile(seed, rows, first_key, i.shape[0], j.shape[1])
+        kept = kept_tile(seed, rows, first_key, drop.p, i.shape[0], j.shape[1])
     else:
-        numbers = uniform_tile_across(seed, rows, first_key, i.shape[1], j.shape[0])
-    return numbers >= drop.p
+        kept = kept_tile_across(seed, rows, first_key, drop.p, i.shape[1], j.shape[0])
+    return kept
 
 
 @triton.jit

@@ -379,8 +379,8 @@ Table = tuple[tuple[int, tuple[int, int, int]], ...]
 # Largest V -> BLOCK_R, BLOCK_V, num_warps; several rows a program where rows are short. 16 numbers a lane keep enough
 # bytes on their way, and 8 do where each has 4 bytes; with a cap more than 8 do not fit into the registers where rows
 # are short, nor more than 4 where many are in a program. Compiled for sm_90, each entry for long rows takes 32
-# registers, so that 64 warps are resident. Few warps a program let more rows be at work at once, and a small tile
-# leaves less of the last one empty; but backward every tile is a program.
+# registers without smoothing, so that 64 warps are resident. Few warps a program let more rows be at work at once, and
+# a small tile leaves less of the last one empty; but backward every tile is a program.
 LAUNCHES: dict[int, Table] = {
     16: ((128, (16, 128, 4)), (1024, (2, 1024, 4)), (2**31, (1, 2048, 4))),
     8: ((128, (4, 128, 4)), (1024, (1, 1024, 4)), (2**31, (1, 2048, 8))),

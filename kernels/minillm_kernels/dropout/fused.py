@@ -31,10 +31,11 @@ from minillm_kernels.launching import (
     seed_on,
     with_factor,
 )
-from minillm_kernels.philox_tiles import uniform_tile
+from minillm_kernels.philox import COLUMNS
+from minillm_kernels.philox_tiles import kept_tile
 from minillm_kernels.variant import Variant
 
-# Elements of a program: 16 a thread, for four of the random generator's blocks. The forward pass of (8192, 14336) takes
+# Elements of a program: 16 a thread, for two of the random generator's blocks. The forward pass of (8192, 14336) takes
 # 151.5 us; 208.6 with 512, 166.2 with 1024 and 157.1 with 4096 (H200, bfloat16, 2026-11-27, Triton 3.6).
 BLOCK = 2048
 THREADS = 128
@@ -49,7 +50,7 @@ def _dropout_kernel(
     num_cols,  # C
     dropout,  # (p, 1 / (1 - p))
     BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,  # 4 at least: that many columns share a block of random numbers
+    BLOCK_C: tl.constexpr,  # 8 at least: that many columns share a block of random numbers
 ):
     column_tiles = tl.cdiv(num_cols, BLOCK_C)
     start = tl.program_id(0) % column_tiles * BLOCK_C
@@ -59,14 +60,14 @@ def _dropout_kernel(
     offs = offs_r[:, None] * num_cols + offs_c[None, :]  # int64: the index of element 2**31 counts too
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     p, factor = dropout
-    kept = uniform_tile(tl.load(seed_ptr), offs_r[:, None], start, BLOCK_R, BLOCK_C) >= p
+    kept = kept_tile(tl.load(seed_ptr), offs_r[:, None], start, p, BLOCK_R, BLOCK_C)
     y = tl.where(kept, x * factor, 0.0)  # (1), (2)
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 def tile(num_cols: int) -> dict[str, int]:
     """Return the tile of a program: whole rows where they are short."""
-    block_c = min(BLOCK, max(4, next_power_of_2(num_cols)))
+    block_c = min(BLOCK, max(COLUMNS, next_power_of_2(num_cols)))
     return {"BLOCK_R": BLOCK // block_c, "BLOCK_C": block_c}
 
 
@@ -113,6 +114,6 @@ def variants() -> Iterator[Variant]:
         for dtype in DTYPES:
             types: dict[str, Any] = {"x_ptr": TRITON_TYPE[dtype], "y_ptr": TRITON_TYPE[dtype], "seed_ptr": "*i64"}
             types["dropout"] = ("fp32", "fp32")
-            for width in (4, 128, 1024, 2048):
+            for width in (8, 128, 1024, 2048):
                 name = f"{dtype}, C = {width}"
                 yield make_variant("dropout", name, _dropout_kernel, types, tile(width), threads=THREADS, warp=warp)

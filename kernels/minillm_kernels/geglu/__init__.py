@@ -41,7 +41,7 @@ def geglu(
         TypeError: a dtype that is not floating, or two dtypes.
 
     Cost: reads `gate` and `up` and writes the result once, some 16 operations an element: bound by memory.
-        With dropout about 25 integer operations more, each way: the kernel's backward pass draws the numbers again.
+        With dropout about 11 integer operations more, each way: the kernel's backward pass draws the numbers again.
     Source: Shazeer (2020), arXiv:2002.05202.
 
     >>> import torch

@@ -44,7 +44,7 @@ def gelu(
         TypeError: a dtype that is not floating.
 
     Cost: reads `x` and writes the result once, some 15 operations an element: bound by memory. With
-        dropout about 25 integer operations more, each way: the kernel's backward pass draws the numbers again.
+        dropout about 11 integer operations more, each way: the kernel's backward pass draws the numbers again.
     Source: Hendrycks and Gimpel (2016), arXiv:1606.08415.
 
     >>> import torch

@@ -53,7 +53,8 @@ def linear_cross_entropy(
 
     Cost: for N targets that are not ignored 2 * N * V * C operations forward and twice that for the gradients, which
         are computed beside the loss (with reduction="none": in the backward pass, after the logits once more: 8 in
-        place of 6): bound by compute. Holds the gradients, a copy of `weight` where its dtype is another, and a chunk.
+        place of 6): bound by compute. Holds the gradients, a chunk, and a copy of `weight` where its dtype is another
+        or, for the kernel, V no multiple of 16.
     Source: Wijmans et al. (2024), arXiv:2411.09009, and Hsu et al. (2024), arXiv:2410.10989, do this in kernels.
 
     >>> hidden, weight = torch.zeros(3, 2), torch.ones(4, 2)

@@ -23,8 +23,8 @@ from minillm_kernels.linear_cross_entropy import composed
 from minillm_kernels.precision import working_dtype
 
 # A CPU's chunk stays in its cache. On a GPU every chunk reads and writes all of dW, 8 V C bytes beside 6 R V C
-# operations: with 4.2 TB/s and 700 TFLOP/s that is 222 / R of the products' time, 4 % at the 5042 rows of GPT-2's
-# micro-batch of 65,536. A smaller call has smaller chunks, so that it takes less than an eighth of the memory of one
+# operations: with 4.2 TB/s and 700 TFLOP/s that is 222 / R of the products' time, 4 % at the 5120 rows that GPT-2's
+# 65,536 come in. A smaller call has smaller chunks, so that it takes less than an eighth of the memory of one
 # that holds its logits, their gradient and what softmax makes of them, three times a logit's bytes.
 CPU_BUDGET = 32 * 2**20
 GPU_BUDGETS = 64 * 2**20, 512 * 2**20  # bytes: the least and the most
@@ -98,7 +98,7 @@ def rows_per_chunk(budget: int, num_classes: int, dtype: torch.dtype, softcap: f
     """
     wide = working_dtype(dtype)
     per_logit = dtype.itemsize + wide.itemsize * (1 + (dtype != wide) + bool(softcap))
-    return max(1, budget // (num_classes * (dtype.itemsize if fused else per_logit)))
+    return max(1, budget // max(1, num_classes * (dtype.itemsize if fused else per_logit)))
 
 
 def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,7 +158,7 @@ def walk(
         counting = None
     else:
         counting = kept.nonzero()[:, 0]
-    per_chunk = rows_per_chunk(budget, V, hidden.dtype, options[3], fused)
+    per_chunk = rows_per_chunk(budget, num_classes, hidden.dtype, options[3], fused)
     step = _kernel() if in_place else composed.losses_and_dlogits
     buffer = None
     for rows in _chunks(N, counting, per_chunk):

@@ -31,7 +31,7 @@ def relu(x: Tensor, bias: Tensor | None = None, *, dropout_p: float = 0.0, seed:
         TypeError: a dtype that is not floating.
 
     Cost: reads `x` and writes the result once, 1 or 2 operations an element: bound by memory. With
-        dropout about 25 integer operations more, each way: the kernel's backward pass draws the numbers again.
+        dropout about 11 integer operations more, each way: the kernel's backward pass draws the numbers again.
     Source: Nair and Hinton (2010); the non-linearity of the 2017 Transformer, arXiv:1706.03762.
 
     >>> import torch

@@ -31,7 +31,7 @@ def relu2(x: Tensor, bias: Tensor | None = None, *, dropout_p: float = 0.0, seed
         TypeError: a dtype that is not floating.
 
     Cost: reads `x` and writes the result once, 2 or 3 operations an element: bound by memory. With
-        dropout about 25 integer operations more, each way: the kernel's backward pass draws the numbers again.
+        dropout about 11 integer operations more, each way: the kernel's backward pass draws the numbers again.
     Source: So et al. (2021), "Primer", arXiv:2109.08668.
 
     >>> import torch

@@ -30,7 +30,7 @@ def swiglu(gate: Tensor, up: Tensor, *, dropout_p: float = 0.0, seed: int | Tens
         TypeError: a dtype that is not floating, or two dtypes.
 
     Cost: reads `gate` and `up` and writes the result once, about 6 operations an element: bound by memory.
-        With dropout about 25 integer operations more, each way: the kernel's backward pass draws the numbers again.
+        With dropout about 11 integer operations more, each way: the kernel's backward pass draws the numbers again.
     Source: Shazeer (2020), arXiv:2002.05202.
 
     >>> import torch

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from minillm.model import layers
+from minillm.model.config import ModelConfig
 from minillm.model.layers import Linear, project
+from minillm.model.transformer import build_model
 
 WIDTHS = (8, 4, 5)
 
@@ -36,9 +39,9 @@ class Adapter(nn.Module):
 
 
 def make(bias: bool = True) -> tuple[Tensor, list[nn.Module]]:
-    """Return x (2, 3, 6) in float64 and layers of float64 weights."""
+    """Return x (2, 3, 6) in float64 and layers of float32 weights, so that a cast is due and nothing is rounded."""
     torch.manual_seed(0)
-    layers: list[nn.Module] = [Linear(6, width, bias=bias).double() for width in WIDTHS]
+    layers: list[nn.Module] = [Linear(6, width, bias=bias) for width in WIDTHS]
     return torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True), layers
 
 
@@ -61,11 +64,12 @@ def test_numbers_and_gradients_are_those_of_each_layer(bias):
     torch.testing.assert_close(gradients(found), gradients(expected))
 
 
-def test_one_product_in_training_and_each_layer_for_itself_without_gradients():
+def test_one_product_in_training_and_each_layer_for_itself_without_gradients_or_a_cast():
     x, layers = make()
     assert products_of(x, layers) == 1
     with torch.no_grad():
         assert products_of(x, layers) == len(WIDTHS)
+    assert products_of(x.float(), layers) == len(WIDTHS)
 
 
 def test_weights_are_cast_to_the_dtype_of_x():
@@ -86,5 +90,26 @@ def test_an_adapter_a_hook_and_a_missing_bias_are_heard():
     assert len(seen) == 1
     handle.remove()
 
-    layers[2] = Linear(6, 5, bias=False).double()
+    layers[2] = Linear(6, 5, bias=False)
     torch.testing.assert_close(project(x, *layers)[2], layers[2](x))
+
+
+@pytest.mark.parametrize("kind", ["full_backward_hook", "full_backward_pre_hook", "forward_pre_hook"])
+def test_every_kind_of_hook_is_heard(kind):
+    x, layers = make()
+    heard: list[str] = []
+    getattr(layers[0], f"register_{kind}")(lambda *given: heard.append(kind))
+    sum(y.sum() for y in project(x, *layers)).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    assert heard == [kind]
+
+
+@pytest.mark.parametrize("settings, products", [({}, 1), ({"position": "rotary"}, 3), ({"qk_norm": True}, 3)])
+def test_attention_joins_them_where_nothing_else_reads_what_lies_side_by_side(settings, products, monkeypatch):
+    """With rotary positions or a norm of q and k the backward pass keeps other q and k, and these would stay too."""
+    config = ModelConfig(**{"vocab_size": 7, "width": 12, "num_heads": 2, "position": "learned", **settings})
+    model = build_model(config).train()
+    model.compute_in(torch.bfloat16)
+    joined: list[int] = []
+    monkeypatch.setattr(layers, "project", lambda x, *given: joined.append(1) or project(x, *given))
+    model(torch.zeros(1, 3, dtype=torch.int64))
+    assert len(joined) == (config.num_layers if products == 1 else 0)
