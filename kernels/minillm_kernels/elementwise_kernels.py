@@ -18,14 +18,11 @@ Read next: `elementwise.py`, the launchers; then `relu/fused.py` and `gelu/fused
 
 from __future__ import annotations
 
-import math
-
 import triton
 import triton.language as tl
 
 from minillm_kernels.philox_tiles import kept_tile
 
-LOG2E = tl.constexpr(math.log2(math.e))  # exp(z) = exp2(z * LOG2E), and exp2 is what a GPU has
 NAN_STAYS = tl.constexpr(tl.PropagateNan.ALL)  # in a maximum or minimum, which else is the other operand
 
 

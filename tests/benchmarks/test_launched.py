@@ -11,7 +11,7 @@ from minillm_kernels import compile_report
 
 from benchmarks.ops import BENCHMARKS
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="there is no Triton for this system")
 ROOT = Path(__file__).parents[2]
 MOST_SPILLED = 64  # bytes a lane, as the compile report's tests allow attention
 

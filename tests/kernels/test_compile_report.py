@@ -18,7 +18,7 @@ from minillm_kernels.machine_code import (
     sass_instructions,
 )
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="there is no Triton for this system")
 
 RECORD = compile_report.read_record()
 # Bytes a lane that variants of attention may spill, by what their name holds; nothing else may.

@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-
-triton = pytest.importorskip("triton")
-
-import triton.language as tl  # noqa: E402
-from minillm_kernels.cross_entropy.fused import cut  # noqa: E402
+import triton
+import triton.language as tl
+from minillm_kernels.cross_entropy.fused import cut
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

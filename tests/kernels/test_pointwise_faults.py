@@ -17,10 +17,10 @@ from typing import Any
 import minillm_kernels as mk
 import pytest
 import torch
+from planting import INTERPRETED
 from torch import Tensor
 
-# On a GPU the tiles are others, so that some faults would not show, and a wrong address would end all tests after it.
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="faults are planted for the interpreter")
+pytestmark = INTERPRETED
 NUMBER = itertools.count()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 POSITIONS = torch.tensor([[0, 1, 2, 0, 1], [3, 4, 0, 1, 8]], device=DEVICE)

@@ -24,9 +24,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from minillm_kernels.exponential import LOG2E
 from minillm_kernels.philox_tiles import kept_tile, kept_tile_across
-
-LOG2E = tl.constexpr(1.4426950408889634)
 
 
 class Sizes(NamedTuple):
@@ -236,10 +235,9 @@ def kept_pairs(i, j, first_key, batch, head, drop, sizes):
     rows = (batch.to(tl.int64) * sizes.num_heads + head) * sizes.num_queries + i
     seed = tl.load(drop.seed)
     if j.shape[0] == 1:
-        kept = kept_tile(seed, rows, first_key, drop.p, i.shape[0], j.shape[1])
+        return kept_tile(seed, rows, first_key, drop.p, i.shape[0], j.shape[1])
     else:
-        kept = kept_tile_across(seed, rows, first_key, drop.p, i.shape[1], j.shape[0])
-    return kept
+        return kept_tile_across(seed, rows, first_key, drop.p, i.shape[1], j.shape[0])
 
 
 @triton.jit

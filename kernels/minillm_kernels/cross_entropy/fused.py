@@ -48,15 +48,8 @@ from torch import Tensor
 from minillm_kernels import dispatch
 from minillm_kernels.cross_entropy import reference
 from minillm_kernels.cross_entropy.targets import check_targets
+from minillm_kernels.exponential import exponential
 from minillm_kernels.variant import Variant
-
-LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def exponential(x):
-    """Return exp(x), and 0 below 2^-126: tl.exp spends three of its five instructions on numbers as small as that."""
-    return tl.exp2(x * LOG2_E)
 
 
 @triton.jit

@@ -20,7 +20,7 @@ def dropout(x: Tensor, p: float, seed: int | Tensor | None) -> Tensor:
 
     Args:
         x: (...), any floating dtype.
-        p: share that is dropped, in [0, 1).
+        p: share that is dropped, in [0, 1); rounded up to a multiple of 2^-16, while the scale is that of p itself.
         seed: int or 0-dim int64 tensor; needed when p > 0. The same seed drops the same elements on every backend.
     Returns:
         (...) in the dtype of `x`; `x` itself when p is 0.

@@ -34,6 +34,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minillm_kernels import elementwise, elementwise_kernels
+from minillm_kernels.exponential import LOG2E
 from minillm_kernels.gelu import reference
 from minillm_kernels.variant import Variant
 
@@ -41,7 +42,7 @@ SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 DENSITY_AT_0 = tl.constexpr(1 / math.sqrt(2 * math.pi))
 TWO_A = tl.constexpr(2 * reference.A)
 B = tl.constexpr(reference.B)
-LOG2E, NAN_STAYS = elementwise_kernels.LOG2E, elementwise_kernels.NAN_STAYS
+NAN_STAYS = elementwise_kernels.NAN_STAYS
 SQRT_HALF_LOG2E = tl.constexpr(math.sqrt(math.log2(math.e) / 2))  # exp(-h^2 / 2) = exp2(-(this h)^2)
 END = tl.constexpr(13.2)  # Phi(-END) is below the smallest normal number of float32
 DEGREE = tl.constexpr(9)  # of q

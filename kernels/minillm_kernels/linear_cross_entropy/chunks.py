@@ -23,15 +23,16 @@ from minillm_kernels.linear_cross_entropy import composed
 from minillm_kernels.precision import working_dtype
 
 # A CPU's chunk stays in its cache. On a GPU every chunk reads and writes all of dW, 8 V C bytes beside 6 R V C
-# operations: with 4.2 TB/s and 700 TFLOP/s that is 222 / R of the products' time, 4 % at the 5120 rows that GPT-2's
-# 65,536 come in. A smaller call has smaller chunks, so that it takes less than an eighth of the memory of one
-# that holds its logits, their gradient and what softmax makes of them, three times a logit's bytes.
+# operations: with 4.2 TB/s and 700 TFLOP/s that is 222 / R of the products' time, 5 % at the 4096 rows that GPT-2's
+# 65,536 come in. A smaller call has smaller chunks, so that GPT-2's 8192 tokens take less than an eighth of the memory
+# of a loss that holds three numbers for each logit, as PyTorch's does. Most of it are dW in float32 and the copy of the
+# weight: calls of fewer tokens, or of wider ones, cannot do as well.
 CPU_BUDGET = 32 * 2**20
-GPU_BUDGETS = 64 * 2**20, 512 * 2**20  # bytes: the least and the most
-GPU_SHARE = 8  # of all the logits there could be, this part
-# cuBLAS has fast products for matrices whose rows are multiples of 16 bytes: with V = 50257 as it is, each took five
-# times as long (an H200, 2026-11-27). So the fused backend's logits and its copy of the weight have more classes, of
-# weight 0, up to a multiple of this.
+GPU_BUDGETS = 32 * 2**20, 512 * 2**20  # bytes: the least and the most
+GPU_SHARE = 16  # of all the logits there could be, this part
+# cuBLAS has fast products for matrices whose rows are multiples of 16 bytes: with V = 50257 as it is, the three of a
+# chunk ran at 92, 124 and 437 TFLOP/s, where those of the linear layers reach 737 (an H200, 2026-11-27). So the fused
+# backend's logits and its copy of the weight have more classes, of weight 0, up to a multiple of this.
 ALIGNMENT = 16
 TILE_ROWS = 128  # of a matrix product
 HALF_SCALE = 1024.0  # of float16's dlogits: from 2^-34, so that they are not flushed to 0, to 64
@@ -75,7 +76,7 @@ def default_budget(kind: str, all_logits: int) -> int:
     """Return the memory budget in bytes on a kind of device, for logits of so many bytes if all were there.
 
     >>> [default_budget("cuda", rows * 50257 * 2) // 2**20 for rows in (1024, 8192, 65536)]
-    [64, 98, 512]
+    [32, 49, 392]
     """
     if kind != "cuda":
         return CPU_BUDGET
@@ -317,10 +318,17 @@ def _scale_gradients(ctx: Any, upstream: Tensor | None, *of_gradients: Tensor | 
             "linear_cross_entropy has no second derivative; use cross_entropy(hidden @ weight.T, targets)"
         )
     scaled = [
-        (gradient * upstream).to(dtype) if want and upstream is not None else None
+        _times(gradient, upstream, dtype) if want and upstream is not None else None
         for gradient, dtype, want in zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
     ]
     return (*scaled, *[None] * 8)
+
+
+def _times(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return gradient * upstream in `dtype`: without a product in another on the way, which for dW is 4 V C bytes."""
+    if gradient.dtype == dtype or torch.is_grad_enabled():
+        return (gradient * upstream).to(dtype)
+    return torch.mul(gradient, upstream, out=torch.empty_like(gradient, dtype=dtype))
 
 
 _total.register_autograd(_scale_gradients, setup_context=_keep_gradients)

@@ -14,10 +14,9 @@ import triton.language as tl  # noqa: F401 (the interpreter wants it in sight of
 from torch import Tensor
 
 from minillm_kernels import elementwise, elementwise_kernels
+from minillm_kernels.exponential import LOG2E
 from minillm_kernels.swiglu import reference
 from minillm_kernels.variant import Variant
-
-LOG2E = elementwise_kernels.LOG2E
 
 
 @triton.jit
