@@ -103,6 +103,12 @@ def test_every_kind_of_hook_is_heard(kind):
     assert heard == [kind]
 
 
+def test_a_forward_put_in_the_place_of_a_layers_own_is_called():
+    x, layers = make()
+    layers[0].forward = lambda x: torch.zeros(())
+    assert project(x, *layers)[0].shape == ()
+
+
 @pytest.mark.parametrize("settings, products", [({}, 1), ({"position": "rotary"}, 3), ({"qk_norm": True}, 3)])
 def test_attention_joins_them_where_nothing_else_reads_what_lies_side_by_side(settings, products, monkeypatch):
     """With rotary positions or a norm of q and k the backward pass keeps other q and k, and these would stay too."""
