@@ -124,16 +124,22 @@ def test_the_last_write_raises_and_another_error_goes_before_it():
 @pytest.mark.parametrize("rule, steps", [("go_on", 12), ("stop", 5)])
 def test_a_refused_checkpoint_amid_the_run(make_trainer, monkeypatch, capsys, rule, steps):
     """go_on: one line of warning, in a quiet run too, and the run ends well. stop: at the next step."""
-    real = RunFolder.save
+    real, amid_step_5 = RunFolder.save, threading.Event()
 
     def refused(self, step, *words, **options):
         if step == 4:
+            amid_step_5.wait(timeout=60)
             raise InputError("cannot write checkpoints/step-000004: full")
         return real(self, step, *words, **options)
 
+    def await_the_write(trainer):
+        if trainer.state.step == 5:
+            amid_step_5.set()
+            trainer.saver.wait()
+
     monkeypatch.setattr(RunFolder, "save", refused)
     trainer = make_trainer(on_failed_write=rule, progress=Progress(quiet=True))
-    trainer.after_step.append(lambda trainer: trainer.saver.wait() if trainer.state.step == 5 else None)
+    trainer.after_step.append(await_the_write)
     if rule == "stop":
         with pytest.raises(InputError, match="step-000004: full"):
             trainer.fit()

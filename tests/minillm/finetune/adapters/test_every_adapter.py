@@ -163,22 +163,22 @@ def test_a_merged_model_without_its_adapter_is_a_plain_one(stand_in, kind, batch
 
 
 def test_weights_stay_float32_where_the_activations_are_bfloat16(stand_in, kind, config, batch, stir):
-    """What comes out is bfloat16 and no further from float32 than a few times what the bare model is."""
+    """What comes out is bfloat16 and no further from float32 than a few times what rounding all weights takes it.
+
+    Updates as large as these make some models ill-conditioned; with any of twelve seeds the largest share is 5.5.
+    """
     model = stand_in(kind)
-
-    def both():
-        model.compute_in(torch.float32)
-        wide = model(**batch)
-        model.compute_in(torch.bfloat16)
-        narrow = model(**batch)
-        assert narrow.dtype == torch.bfloat16
-        return narrow, (narrow - wide).norm() / wide.norm()
-
-    _, bare = both()
     attach(model, config)
     stir(model.backbone)
-    narrow, ours = both()
-    assert ours <= 4 * bare + 0.01
+    wide = model(**batch)
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            parameter.copy_(parameter.bfloat16())
+    model.compute_in(torch.bfloat16)
+    narrow = model(**batch)
+    assert narrow.dtype == torch.bfloat16
+    assert (narrow - wide).norm() <= 8 * (rounded(**batch) - wide).norm() + 0.01 * wide.norm()
     narrow.float().square().sum().backward()
     for parameter in adapter_tensors(model, "adapter").values():
         assert parameter.dtype == parameter.grad.dtype == torch.float32
