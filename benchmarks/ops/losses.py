@@ -101,7 +101,9 @@ LOSSES = (
     OpBenchmark(
         name="linear_cross_entropy",
         inputs=_hidden,
-        call=lambda t, dims: mk.linear_cross_entropy(t["hidden"], t["weight"], t["targets"], reduction="mean"),
+        call=lambda t, dims: mk.linear_cross_entropy(
+            t["hidden"], t["weight"], t["targets"], reduction="mean", num_targets=dims["R"]
+        ),
         cost=_linear_cost,
         shapes={
             "cuda": (
@@ -117,6 +119,6 @@ LOSSES = (
             "F.linear_cross_entropy, chunked": functools.partial(_torch_linear, True),
             "Liger": _liger,
         },
-        graph=False,  # ours waits once for the number of rows that are not ignored
+        graph=False,  # Liger's waits for the number of rows that are not ignored
     ),
 )

@@ -37,6 +37,8 @@ class Batch:
         row, NaN where there is none.
     weights: in the shape of `targets`, float32: how much each target counts; None: 1.
     token_types: (B, T) int64, sentence A or B.
+    num_targets: how many of `targets` there are, -100 and NaN not among them, where it is known without a look at the
+        device; `to` counts them on the way there. None: nobody has counted.
     seed: of the dropout in this batch, any int64; the trainer derives it from the run's seed and the batch's place.
     """
 
@@ -48,16 +50,22 @@ class Batch:
     targets: Tensor | None = None
     weights: Tensor | None = None
     token_types: Tensor | None = None
+    num_targets: int | None = None
     seed: int | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the batch on `device`; the copy does not block when it comes from pinned memory."""
-        moved = {
-            f.name: value.to(device, non_blocking=True)
-            for f in dataclasses.fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        """Return the batch on `device`. Neither the copy nor, later, its targets' number waits for a GPU's work so far.
+
+        A GPU reads pinned memory by itself; of other memory a copy begins when all that was asked of it is done.
+        """
+        device, moved = torch.device(device), self._tensors()
+        if device.type == "cuda":
+            moved = {name: value.pin_memory() if value.device.type == "cpu" else value for name, value in moved.items()}
+        moved = {name: value.to(device, non_blocking=True) for name, value in moved.items()}
+        number = self.num_targets
+        if number is None and self.targets is not None and self.targets.device.type == "cpu":
+            number = int(has_target(self.targets).sum())
+        return dataclasses.replace(self, **moved, num_targets=number)
 
     def split(self, parts: int) -> list[Batch]:
         """Return `parts` micro-batches of equal row counts, in order; each gets a seed of its own.
@@ -78,12 +86,13 @@ class Batch:
 
     def rows(self, start: int, stop: int) -> Batch:
         """Return the sequences start .. stop - 1 of the batch, as many of them as there are; the seed stays."""
-        cut = {
-            f.name: value[start:stop]
-            for f in dataclasses.fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return dataclasses.replace(self, **cut)
+        cut = {name: value[start:stop] for name, value in self._tensors().items()}
+        return dataclasses.replace(self, **cut, num_targets=None)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return the fields that are tensors, without those that are absent."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
 
     def real(self) -> Tensor:
         """Return (B, T) bool: false at padding."""

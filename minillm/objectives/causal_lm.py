@@ -31,6 +31,4 @@ class CausalLM:
 
     def step(self, model: LanguageModel, batch: Batch) -> Loss:
         """Return the summed loss in nats over all targets, and their number."""
-        assert batch.targets is not None
-        hidden = model(batch.tokens, **batch.model_inputs())  # (B, T, C)
-        return prediction_loss(model, hidden.flatten(0, 1), batch.targets.flatten(), self.config)
+        return prediction_loss(model, model(batch.tokens, **batch.model_inputs()), batch, self.config)

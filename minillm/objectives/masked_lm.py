@@ -94,10 +94,7 @@ class MaskedLM:
 
     def step(self, model: LanguageModel, batch: Batch) -> Loss:
         """Return the summed loss in nats over the hidden tokens, and their number; only they enter the head."""
-        assert batch.targets is not None
-        hidden = model(batch.tokens, **batch.model_inputs())  # (B, T, C)
-        chosen = batch.targets != IGNORED  # (B, T)
-        return prediction_loss(model, hidden[chosen], batch.targets[chosen], self.config)
+        return prediction_loss(model, model(batch.tokens, **batch.model_inputs()), batch, self.config)
 
     def _counts(self, candidates: Tensor) -> Tensor:
         """Return the number of targets of each row, (B,): the rate's share, one at least where there is a candidate."""

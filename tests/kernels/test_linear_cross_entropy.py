@@ -6,9 +6,11 @@ from typing import Any
 import minillm_kernels as mk
 import pytest
 import torch
+from minillm_kernels.cross_entropy import targets
 from minillm_kernels.linear_cross_entropy import chunks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from waiting import Waits
 
 SHAPES = [  # of the targets, then C and V
     pytest.param((16,), 8, 64, id="aligned"),
@@ -138,14 +140,44 @@ def test_ignored_rows_are_as_if_they_were_not_there(outputs_and_gradients, name)
     torch.testing.assert_close(sparse | {"dhidden": sparse["dhidden"][kept]}, dense)
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("count", [0, 1, 20, 30])
+def test_a_known_number_of_targets_changes_no_bit(outputs_and_gradients, count, reduction, name):
+    made = tensors((3, 10), 5, 101)
+    made["targets"].view(-1)[:] = -100
+    made["targets"].view(-1)[torch.randperm(30)[:count]] = 7
+    with mk.backend(name):
+        expected = outputs_and_gradients(mk.linear_cross_entropy, made, reduction=reduction)
+        found = outputs_and_gradients(mk.linear_cross_entropy, made, reduction=reduction, num_targets=count)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["torch", "fused"])
+@pytest.mark.parametrize("reduction, walks", [("sum", 1), ("none", 2)])
+@pytest.mark.parametrize("every", [True, False], ids=["every-row", "some"])
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_a_known_number_of_targets_is_not_waited_for(monkeypatch, known, every, reduction, walks, name):
+    made = tensors((3, 10), 5, 101)
+    if every:
+        made["targets"].clamp_(min=0)
+    number = int((made["targets"] != -100).sum()) if known else None
+    monkeypatch.setattr(targets, "looks_at", lambda kind: False)  # as on a GPU
+    waits = watch_inside(monkeypatch, Waits())
+    made["hidden"].requires_grad_()
+    with mk.backend(name):
+        mk.linear_cross_entropy(**made, reduction=reduction, num_targets=number).sum().backward()
+    assert waits.found == ([] if known else ["nonzero"] * walks)
+
+
 @pytest.mark.parametrize("name", ["torch", "fused"])
 def test_capturing_takes_all_rows_with_the_same_result(outputs_and_gradients, monkeypatch, name):
-    """A CUDA graph cannot wait for the number of rows that count."""
+    """A CUDA graph cannot wait for the number of rows that count, and each replay may have another one."""
     made = tensors((30,), 5, 101)
     for reduction in ("sum", "none"):
         with mk.backend(name), monkeypatch.context() as patch:
             expected = outputs_and_gradients(mk.linear_cross_entropy, made, reduction=reduction)
-            patch.setattr(chunks, "_cannot_wait", lambda hidden: True)
+            patch.setattr(chunks, "_captures", lambda hidden: True)
             found = outputs_and_gradients(mk.linear_cross_entropy, made, reduction=reduction)
         torch.testing.assert_close(found, expected)
 
@@ -255,6 +287,13 @@ def test_flops_are_those_of_the_products():
             )
             loss.sum().backward()
         assert counter.get_total_flops() == counted * 2 * N * C * V
+
+
+def test_flops_are_those_of_the_targets_whose_number_is_known():
+    made = tensors((7,), 5, 11, bias=False)
+    with FlopCounterMode(display=False) as counter:
+        mk.linear_cross_entropy(**made, num_targets=5)  # 2 of 7 are ignored
+    assert counter.get_total_flops() == 2 * 5 * 5 * 11
 
 
 class Watch(TorchDispatchMode):
@@ -386,7 +425,7 @@ def test_a_chunk_and_what_is_made_of_it_keep_to_the_budget(gradient, softcap, dt
     hidden, targets = made["hidden"].to(dtype), made["targets"].clamp(min=0)
     with Held(above=4 * max(V, N) * C) as held:
         options = (-100, 0.1, 0.1, softcap)
-        chunks.walk(hidden, made["weight"], None, targets, options, budget, None, [gradient] * 3, False)
+        chunks.walk(hidden, made["weight"], None, targets, options, budget, None, None, [gradient] * 3, False)
     assert budget / 2 < held.most <= budget
 
 
@@ -492,9 +531,12 @@ def test_strided_input(compare, view, name):
 
 @pytest.mark.parametrize("name", ["torch", "fused"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_compiles_as_one_graph(reduction, name):
+@pytest.mark.parametrize("known", [None, 14])
+def test_compiles_as_one_graph(known, reduction, name):
     made = tensors((3, 7), 5, 11)
     options = {"label_smoothing": 0.2, "z_loss": 0.01, "softcap": 2.5, "reduction": reduction, "memory_budget": 200}
+    options |= {"num_targets": known}
+    torch.compiler.reset()  # one graph for each case is more than the compiler keeps of one function
     found = []
     for op in (mk.linear_cross_entropy, torch.compile(mk.linear_cross_entropy, backend="aot_eager", fullgraph=True)):
         leaves = {key: made[key].clone().requires_grad_() for key in ("hidden", "weight", "bias")}
@@ -505,12 +547,13 @@ def test_compiles_as_one_graph(reduction, name):
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["torch", "fused"])
-def test_operators_keep_the_rules_of_torch_library(fused):
+@pytest.mark.parametrize("known", [None, 5])
+def test_operators_keep_the_rules_of_torch_library(known, fused):
     made = tensors((7,), 5, 11)
     inputs = [
         made[key].requires_grad_(made[key].is_floating_point()) for key in ("hidden", "weight", "bias", "targets")
     ]
-    options = (-100, 0.1, 0.01, 2.5, 200, fused)
+    options = (-100, 0.1, 0.01, 2.5, 200, known, fused)
     # The gradients that _total returns cannot be differentiated, as opcheck's test of tracing would do; instead of it
     # there is test_compiles_as_one_graph.
     rules = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -547,6 +590,8 @@ T = torch.tensor([0, 4])
         pytest.param({"targets": T.int()}, TypeError, "targets must be int64", id="targets-dtype"),
         pytest.param({"targets": T + 1}, ValueError, r"\[0, 5\) or ignore_index \(-100\), got 5 at \[1\]", id="high"),
         pytest.param({"reduction": "max"}, ValueError, "'sum', 'mean' or 'none', got 'max'", id="reduction"),
+        pytest.param({"num_targets": 3}, ValueError, "num_targets must be from 0 to 2, .* got 3", id="num_targets"),
+        pytest.param({"num_targets": 1}, ValueError, "num_targets is 1, but 2 targets are not", id="other-num_targets"),
         pytest.param({"memory_budget": 0}, ValueError, "memory_budget must be at least 1 byte, got 0", id="budget"),
         pytest.param({"weight": W.to("meta")}, ValueError, "weight is on meta, hidden on cpu", id="device"),
     ],

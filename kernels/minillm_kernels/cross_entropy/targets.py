@@ -53,3 +53,11 @@ def check_targets(targets: Tensor, num_classes: int, ignore_index: int) -> None:
             f"targets must be in [0, {num_classes}) or ignore_index ({ignore_index}), "
             f"got {int(targets[tuple(position)])} at {position}"
         )
+
+
+def check_count(targets: Tensor, ignore_index: int, num_targets: int | None) -> None:
+    """Raise ValueError unless so many targets are not ignored, None: nobody says; looks where `check_targets` does."""
+    if num_targets is None or not looks_at(targets.device.type):
+        return
+    if (count := int((targets != ignore_index).sum())) != num_targets:
+        raise ValueError(f"num_targets is {num_targets}, but {count} targets are not ignore_index ({ignore_index})")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minillm_kernels import checks, dispatch
 from minillm_kernels.cross_entropy import Reduction
-from minillm_kernels.cross_entropy.targets import check_options, check_targets
+from minillm_kernels.cross_entropy.targets import check_count, check_options, check_targets
 from minillm_kernels.linear_cross_entropy import chunks, reference
 
 __all__ = ["linear_cross_entropy"]
@@ -28,6 +28,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     reduction: Reduction = "sum",
     memory_budget: int | None = None,
+    num_targets: int | None = None,
 ) -> Tensor:
     """Take the negative log-probability of each target under the logits hidden @ weight^T + bias.
 
@@ -43,12 +44,14 @@ def linear_cross_entropy(
         ignore_index, label_smoothing, z_loss, softcap, reduction: as in `cross_entropy`.
         memory_budget: bytes for a chunk's logits and what is made of them, at least one row's;
             None: `chunks.default_budget`. The result depends on it only by rounding.
+        num_targets: how many targets are not `ignore_index`, where the caller knows it: a GPU is then not waited for.
+            None: they are counted.
     Returns:
         float32 (float64 for float64 `hidden`): () or the shape of `targets`, in nats.
     Raises:
-        ValueError: a shape, a device or an option; a target outside of [0, V), with its position. It is looked for on
-            the CPU; with MINILLM_CHECKED=1 in the environment everywhere, which waits for the device. A kernel that
-            was not told to look returns NaN for it.
+        ValueError: a shape, a device or an option; a target outside of [0, V), with its position, or `num_targets`
+            that is another number. The latter two are looked for on the CPU; with MINILLM_CHECKED=1 in the environment
+            everywhere, which waits for the device. A kernel that was not told to look returns NaN for a wrong target.
         TypeError: a dtype.
 
     Cost: for N targets that are not ignored 2 * N * V * C operations forward and twice that for the gradients, which
@@ -74,8 +77,11 @@ def linear_cross_entropy(
     checks.same_device("hidden", hidden, weight=weight, targets=targets, bias=bias)
     if memory_budget is not None and memory_budget < 1:
         raise ValueError(f"memory_budget must be at least 1 byte, got {memory_budget}; None for the default")
+    if num_targets is not None and not 0 <= num_targets <= targets.numel():
+        raise ValueError(f"num_targets must be from 0 to {targets.numel()}, the number of targets, got {num_targets}")
     if not torch.compiler.is_compiling():
         check_targets(targets, V, ignore_index)
+        check_count(targets, ignore_index, num_targets)
 
     rows, flat = hidden.reshape(-1, C), targets.reshape(-1)  # (N, C), (N,)
     options = (ignore_index, label_smoothing, z_loss, softcap)
@@ -84,8 +90,8 @@ def linear_cross_entropy(
             losses = reference.linear_cross_entropy(rows, weight, bias, flat, options)
             result = losses.view(targets.shape) if reduction == "none" else losses.sum()
         case name if reduction == "none":
-            found = chunks.losses(rows, weight, bias, flat, options, memory_budget, name == "fused")
+            found = chunks.losses(rows, weight, bias, flat, options, memory_budget, num_targets, name == "fused")
             result = found.view(targets.shape)
         case name:
-            result = chunks.total(rows, weight, bias, flat, options, memory_budget, name == "fused")
+            result = chunks.total(rows, weight, bias, flat, options, memory_budget, num_targets, name == "fused")
     return result / (targets != ignore_index).sum().clamp(min=1) if reduction == "mean" else result

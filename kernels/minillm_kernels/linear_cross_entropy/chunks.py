@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minillm_kernels import dispatch
 from minillm_kernels.cross_entropy.reference import Options
-from minillm_kernels.cross_entropy.targets import check_targets
+from minillm_kernels.cross_entropy.targets import check_count, check_targets
 from minillm_kernels.linear_cross_entropy import composed
 from minillm_kernels.precision import working_dtype
 
@@ -45,11 +45,13 @@ def total(
     targets: Tensor,
     options: Options,
     memory_budget: int | None,
+    num_targets: int | None = None,
     fused: bool = False,
 ) -> Tensor:
     """Return the sum () of the losses of hidden (N, C)."""
     budget = _budget(hidden, weight, memory_budget)
-    return _total(hidden, weight, bias, targets, *options, budget, fused, _wanted(hidden, weight, bias))[0]
+    wanted = _wanted(hidden, weight, bias)
+    return _total(hidden, weight, bias, targets, *options, budget, num_targets, fused, wanted)[0]
 
 
 def losses(
@@ -59,11 +61,12 @@ def losses(
     targets: Tensor,
     options: Options,
     memory_budget: int | None,
+    num_targets: int | None = None,
     fused: bool = False,
 ) -> Tensor:
     """Return the losses (N,) of hidden (N, C), 0 where ignored."""
     budget = _budget(hidden, weight, memory_budget)
-    return _losses(hidden, weight, bias, targets, *options, budget, fused)
+    return _losses(hidden, weight, bias, targets, *options, budget, num_targets, fused)
 
 
 def _budget(hidden: Tensor, weight: Tensor, memory_budget: int | None) -> int:
@@ -121,17 +124,19 @@ def walk(
     targets: Tensor,
     options: Options,
     budget: int,
+    num_targets: int | None,
     row_gradients: Tensor | None,
     wanted: Sequence[bool],
     fused: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """Go through the rows that count, chunk by chunk.
 
-    On a GPU this waits for the device once, for the number of rows that count: it is a size of matrix products.
-    While a CUDA graph is captured it cannot wait, and takes all rows.
+    The number of rows that count is a size of matrix products: on a GPU it is waited for, unless the caller knows it.
+    While a CUDA graph is captured all rows are taken: a replay may have another number.
 
     Args:
         hidden, weight, bias, targets: (N, C), (V, C), (V,), (N,).
+        num_targets: the number of rows that count; None: not known.
         row_gradients: (N,) upstream gradients of the losses; None: ones.
         wanted: which gradients: of hidden, weight, bias.
         fused: whether a kernel does what is done with a chunk's logits.
@@ -140,6 +145,7 @@ def walk(
     """
     N, V = hidden.shape[0], weight.shape[0]
     check_targets(targets, V, options[0])  # the public function cannot look under torch.compile
+    check_count(targets, options[0], num_targets)
     losses = hidden.new_zeros(N, dtype=working_dtype(hidden.dtype))
     in_place = fused and dispatch.launches(hidden)  # a kernel writes the gradient over a chunk's logits
     num_classes = V + (-V % ALIGNMENT if in_place else 0)  # V' >= V
@@ -152,13 +158,13 @@ def walk(
         g, scale = _scaled(torch.ones_like(losses) if g is None else g)
 
     kept = targets != options[0]  # (N,)
-    all_rows = _cannot_wait(hidden)
+    all_rows = _captures(hidden)
     if all_rows:
         targets = torch.where(kept, targets, 0)
         g = torch.where(kept, 1.0 if g is None else g, 0.0)
         counting = None
     else:
-        counting = kept.nonzero()[:, 0]
+        counting = _places(kept, num_targets)
     per_chunk = rows_per_chunk(budget, num_classes, hidden.dtype, options[3], fused)
     step = _kernel() if in_place else composed.losses_and_dlogits
     buffer = None
@@ -189,8 +195,18 @@ def walk(
     return torch.where(kept, losses, 0.0) if all_rows else losses, [dhidden, dweight[:V], dbias[:V]]
 
 
-def _cannot_wait(hidden: Tensor) -> bool:
+def _captures(hidden: Tensor) -> bool:
     return hidden.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _places(kept: Tensor, number: int | None) -> Tensor | None:
+    """Return where `kept` (N,) is true, None: known to be everywhere. A known number of places is not waited for."""
+    N = len(kept)
+    if number == N:
+        return None
+    if number is None:
+        return kept.nonzero()[:, 0]
+    return kept.nonzero_static(size=number, fill_value=N)[:, 0]  # past the end: a number too large is no silent mistake
 
 
 def _chunks(N: int, counting: Tensor | None, per_chunk: int) -> Iterator[Tensor | slice]:
@@ -290,12 +306,13 @@ def _total(
     z_loss: float,
     softcap: float | None,
     budget: int,
+    num_targets: int | None,
     fused: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the sum of the losses, and its gradients as `walk` does."""
     options = (ignore_index, label_smoothing, z_loss, softcap)
-    losses, gradients = walk(hidden, weight, bias, targets, options, budget, None, wanted, fused)
+    losses, gradients = walk(hidden, weight, bias, targets, options, budget, num_targets, None, wanted, fused)
     return losses.sum(), *gradients  # pyright: ignore
 
 
@@ -321,7 +338,7 @@ def _scale_gradients(ctx: Any, upstream: Tensor | None, *of_gradients: Tensor | 
         _times(gradient, upstream, dtype) if want and upstream is not None else None
         for gradient, dtype, want in zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
     ]
-    return (*scaled, *[None] * 8)
+    return (*scaled, *[None] * 9)
 
 
 def _times(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
@@ -345,11 +362,12 @@ def _losses(
     z_loss: float,
     softcap: float | None,
     budget: int,
+    num_targets: int | None,
     fused: bool,
 ) -> Tensor:
     """Return the losses (N,)."""
     options = (ignore_index, label_smoothing, z_loss, softcap)
-    return walk(hidden, weight, bias, targets, options, budget, None, (False, False, False), fused)[0]
+    return walk(hidden, weight, bias, targets, options, budget, num_targets, None, (False,) * 3, fused)[0]
 
 
 @_losses.register_fake
@@ -368,13 +386,15 @@ def _losses_backward(
     z_loss: float,
     softcap: float | None,
     budget: int,
+    num_targets: int | None,
     fused: bool,
     row_gradients: Tensor,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients as `walk` does."""
     options = (ignore_index, label_smoothing, z_loss, softcap)
-    return tuple(walk(hidden, weight, bias, targets, options, budget, row_gradients, wanted, fused)[1])  # pyright: ignore
+    found = walk(hidden, weight, bias, targets, options, budget, num_targets, row_gradients, wanted, fused)
+    return tuple(found[1])  # pyright: ignore
 
 
 @_losses_backward.register_fake
@@ -396,7 +416,7 @@ def _gradients_of_losses(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...
             gradient.to(tensor.dtype) if want else None
             for gradient, tensor, want in zip(gradients, inputs, wanted, strict=False)
         ],
-        *[None] * 7,
+        *[None] * 8,
     )
 
 

@@ -185,9 +185,7 @@ class PromptAnswer:
         return self._loss(model, batch, self.objective)
 
     def _loss(self, model: TaskModel, batch: Batch, objective: ObjectiveConfig) -> Loss:
-        assert batch.targets is not None
-        hidden = model(batch.tokens, **batch.model_inputs())  # (B, T, C)
-        return prediction_loss(model.backbone, hidden.flatten(0, 1), batch.targets.flatten(), objective)
+        return prediction_loss(model.backbone, model(batch.tokens, **batch.model_inputs()), batch, objective)
 
     def predict(
         self, model: TaskModel, batches: Iterable[tuple[NDArray[np.int64], Batch]], sequences: Sequences

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from minillm.data.batch import Batch
+from minillm.data.batch import IGNORED, Batch
 
 
 def full(B=6, T=4):
@@ -17,7 +17,7 @@ def full(B=6, T=4):
     return Batch(**grids, weights=weights, starts=torch.arange(B), lengths=torch.arange(B), seed=100)
 
 
-TENSORS = [f.name for f in dataclasses.fields(Batch) if f.name != "seed"]
+TENSORS = [f.name for f in dataclasses.fields(Batch) if f.name not in ("seed", "num_targets")]
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 6])
@@ -49,7 +49,35 @@ def test_absent_fields_stay_absent():
     bare = Batch(tokens=torch.zeros(2, 3, dtype=torch.int64))
     for batch in (*bare.split(2), bare.rows(0, 1), bare.to("cpu")):
         assert [name for name in TENSORS if getattr(batch, name) is not None] == ["tokens"]
-        assert batch.seed is None
+        assert batch.seed is None and batch.num_targets is None
+
+
+@pytest.mark.parametrize(
+    "targets, number",
+    [
+        pytest.param(torch.tensor([[1, IGNORED, 0], [2, 2, IGNORED]]), 4, id="tokens"),
+        pytest.param(torch.tensor([1.5, float("nan")]), 1, id="numbers"),
+        pytest.param(torch.tensor([IGNORED, IGNORED]), 0, id="none"),
+    ],
+)
+def test_targets_are_counted_on_the_way_to_the_device(targets, number):
+    """And a part of the batch does not keep the number of the whole."""
+    moved = Batch(tokens=torch.zeros(2, 3, dtype=torch.int64), targets=targets).to("meta")
+    assert moved.num_targets == moved.to("meta").num_targets == number
+    assert moved.rows(0, 1).num_targets is None and all(part.num_targets is None for part in moved.split(2))
+
+
+def test_a_gpu_copies_pinned_memory_by_itself(monkeypatch):
+    """Without a GPU there is no such memory: what is asked for is recorded."""
+    pinned: list[torch.Tensor] = []
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **kwargs: asked.append((self, args, kwargs)) or self)
+    batch = full()
+    batch.to("cuda")
+    assert [id(t) for t in pinned] == [id(getattr(batch, name)) for name in TENSORS]
+    assert [id(t) for t, *_ in asked] == [id(t) for t in pinned]
+    assert all((args, kwargs) == ((torch.device("cuda"),), {"non_blocking": True}) for _, args, kwargs in asked)
 
 
 def test_to_moves_every_tensor():
