@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     names, skip = None, [n.strip() for n in given.skip.split(",") if n.strip()]
     from benchmarks.ops import BENCHMARKS
 
-    providers = dict.fromkeys(name for b in BENCHMARKS.values() for name in b.providers())
+    providers = dict.fromkeys(name for b in BENCHMARKS.values() for name in b.timed())
     if given.ops is not None:
         names = [n.strip() for n in given.ops.split(",") if n.strip()]
         if unknown := [n for n in names if n not in BENCHMARKS] or ([] if names else [""]):

@@ -20,7 +20,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 Ceilings = Mapping[str, Mapping[str, Any]]
-BASELINE = "torch"
+BASELINE, COPY = "torch", "copy"
 KEY = ("op", "shape", "dtype", "direction")
 
 
@@ -53,6 +53,15 @@ def share(row: Row, ceilings: Ceilings) -> float | None:
     """Return the share of its ceiling that a measured row reaches; above 1 where the caches hold its data."""
     limit = bound(row, ceilings)
     return limit[1] / row["seconds"] if limit and "seconds" in row else None
+
+
+def beside_copy(row: Row, rows: Sequence[Row]) -> float | None:
+    """Return the time that a copy of as many bytes takes as a share of a row's; None where it was not timed alike."""
+    copy = next((r for r in rows if key_of(r) == key_of(row) and r["provider"] == COPY and "seconds" in r), None)
+    if copy is None or "seconds" not in row or copy["method"] != row["method"]:
+        return None
+    seconds = copy["seconds"] if "visits" in row else copy.get("visits", [copy["seconds"]])[0]
+    return seconds / row["seconds"]
 
 
 def add_visit(row: dict[str, Any], found: Row) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks.ceilings import SHORT
 from benchmarks.check import Error, Oracle, upstream
 from benchmarks.ops.registration import (
+    COPY,
     Dims,
     Direction,
     OpBenchmark,
@@ -79,7 +80,8 @@ def measure_case(
         "check_dims": {**shape.dims, **shape.check},
         "dtype": SHORT[dtype],
     }
-    tried = [name for name in benchmark.providers() if name not in skip]
+    named = [name for name in benchmark.timed() if name not in skip]
+    tried = [name for name in named if name != COPY]
     left_out = {name: Unavailable(reason) for name, reason in (gone or {}).items()}
     runs, checks = _checked_providers(benchmark, shape, dtype, device, tried, left_out, heard)
     rows: list[Row] = []
@@ -88,6 +90,8 @@ def measure_case(
         copies = copies_for(num_bytes, device)
         call_of = calls_of(benchmark, shape.dims, dtype, device, direction, copies)
         calls, extras = _tried(benchmark, call_of, runs, checks[direction], device, heard)
+        if COPY in named:
+            calls[COPY] = copying(num_bytes, copies, device)
         times = interleaved(
             calls,
             copies=copies,
@@ -99,7 +103,7 @@ def measure_case(
         )
         counted = {"direction": direction, "bytes": num_bytes, "flops": flops, "copies": copies}
         counted["unit"] = benchmark.cost(shape.dims, dtype.itemsize).unit
-        for name in runs:
+        for name in named:
             verdict = checks[direction].get(name, runs.get(name))
             result = times.get(name, extras.get(name, verdict))
             extra = extras.get(name)
@@ -125,9 +129,15 @@ def time_again(
     dtype = DTYPES[device.type]
     rows: list[Row] = []
     for direction in benchmark.directions:
-        copies = copies_for(benchmark.cost(shape.dims, dtype.itemsize).of(direction)[0], device)
+        num_bytes, _ = benchmark.cost(shape.dims, dtype.itemsize).of(direction)
+        copies = copies_for(num_bytes, device)
         call_of = calls_of(benchmark, shape.dims, dtype, device, direction, copies)
-        calls = {name: call_of(benchmark.provider(name, shape.dims, device)) for name in providers}
+        calls = {
+            name: copying(num_bytes, copies, device)
+            if name == COPY
+            else call_of(benchmark.provider(name, shape.dims, device))
+            for name in providers
+        }
         rounds, seconds, graph = effort.rounds, effort.seconds, benchmark.graph
         times = interleaved(
             calls, copies=copies, device=device, rounds=rounds, seconds=seconds, graph=graph, heard=heard
@@ -226,6 +236,13 @@ def calls_of(
         return forward if direction == "forward" else both
 
     return call_of
+
+
+def copying(num_bytes: int, copies: int, device: torch.device) -> Call:
+    """Return the call that reads half of so many bytes, one of several random buffers, and writes the other half."""
+    source = Source(device)
+    buffers = [source.normal(max(1, num_bytes // 8), dtype=torch.float32) for _ in range(copies)]
+    return lambda i: torch.neg(buffers[i])  # no copy_: a GPU's copy in a graph takes its slower copy engines
 
 
 def _tried(

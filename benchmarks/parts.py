@@ -22,6 +22,9 @@ OPS_NOTES = """\
   kept in the process, as in training.
 - **of ceiling**: the least time that the task needs at this run's ceilings, as a share of the time; bound by says which
   ceiling that is. Bytes and operations are those of the task, the same for all providers.
+- **of a copy**: the time of a kernel that reads half of these bytes and writes the other half, timed beside the others
+  as the provider `copy`, as a share of the time. Of a small case it is the better measure: filling and emptying the
+  device takes its part of both.
 - **error**: largest distance to float64, as a share of the largest number, and in brackets as a share of what is
   allowed (twice the reference's in the same dtype, plus a few roundings: `check.py`). Above 1 it is wrong: no speed-up.
 - **speed-up**: over the `torch` backend of this project, of a provider that was visited once over its first visit.
@@ -131,7 +134,7 @@ def _ops(part: Part, result: Result) -> Iterator[str]:
     yield "## Ops"
     yield ""
     yield OPS_NOTES
-    heads = ("provider", "time", "rate", "of ceiling", "error", "speed-up", "memory", "remark")
+    heads = ("provider", "time", "rate", "of ceiling", "of a copy", "error", "speed-up", "memory", "remark")
     for key in dict.fromkeys(figures.key_of(r) for r in rows):
         group = [r for r in rows if figures.key_of(r) == key]
         op, shape, dtype, direction = key
@@ -164,7 +167,7 @@ def _cells(row: figures.Row, rows: Sequence[figures.Row], ceilings: figures.Ceil
     error = row.get("error_share")
     errors = "not checked" if error is None else f"{row['error']:.1e} ({error:.2f})"
     if row["status"] == "not run":
-        return (row["provider"], "not run", "", "", "" if error is None else errors, "", "", row["reason"])
+        return (row["provider"], "not run", "", "", "", "" if error is None else errors, "", "", row["reason"])
     reached, faster = figures.share(row, ceilings), figures.speedup(row, rows)
     remarks = [row["method"]]
     remarks += [f"**wrong**: {row['reason']}"] if row["status"] == "wrong" else []
@@ -176,6 +179,7 @@ def _cells(row: figures.Row, rows: Sequence[figures.Row], ceilings: figures.Ceil
         f"{time_of(row['seconds'])} ± {50 * figures.spread(row):.1f} %",
         rate_of(row),
         percent(reached),
+        percent(figures.beside_copy(row, rows)),
         errors,
         "" if faster is None else f"{faster:.2f}",
         f"{row['peak_bytes'] / 1e6:.4g} MB" if "peak_bytes" in row else "",

@@ -65,7 +65,7 @@ def main() -> None:
             case "ops":
                 run_cases(given.cases, write, device, _shape_of_op, effort, given.skip, again=given.again)
             case "scaling":
-                others = {name for b in BENCHMARKS.values() for name in b.providers()} - set(scaling.LINES)
+                others = {name for b in BENCHMARKS.values() for name in b.timed()} - set(scaling.LINES)
                 skip = [*given.skip, *others]
                 run_cases(given.cases, write, device, scaling.shape_of, SCALING_EFFORT, skip, again=given.again)
             case "launches":
@@ -98,7 +98,7 @@ def run_cases(
         benchmark, shape = BENCHMARKS[op], shape_of(op, name, device.type)
         try:
             if again:
-                providers = [p for p in benchmark.providers() if p not in skip and p not in gone]
+                providers = [p for p in benchmark.timed() if p not in skip and p not in gone]
                 rows = time_again(benchmark, shape, device, effort, providers, heard=heard)
             else:
                 rows = measure_case(benchmark, shape, device, effort, skip, gone=gone, heard=heard)

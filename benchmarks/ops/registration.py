@@ -27,6 +27,7 @@ Unit = Literal["vector", "matrix"]
 Direction = Literal["forward", "forward+backward"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 BASELINE = "torch"  # speed-ups are over this provider
+COPY = "copy"  # of as many bytes: no provider of the op, but timed beside those of an op that memory bounds
 
 
 class Unavailable(Exception):
@@ -104,7 +105,13 @@ class OpBenchmark:
     graph: bool = True
 
     def providers(self) -> tuple[str, ...]:
+        """Return the names of all that compute the op."""
         return ("fused", "torch", "torch.compile", "reference", *self.peers)
+
+    def timed(self) -> tuple[str, ...]:
+        """Return the providers, and COPY where memory bounds the op."""
+        dims = next(iter(self.shapes.values()))[0].dims
+        return (*self.providers(), COPY) if self.cost(dims, 2).unit == "vector" else self.providers()
 
     def provider(self, name: str, dims: Dims, device: torch.device) -> Run:
         """Return how a provider computes the op.

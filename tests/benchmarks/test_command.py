@@ -39,7 +39,7 @@ def test_quick_run_of_two_ops_writes_a_result_and_a_page(tmp_path):
     result = json.loads(page.with_suffix(".json").read_text())
     rows = result["sections"]["ops"]["rows"]
     assert {r["op"] for r in rows} == {"relu", "rms_norm"}
-    assert {r["provider"] for r in rows} == {"fused", "torch", "reference", "F.relu", "F.rms_norm", "Liger"}
+    assert {r["provider"] for r in rows} == {"fused", "torch", "reference", "F.relu", "F.rms_norm", "Liger", "copy"}
     assert "defect" not in result["sections"]["ops"]
     assert result["sections"]["ops"]["not_run"] == []
     assert result["header"]["commit"] and result["header"]["versions"]["torch"]

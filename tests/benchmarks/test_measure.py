@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import figures
-from benchmarks.measure import Effort, measure_case
+from benchmarks.measure import Effort, copying, measure_case, time_again
 from benchmarks.ops import BENCHMARKS
 from benchmarks.ops.registration import Shape, Unavailable
 
@@ -86,6 +86,31 @@ def test_unchecked_provider_is_timed_without_speedup():
     row = found["planted", "forward"]
     assert row["status"] == "measured" and "error_share" not in row
     assert figures.speedup(row, rows) is None
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 4000])
+def test_a_copy_reads_half_of_the_bytes_and_writes_the_other_half(num_bytes):
+    """And no copy finds what another one read."""
+    call = copying(num_bytes, 2, CPU)
+    first, second = call(0), call(1)
+    assert first.nbytes == second.nbytes == max(4, num_bytes // 2)
+    assert not torch.equal(first, second)
+
+
+def test_a_copy_is_timed_beside_what_memory_bounds():
+    found, rows = rows_with(lambda t: t["x"].relu())
+    for direction in ("forward", "forward+backward"):
+        copy, torchs = found["copy", direction], found["torch", direction]
+        assert copy["status"] == "measured" and copy["bytes"] == torchs["bytes"]
+        assert figures.beside_copy(torchs, rows) == copy["seconds"] / torchs["seconds"]
+        assert figures.beside_copy(copy, rows) == 1 and figures.speedup(copy, rows) is None
+    timed = time_again(BENCHMARKS["relu"], SHAPE, CPU, Effort(rounds=3, seconds=1.0), ["copy", "torch"])
+    expected = [(p, d) for d in ("forward", "forward+backward") for p in ("copy", "torch")]
+    assert [(r["provider"], r["direction"]) for r in timed] == expected
+
+
+def test_products_have_no_copy_beside_them():
+    assert not any("copy" in BENCHMARKS[name].timed() for name in ("attention_causal", "linear_cross_entropy"))
 
 
 def test_interpreter_is_never_timed():

@@ -62,12 +62,26 @@ def test_page_says_where_the_time_of_a_step_goes(result):
 def test_wrong_rows_have_no_speedup(result):
     page = report.page(result)
     wrong = line_of(page, "relu, tiny, forward", "F.relu")
-    assert wrong[5] == "" and "**wrong**" in wrong[7] and "(7.50)" in wrong[4]
-    assert line_of(page, "relu, tiny, forward+backward", "F.relu")[5] != ""
-    assert line_of(page, "attention_full, tiny, forward", "SDPA math")[5] == ""  # not finite
+    assert wrong[6] == "" and "**wrong**" in wrong[8] and "(7.50)" in wrong[5]
+    assert line_of(page, "relu, tiny, forward+backward", "F.relu")[6] != ""
+    assert line_of(page, "attention_full, tiny, forward", "SDPA math")[6] == ""  # not finite
     flash = line_of(page, "attention_full, tiny, forward", "SDPA flash")
-    assert flash[5] != "" and flash[6] == "4 MB"
-    assert "bits differ on repeat" in flash[7] and "not captured" in flash[7]
+    assert flash[6] != "" and flash[7] == "4 MB"
+    assert "bits differ on repeat" in flash[8] and "not captured" in flash[8]
+
+
+def test_a_provider_stands_beside_a_copy_of_as_many_bytes(result):
+    rows = parts.rows_of(result, "ops")
+    relu = next(r for r in rows if r["provider"] == "torch" and r["op"] == "relu" and r["direction"] == "forward")
+    beside = {**relu, "provider": "copy", "seconds": relu["seconds"] * 0.75, "error_share": None}
+    result["sections"]["ops"]["rows"] = [*rows, beside]
+    page = report.page(result)
+    assert line_of(page, "relu, tiny, forward", "torch")[4] == "75 %"
+    copied = line_of(page, "relu, tiny, forward", "copy")
+    assert copied[4] == "100 %" and copied[5] == "not checked" and copied[6] == ""
+    assert line_of(page, "relu, tiny, forward+backward", "torch")[4] == ""
+    beside["method"] = "another"
+    assert line_of(report.page(result), "relu, tiny, forward", "torch")[4] == ""
 
 
 def test_page_is_made_of_what_there_is(result):
