@@ -154,10 +154,11 @@ def _with_bias(inputs: Callable[..., Tensors], dims: Dims, dtype: torch.dtype, s
     return {**inputs(dims, dtype, source), "bias": bias}
 
 
+TILE_THREADS = 32, 512  # the fewest and the most
 CONSTANTS: tuple[
     tuple[str, str, int, int, str, Direction], ...
 ] = (  # module, name, smallest and largest setting, op that judges it, direction
-    ("row_norm", "FORWARD_TILE", 1024, 16384, "layer_norm_residual", "forward"),
+    ("row_norm", "FORWARD_TILE", 1024, 16384, "layer_norm", "forward"),
     ("row_norm", "BACKWARD_TILE", 512, 8192, "layer_norm_residual", "forward+backward"),
     ("row_norm", "THREADS_PER_SM", 384, 1536, "layer_norm_residual", "forward+backward"),
     ("row_norm", "STAGES", 1, 4, "layer_norm_residual", "forward+backward"),
@@ -179,7 +180,7 @@ def constants() -> list[Knob]:
 
 
 def constant_knob(module: str, name: str, low: int, high: int, op: str, direction: Direction) -> Knob:
-    """Return a constant as a knob; its neighbours are half of it and twice."""
+    """Return a constant as a knob; its neighbours are half of it and twice, of a tile and its threads also of both."""
     owner = importlib.import_module(f"minillm_kernels.{module}")
     shape = BENCHMARKS[op].shapes["cuda"][0]
     return Knob(
@@ -189,9 +190,24 @@ def constant_knob(module: str, name: str, low: int, high: int, op: str, directio
         Case(BENCHMARKS[op], shape.dims, torch.bfloat16, direction),
         lambda: getattr(owner, name),
         lambda value: setattr(owner, name, value),
-        lambda value: [n for n in (value // 2, value * 2) if low <= n <= high],
-        lambda: f"{name} = {getattr(owner, name)}",
+        lambda value: near_constant(value, low, high),
+        lambda: f"{name} = {getattr(owner, name)}".replace("(", "").replace(")", ""),
     )
+
+
+def near_constant(value: Any, low: int, high: int) -> list[Any]:
+    """Return the settings one step from that of a constant, or of the elements and threads of a tile.
+
+    >>> near_constant(512, 512, 4096), near_constant((1024, 64), 1024, 4096)
+    ([1024], [(2048, 64), (1024, 32), (1024, 128), (2048, 128)])
+    """
+    if isinstance(value, int):
+        return [n for n in (value // 2, value * 2) if low <= n <= high]
+    (elements, threads), (least, most) = value, TILE_THREADS
+    near = [(n, threads) for n in near_constant(elements, low, high)]
+    near += [(elements, n) for n in near_constant(threads, least, most)]
+    both = ((elements // 2, threads // 2), (elements * 2, threads * 2))  # as many elements a thread
+    return near + [(n, t) for n, t in both if low <= n <= high and least <= t <= most]
 
 
 def cross_entropy_knob() -> Knob:

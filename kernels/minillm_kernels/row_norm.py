@@ -34,8 +34,9 @@ from minillm_kernels.launching import (
 from minillm_kernels.philox import COLUMNS, keep
 from minillm_kernels.variant import Variant
 
-FORWARD_TILE = 4096  # elements of a tile of whole rows: 16 a thread
-BACKWARD_TILE = 2048  # 8 a thread, beside which two accumulators and three inputs stay below 96 registers
+FORWARD_TILE = 4096, 256  # elements of a tile of whole rows, and threads: 16 a thread
+BACKWARD_TILE = 2048, 256  # 8 a thread, beside which two accumulators and three inputs stay below 96 registers
+WIDE_TILE_THREADS = 512  # of a row that is wider than such a tile
 MAX_FORWARD = 16384  # columns; wider rows are walked in a loop
 MAX_BACKWARD = 8192  # the backward pass also has the accumulators of its sums in registers
 MAX_BACKWARD_WITH_MORE = 4096  # a second accumulator or random numbers beside them: 8192 columns spill on sm_100
@@ -56,15 +57,19 @@ Statistics = tuple[Tensor, Tensor, Tensor, Tensor]  # y, s, mean, rstd
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]  # dx, dresidual, dweight, dbias
 
 
-def tile(num_cols: int, elements: int) -> tuple[int, int, int]:
+def tile(num_cols: int, size: tuple[int, int]) -> tuple[int, int, int]:
     """Return the rows and columns of a tile of whole rows, and the threads of its program.
+
+    Args:
+        size: elements and threads where a row leaves the choice.
 
     >>> tile(768, FORWARD_TILE), tile(768, BACKWARD_TILE), tile(8192, BACKWARD_TILE)
     ((4, 1024, 256), (2, 1024, 256), (1, 8192, 512))
     """
+    elements, threads = size
     block_c = max(COLUMNS, next_power_of_2(num_cols))
     block_r = max(1, elements // max(block_c, 64))  # at most 64 rows: narrower ones are rare
-    return block_r, block_c, 256 if block_c <= elements else 512
+    return block_r, block_c, threads if block_c <= elements else WIDE_TILE_THREADS
 
 
 def stages(tile_bytes: int) -> int:
