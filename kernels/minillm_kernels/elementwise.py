@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm_kernels import dispatch
+from minillm_kernels import column_sums, dispatch
 from minillm_kernels import elementwise_kernels as kernels
 from minillm_kernels.launching import (
     DTYPES,
@@ -139,7 +139,9 @@ def unary_backward(
     )
     if bias is None or partial is None:
         return dx, x.new_empty(0)
-    return dx, partial.sum(0).to(bias.dtype)
+    dbias = torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
+    column_sums.add_up(partial[None], dbias)
+    return dx, dbias
 
 
 def gated_forward(gate: Tensor, up: Tensor, seed: Tensor | None, function: Function, dropout_p: float) -> Tensor:
@@ -320,6 +322,8 @@ def unary_variants(op: str, functions: Mapping[str, Function]) -> Iterator[Varia
     """
     types: dict[str, Any] = {"bias_ptr": "*fp32", "partial_ptr": "*fp32", **DROPOUT_TYPES}
     switches = ((), ("bias",), ("dropout",), ("bias", "dropout"))
+    for warp in (32, 64):
+        yield from column_sums.variants(op, second=False, warp=warp)
     for warp, form, dtype, on in itertools.product((32, 64), functions, DTYPES, switches):
         if "dropout" in on and dtype == torch.float16:
             continue

@@ -10,8 +10,8 @@ Two skeletons, forward and backward each. f is the op's own, two functions under
 
 All is bound by memory, so each tensor is moved once: the backward pass recomputes h from x instead of keeping it, draws
 the random numbers of (5) again instead of keeping a mask, and sums dbias while dh is in registers. The sum has two
-stages: each program walks down its own row tiles with one accumulator and writes one row of partial sums, then a second
-pass adds those rows. No atomics: the same input gives the same bits.
+stages: each program walks down its own row tiles with one accumulator and writes one row of partial sums, then
+`column_sums.py` adds those rows: the same input gives the same bits.
 
 Read next: `elementwise.py`, the launchers; then `relu/fused.py` and `gelu/fused.py`.
 """

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm_kernels import dispatch
+from minillm_kernels import column_sums, dispatch
 from minillm_kernels import row_norm_kernels as kernels
 from minillm_kernels.launching import (
     TRITON_TYPE,
@@ -50,8 +50,6 @@ WEIGHT_THREADS = 128
 THREADS_PER_SM = 768
 STAGES = 2  # row tiles of the backward pass on their way
 MAX_STAGED = 4096  # bytes of a tensor's tile, above which there is one: 16 bits and rows of 4096 would spill registers
-SUM_TILE = {"BLOCK_P": 64, "BLOCK_C": 32}  # of partial sums: 8 a thread
-SUM_THREADS = 256
 
 Statistics = tuple[Tensor, Tensor, Tensor, Tensor]  # y, s, mean, rstd
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]  # dx, dresidual, dweight, dbias
@@ -207,15 +205,7 @@ def backward(
             STAGES=stages(block_r * block_c * s.itemsize),
             threads=threads,
         )
-    launch(
-        kernels._partial_sums_kernel,
-        (cdiv(C, SUM_TILE["BLOCK_C"]), len(partial)),
-        *(partial, dweight, dbias if has_bias else None),
-        programs,
-        C,
-        **SUM_TILE,
-        threads=SUM_THREADS,
-    )
+    column_sums.add_up(partial, dweight, dbias if has_bias else None)
     return dx, dresidual, dweight, dbias
 
 
@@ -370,10 +360,7 @@ def variants(op: str, centre: bool) -> Iterator[Variant]:
                 others = (*((name,) for name in backward_switches if each), ("HAS_DS",), backward_switches)
                 for on in dict.fromkeys(((), *others)):
                     yield from _backward_variants(op, centre, width, dtype, on, warp)
-        for bias, none in (("", {"dbias_ptr": None}), (" with a bias", {})):
-            name, types = f"backward, partial sums{bias}", _types(torch.float32)
-            kernel: Any = kernels._partial_sums_kernel
-            yield make_variant(op, name, kernel, types, {**SUM_TILE, **none}, threads=SUM_THREADS, warp=warp)
+        yield from column_sums.variants(op, second=True, warp=warp)
 
 
 def _forward_variant(op: str, centre: bool, width: int, dtype: torch.dtype, on: tuple[str, ...], warp: int) -> Variant:
@@ -424,7 +411,7 @@ def _backward_variants(
 def _types(dtype: torch.dtype) -> dict[str, Any]:
     """Return the type of every parameter that is not i32: float32 weights beside activations in `dtype`."""
     activations = ("x_ptr", "residual_ptr", "y_ptr", "s_ptr", "dy_ptr", "ds_ptr", "dx_ptr", "dresidual_ptr")
-    wide = ("weight_ptr", "bias_ptr", "mean_ptr", "rstd_ptr", "dweight_ptr", "dbias_ptr", "partial_ptr")
+    wide = ("weight_ptr", "bias_ptr", "mean_ptr", "rstd_ptr", "dweight_ptr", "dbias_ptr")
     return (
         {p: TRITON_TYPE[dtype] for p in activations}
         | dict.fromkeys(wide, "*fp32")

@@ -15,9 +15,9 @@ What a call does not have is None, a constant to the compiler, and what it takes
 
 keep is recomputed in the backward pass from the seed and each element's place, so that no mask is stored; s and the
 statistics are. The sums (10) have two stages: each program walks down its own row tiles with accumulators in registers
-and writes one row of partial sums, then a kernel adds those rows. No atomics: the same input gives the same bits.
+and writes one row of partial sums, then `column_sums.py` adds those rows: the same input gives the same bits.
 
-Read next: `row_norm.py`, the launchers.
+Read next: `column_sums.py`, then `row_norm.py`, the launchers.
 """
 
 from __future__ import annotations
@@ -321,30 +321,3 @@ def _row_norm_wide_weight_kernel(
     tl.store(dweight_ptr + partial, tl.sum(dweight, axis=0), mask=mask_c)
     if dbias_ptr is not None:
         tl.store(dbias_ptr + partial, tl.sum(dbias, axis=0), mask=mask_c)
-
-
-@triton.jit
-def _partial_sums_kernel(
-    partial_ptr,  # in   (sums, programs, C) float32: those of (10) for the weight, then for the bias if there is one
-    dweight_ptr,  # out  (C,)
-    dbias_ptr,  # out  (C,); None without a bias
-    num_programs,
-    num_cols,  # C
-    BLOCK_P: tl.constexpr,  # programs whose sums are added at a time
-    BLOCK_C: tl.constexpr,
-):
-    which = tl.program_id(1)
-    offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask_c = offs_c < num_cols
-    sums = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    partial_ptr += which.to(tl.int64) * num_programs * num_cols
-    for start in range(0, num_programs, BLOCK_P):
-        offs_p = start + tl.arange(0, BLOCK_P)
-        mask = (offs_p < num_programs)[:, None] & mask_c[None, :]
-        sums += tl.load(partial_ptr + offs_p.to(tl.int64)[:, None] * num_cols + offs_c[None, :], mask=mask, other=0.0)
-    total = tl.sum(sums, axis=0)
-    if dbias_ptr is None:
-        tl.store(dweight_ptr + offs_c, total.to(dweight_ptr.dtype.element_ty), mask=mask_c)
-    else:
-        tl.store(dweight_ptr + offs_c, total.to(dweight_ptr.dtype.element_ty), mask=mask_c & (which == 0))
-        tl.store(dbias_ptr + offs_c, total.to(dbias_ptr.dtype.element_ty), mask=mask_c & (which == 1))

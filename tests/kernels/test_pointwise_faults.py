@@ -76,7 +76,7 @@ class Fault:
     dtype: torch.dtype = torch.float32
 
 
-NORM, ELEMENT = "row_norm_kernels", "elementwise_kernels"
+NORM, ELEMENT, SUMS = "row_norm_kernels", "elementwise_kernels", "column_sums"
 FAULTS = [
     Fault("mean-over-the-block", NORM, "tl.sum(s, axis=1) / num_cols", "tl.sum(s, axis=1) / BLOCK_C", layer()),
     Fault(
@@ -129,6 +129,12 @@ FAULTS = [
     Fault(
         "only-the-first-tile", NORM, "range(program, tl.cdiv(num_rows, BLOCK_R)", "range(program, 1", layer(rows=300)
     ),
+    Fault(
+        "sums-of-the-first-program", SUMS, "start + tl.arange(0, BLOCK_P)", "0 * tl.arange(0, BLOCK_P)", layer(rows=99)
+    ),
+    Fault("weight-sums-twice", SUMS, "which.to(tl.int64) * num_programs", "0 * num_programs", layer(bias=True)),
+    Fault("sums-not-written", SUMS, "mask=mask_c & (which == 1)", "mask=mask_c & (which == 2)", layer(bias=True)),
+    Fault("programs-beyond-the-last", SUMS, "offs_p < num_programs", "offs_p < num_programs - 1", unary(mk.relu, 99)),
     Fault(
         "bias-forgotten-in-backward",
         ELEMENT,
