@@ -18,6 +18,7 @@ from typing import Any
 
 import minillm_kernels as mk
 import torch
+from minillm_kernels.launching import WARP
 
 from benchmarks.ops import BENCHMARKS
 from benchmarks.ops.registration import Dims, Direction, OpBenchmark, Source, Tensors
@@ -154,7 +155,7 @@ def _with_bias(inputs: Callable[..., Tensors], dims: Dims, dtype: torch.dtype, s
     return {**inputs(dims, dtype, source), "bias": bias}
 
 
-TILE_THREADS = 32, 512  # the fewest and the most
+TILE_THREADS = WARP, 512  # the fewest and the most
 CONSTANTS: tuple[
     tuple[str, str, int, int, str, Direction], ...
 ] = (  # module, name, smallest and largest setting, op that judges it, direction

@@ -14,6 +14,7 @@ Read next: `ceilings.py`.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
@@ -131,11 +132,17 @@ class EventSampler:
         with torch.cuda.stream(stream):
             for i in range(min(3, self._copies)):
                 self._call(i)
-        torch.cuda.current_stream().wait_stream(stream)
+        before = torch.cuda.current_stream()
+        before.wait_stream(stream)
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            self._kept = [self._call(i) for i in range(self._copies)]
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
+                self._kept = [self._call(i) for i in range(self._copies)]
+        except Exception:
+            torch.cuda.set_stream(before)
+            _end_allocating(pool)
+            raise
         self._graph = graph
         graph.replay()
         torch.cuda.synchronize()
@@ -153,6 +160,17 @@ class EventSampler:
         stop.record()
         stop.synchronize()
         return start.elapsed_time(stop) * 1e-3 / (self._repeats * self._copies)
+
+
+def _end_allocating(pool: Any) -> None:
+    """Let a capture that failed end for the allocator too, which before PyTorch 2.12 gives back no memory after it.
+
+    Without this `torch.cuda.empty_cache` would raise in every case that follows.
+    """
+    end: Callable[[int, Any], None] | None = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    if end is not None:
+        with contextlib.suppress(RuntimeError):  # it has ended
+            end(torch.cuda.current_device(), pool)
 
 
 def cache_bytes(device: torch.device) -> int:

@@ -79,7 +79,6 @@ TABLES = (
             ),
             "cpu": (Shape("tiny", {"N": 1024, "V": 2048, "C": 256}),),
         },
-        # PyTorch's backward waits for the sizes of its sort, so that no graph can hold it: the page says so
         peers={"F.embedding": plain(F.embedding, "tokens", "weight")},
     ),
 )

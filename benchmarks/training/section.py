@@ -105,12 +105,13 @@ def measure(
             for seat in seats:
                 if seat.has("built", {}, ready) and seat.contender.compiled:
                     seat.child.tell({"warm": True})  # compiles on other cores than those that follow
-            for seat in seats:
-                if seat.built and not seat.contender.compiled:
-                    seat.has("warm", {"warm": True}, ready)
-            for seat in seats:
-                if seat.built and seat.contender.compiled:
-                    seat.has("warm", {}, ready)
+            eager = [s for s in seats if s.built and not s.contender.compiled]
+            for seat in (s for s in eager if not s.contender.peer):
+                seat.has("warm", {"warm": True}, ready)
+            for seat in (s for s in seats if s.built and s.contender.compiled):
+                seat.has("warm", {}, ready)
+            for seat in (s for s in eager if s.contender.peer):  # whose memory is more than the others leave
+                seat.has("warm", {"warm": True}, ready)
         else:
             for contender in contenders:
                 if time.monotonic() > ready:

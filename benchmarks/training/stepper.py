@@ -38,7 +38,7 @@ WARM_STEPS = 3  # the first compiles, the second takes memory, the third tells h
 # What PyTorch calls spans of a program on a GPU, whose kernels are listed beside them: optimisers, compiled graphs
 SPAN = re.compile(r"Optimizer\.|ProfilerStep|## ")
 LONGEST_NAME = 100  # characters of a kernel's name, which a template's arguments can make thousands
-WARM_SHARE = 0.25  # of a GPU's memory, where others are at work beside: with --warm
+WARM_SHARE = 0.4  # of a GPU's memory, where another one and tests are at work beside: with --warm
 Line = dict[str, Any]
 
 

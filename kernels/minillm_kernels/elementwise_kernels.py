@@ -73,7 +73,7 @@ def _unary_forward_kernel(
     VALUE: tl.constexpr,  # f
     HAS_BIAS: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,  # 4 at least: that many columns share a block of random numbers
+    BLOCK_C: tl.constexpr,  # 8 at least: that many columns share a block of random numbers
 ):
     start = _first_column(num_cols, BLOCK_C)
     offs_c = start + tl.arange(0, BLOCK_C)
@@ -104,7 +104,7 @@ def _unary_backward_kernel(
     GRADIENT: tl.constexpr,  # dy * f'(h)
     HAS_BIAS: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,  # 4 at least: that many columns share a block of random numbers
+    BLOCK_C: tl.constexpr,  # 8 at least: that many columns share a block of random numbers
 ):
     row_program, start = _row_tile(num_cols, BLOCK_C), _first_column(num_cols, BLOCK_C)
     offs_c = start + tl.arange(0, BLOCK_C)
@@ -142,7 +142,7 @@ def _gated_forward_kernel(
     dropout,  # (p, 1 / (1 - p)), where there is a seed
     VALUE: tl.constexpr,  # f
     BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,  # 4 at least: that many columns share a block of random numbers
+    BLOCK_C: tl.constexpr,  # 8 at least: that many columns share a block of random numbers
 ):
     start = _first_column(num_cols, BLOCK_C)
     offs_c = start + tl.arange(0, BLOCK_C)
@@ -171,7 +171,7 @@ def _gated_backward_kernel(
     VALUE: tl.constexpr,  # f
     GRADIENT: tl.constexpr,  # dy * f'(gate)
     BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,  # 4 at least: that many columns share a block of random numbers
+    BLOCK_C: tl.constexpr,  # 8 at least: that many columns share a block of random numbers
 ):
     start = _first_column(num_cols, BLOCK_C)
     offs_c = start + tl.arange(0, BLOCK_C)

@@ -46,8 +46,9 @@ WEIGHT_TILE = {"BLOCK_R": 4, "BLOCK_C": 256}  # of the sums over wide rows: 8 a 
 WEIGHT_THREADS = 128
 # Of the backward pass, rounded up to whole programs. At 80 registers three of 256 threads are resident, so that none
 # waits for a turn. Two of 512 took 173 us where one took 211 (8192 rows of 4096, layer norm with a residual, an H200);
-# for rows of 8192, which take more registers, the second has to wait.
+# for rows of 8192, which take more registers, the second has to wait. A bias and dropout together take 85 to 104.
 THREADS_PER_SM = 768
+THREADS_PER_SM_WITH_ALL = 512
 STAGES = 2  # row tiles of the backward pass on their way
 MAX_STAGED = 4096  # bytes of a tensor's tile, above which there is one: 16 bits and rows of 4096 would spill registers
 
@@ -73,6 +74,11 @@ def tile(num_cols: int, size: tuple[int, int]) -> tuple[int, int, int]:
 def stages(tile_bytes: int) -> int:
     """Return how many row tiles the backward pass has on their way, for tiles of so many bytes in each tensor."""
     return STAGES if tile_bytes <= MAX_STAGED else 1
+
+
+def threads_per_sm(has_bias: bool, has_dropout: bool) -> int:
+    """Return how many threads of the backward pass a multiprocessor has at work."""
+    return THREADS_PER_SM_WITH_ALL if has_bias and has_dropout else THREADS_PER_SM
 
 
 def walks_backward(num_cols: int, has_bias: bool, has_dropout: bool) -> bool:
@@ -160,7 +166,7 @@ def backward(
         block_r, col_tiles, threads = WEIGHT_TILE["BLOCK_R"], cdiv(C, WEIGHT_TILE["BLOCK_C"]), WEIGHT_THREADS
     else:
         col_tiles = 1
-    programs = cdiv(num_sms(s.device) * cdiv(THREADS_PER_SM, threads), col_tiles)
+    programs = cdiv(num_sms(s.device) * cdiv(threads_per_sm(has_bias, seed is not None), threads), col_tiles)
     programs = min(cdiv(R, block_r), programs)
     partial = torch.empty(1 + has_bias, programs, C, dtype=torch.float32, device=s.device)
     dweights, dbiases = partial[0], partial[1] if has_bias else None

@@ -38,7 +38,7 @@ class Batch:
     weights: in the shape of `targets`, float32: how much each target counts; None: 1.
     token_types: (B, T) int64, sentence A or B.
     num_targets: how many of `targets` there are, -100 and NaN not among them, where it is known without a look at the
-        device; `to` counts them on the way there. None: nobody has counted.
+        device; `to` counts them on the way there. None: nobody has counted, as after other targets were put in place.
     seed: of the dropout in this batch, any int64; the trainer derives it from the run's seed and the batch's place.
     """
 

@@ -90,7 +90,8 @@ class MaskedLM:
         masked, random = self.config.mask_share, self.config.mask_share + self.config.random_share
         seen = tokens.where(~(chosen & (fate < random)), strangers)
         seen = seen.masked_fill(chosen & (fate < masked), self.mask_token)
-        return dataclasses.replace(batch, tokens=seen, targets=tokens.masked_fill(~chosen, IGNORED))
+        targets = tokens.masked_fill(~chosen, IGNORED)
+        return dataclasses.replace(batch, tokens=seen, targets=targets, num_targets=None)
 
     def step(self, model: LanguageModel, batch: Batch) -> Loss:
         """Return the summed loss in nats over the hidden tokens, and their number; only they enter the head."""

@@ -29,6 +29,7 @@ class Device:
     def __init__(self):
         self.now, self.capturing, self.replays, self.lost = 0.0, None, 0, False
         self.forbidden = None  # what a call raises while it is captured
+        self.streams, self.ended = [], []  # that were made the current one; whose allocation was ended
 
     def work(self, seconds):
         if self.capturing is not None:
@@ -67,8 +68,8 @@ def gpu(monkeypatch):
                 device.now += seconds
 
     @contextlib.contextmanager
-    def capture(graph, stream=None):
-        assert stream is not None and device.capturing is None
+    def capture(graph, pool=None, stream=None):
+        assert stream is not None and pool == "pool" and device.capturing is None
         device.capturing = graph.calls = []
         try:
             yield
@@ -80,6 +81,9 @@ def gpu(monkeypatch):
         "Event": Event,
         "CUDAGraph": Graph,
         "graph": capture,
+        "graph_pool_handle": lambda: "pool",
+        "set_stream": device.streams.append,
+        "current_device": lambda: 3,
         "Stream": lambda: stream,
         "stream": lambda s: contextlib.nullcontext(),
         "current_stream": lambda: stream,
@@ -93,6 +97,7 @@ def gpu(monkeypatch):
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     empty = torch.empty
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *pool: device.ended.append(pool), raising=False)
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **{**k, "device": "cpu"}))
     return device
 
@@ -103,7 +108,7 @@ def cover():
 
 def test_a_replayed_graph_is_timed_by_events_over_all_copies(gpu):
     sampler = EventSampler(lambda i: gpu.work(2e-6 * (i + 1)), 3, cover(), graph=True)
-    assert (sampler.method, sampler.note) == ("graph", "")
+    assert (sampler.method, sampler.note) == ("graph", "") and not gpu.ended
     before = gpu.replays
     assert sampler.sample() == pytest.approx(4e-6)  # of 2, 4 and 6
     assert gpu.replays - before == pytest.approx(timing.GPU_SAMPLE / 12e-6, abs=1)
@@ -113,6 +118,7 @@ def test_a_call_that_cannot_be_captured_is_timed_without_a_graph_and_says_so(gpu
     gpu.forbidden = RuntimeError("CUDA error: operation not permitted when stream is capturing")
     sampler = EventSampler(lambda i: gpu.work(1e-6), 2, cover(), graph=True)
     assert sampler.method == "events" and "not permitted when stream is capturing" in sampler.note
+    assert gpu.ended == [(3, "pool")] and gpu.streams == [torch.cuda.current_stream()]  # as if it had not begun
     assert sampler.sample() == pytest.approx(1e-6) and gpu.replays == 0
 
 

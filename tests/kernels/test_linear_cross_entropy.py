@@ -361,11 +361,21 @@ def test_rows_of_products_start_at_multiples(monkeypatch, V, bias):
 
 
 @pytest.mark.parametrize(
-    "per_chunk, sizes", [(100, [100, 100, 100]), (300, [300]), (250, [150, 150]), (290, [256, 44])]
+    "per_chunk, sizes", [(100, [100, 100, 100]), (300, [300]), (250, [128, 128, 44]), (290, [256, 44])]
 )
 def test_chunks_are_of_whole_tiles_where_they_can_be(per_chunk, sizes):
     assert [c.stop - c.start for c in chunks._chunks(300, None, per_chunk)] == sizes
     assert [len(c) for c in chunks._chunks(1000, torch.arange(300), per_chunk)] == sizes
+
+
+@pytest.mark.parametrize("rows", [8192, 16384, 65536])
+def test_gpt2_on_a_gpu_has_sixteen_chunks_of_whole_tiles(monkeypatch, rows):
+    own = chunks.default_budget
+    monkeypatch.setattr(chunks, "default_budget", lambda kind, all_logits: own("cuda", all_logits))
+    hidden, weight = (torch.empty(n, 768, dtype=torch.bfloat16, device="meta") for n in (rows, 50257))
+    budget = chunks._budget(hidden, weight, None, True)
+    per_chunk = chunks.rows_per_chunk(budget, chunks.padded(50257, True), torch.bfloat16, None, True)
+    assert [c.stop - c.start for c in chunks._chunks(rows, None, per_chunk)] == [rows // 16] * 16
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])

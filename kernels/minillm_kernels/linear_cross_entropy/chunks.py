@@ -49,7 +49,7 @@ def total(
     fused: bool = False,
 ) -> Tensor:
     """Return the sum () of the losses of hidden (N, C)."""
-    budget = _budget(hidden, weight, memory_budget)
+    budget = _budget(hidden, weight, memory_budget, fused)
     wanted = _wanted(hidden, weight, bias)
     return _total(hidden, weight, bias, targets, *options, budget, num_targets, fused, wanted)[0]
 
@@ -65,20 +65,30 @@ def losses(
     fused: bool = False,
 ) -> Tensor:
     """Return the losses (N,) of hidden (N, C), 0 where ignored."""
-    budget = _budget(hidden, weight, memory_budget)
+    budget = _budget(hidden, weight, memory_budget, fused)
     return _losses(hidden, weight, bias, targets, *options, budget, num_targets, fused)
 
 
-def _budget(hidden: Tensor, weight: Tensor, memory_budget: int | None) -> int:
+def _budget(hidden: Tensor, weight: Tensor, memory_budget: int | None, fused: bool) -> int:
     if memory_budget is not None:
         return memory_budget
-    return default_budget(hidden.device.type, hidden.shape[0] * weight.shape[0] * hidden.dtype.itemsize)
+    all_logits = hidden.shape[0] * padded(weight.shape[0], fused) * hidden.dtype.itemsize
+    return default_budget(hidden.device.type, all_logits)
+
+
+def padded(num_classes: int, fused: bool) -> int:
+    """Return how many classes a buffer of logits has: V of them count.
+
+    >>> padded(50257, True), padded(50257, False)
+    (50272, 50257)
+    """
+    return num_classes + (-num_classes % ALIGNMENT if fused else 0)
 
 
 def default_budget(kind: str, all_logits: int) -> int:
     """Return the memory budget in bytes on a kind of device, for logits of so many bytes if all were there.
 
-    >>> [default_budget("cuda", rows * 50257 * 2) // 2**20 for rows in (1024, 8192, 65536)]
+    >>> [default_budget("cuda", rows * 50272 * 2) // 2**20 for rows in (1024, 8192, 65536)]
     [32, 49, 392]
     """
     if kind != "cuda":
@@ -148,7 +158,7 @@ def walk(
     check_count(targets, options[0], num_targets)
     losses = hidden.new_zeros(N, dtype=working_dtype(hidden.dtype))
     in_place = fused and dispatch.launches(hidden)  # a kernel writes the gradient over a chunk's logits
-    num_classes = V + (-V % ALIGNMENT if in_place else 0)  # V' >= V
+    num_classes = padded(V, in_place)  # V' >= V
     matrix = _with_rows(weight, num_classes, hidden.dtype)  # (V', C)
     bias = None if bias is None else _with_rows(bias, num_classes, hidden.dtype)
     gradients = _empty_gradients(hidden, matrix, wanted)
@@ -212,12 +222,13 @@ def _places(kept: Tensor, number: int | None) -> Tensor | None:
 def _chunks(N: int, counting: Tensor | None, per_chunk: int) -> Iterator[Tensor | slice]:
     """Yield the rows of each chunk; slices, which copy nothing, where all N rows count.
 
-    Chunks are as nearly equal as can be, but of whole tiles of a matrix product where the budget has room for them.
+    Chunks are as nearly equal as can be, but several are of whole tiles of a matrix product where the budget has room
+    for one: of more rows where it has room for those, else of fewer.
     """
     count = N if counting is None else len(counting)
     size = math.ceil(count / max(1, math.ceil(count / per_chunk)))
-    if (tiled := -(-size // TILE_ROWS) * TILE_ROWS) <= per_chunk:
-        size = tiled
+    if size < count and per_chunk >= TILE_ROWS:
+        size = min(math.ceil(size / TILE_ROWS), per_chunk // TILE_ROWS) * TILE_ROWS
     for start in range(0, count, max(1, size)):
         end = min(start + size, count)
         yield slice(start, end) if counting is None or count == N else counting[start:end]
