@@ -1,11 +1,12 @@
 """Launchers and registration of the kernels that rms_norm and layer_norm share, and the table of launch configurations.
 
-A tile of the forward pass holds 4096 elements for 256 threads: 16 each, in a 16-bit dtype two 16-byte loads from every
-tensor. So a program owns 32 rows of width 128, 4 of 1024, and one of 4096; from there on there are 512 threads. The
-backward pass takes half as many rows, and copies those of its next tile into shared memory meanwhile, in 16 bits and up
-to width 2048: the bytes that are on their way in registers alone kept it at 2.4 of 4.2 TB/s (65,536 rows of 768, an
-H200, 2026-11-27). A row too wide for its accumulators to stay in registers is walked in a loop, and the sums over rows
-get a kernel of their own.
+A tile of the forward pass holds 4096 elements for 256 threads: 16 each, in a 16-bit dtype two 16-byte loads from
+every tensor. So a program owns 32 rows of width 128, 4 of 1024, and one of 4096; from there on there are 512 threads.
+The backward pass takes half as many rows, and copies those of its next tile into shared memory meanwhile, in 16 bits
+and up to width 2048: the bytes that are on their way in registers alone kept it at 2.4 of 4.2 TB/s (65,536 rows of
+768, an H200, 2026-11-27). That takes three stages: with two there is room for one tile, whose copy begins when the
+tile before it has been worked on, and is waited for at once. A row too wide for its accumulators to stay in registers
+is walked in a loop, and the sums over rows get a kernel of their own.
 
 Read next: `rms_norm/fused.py`, then `layer_norm/fused.py`.
 """
@@ -49,7 +50,7 @@ WEIGHT_THREADS = 128
 # for rows of 8192, which take more registers, the second has to wait. A bias and dropout together take 85 to 104.
 THREADS_PER_SM = 768
 THREADS_PER_SM_WITH_ALL = 512
-STAGES = 2  # row tiles of the backward pass on their way
+STAGES = 3  # of the backward pass: the row tile that is worked on, and two that are there or on their way
 MAX_STAGED = 4096  # bytes of a tensor's tile, above which there is one: 16 bits and rows of 4096 would spill registers
 
 Statistics = tuple[Tensor, Tensor, Tensor, Tensor]  # y, s, mean, rstd
@@ -72,7 +73,7 @@ def tile(num_cols: int, size: tuple[int, int]) -> tuple[int, int, int]:
 
 
 def stages(tile_bytes: int) -> int:
-    """Return how many row tiles the backward pass has on their way, for tiles of so many bytes in each tensor."""
+    """Return the stages of the backward pass for tiles of so many bytes in each tensor; 1: load, then work."""
     return STAGES if tile_bytes <= MAX_STAGED else 1
 
 

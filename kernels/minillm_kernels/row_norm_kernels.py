@@ -136,7 +136,7 @@ def _row_norm_backward_kernel(
     CENTRE: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,  # power of two >= C
-    STAGES: tl.constexpr,  # row tiles on their way
+    STAGES: tl.constexpr,  # 1: load, then work; more: row tiles at work and on their way
 ):
     dy_row_stride, ds_row_stride, s_row_stride = row_strides
     program = tl.program_id(0)
@@ -150,6 +150,8 @@ def _row_norm_backward_kernel(
         mask_r = offs_r < num_rows
         mask = mask_r[:, None] & mask_c[None, :]
         offs = offs_r[:, None] * num_cols + offs_c[None, :]
+        if STAGES > 1:  # drawn while the tile is on its way
+            kept = _kept_tile(seed_ptr, offs_r[:, None], mask, dropout, BLOCK_R, BLOCK_C)
         dy = tl.load(dy_ptr + offs_r[:, None] * dy_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
         s = tl.load(s_ptr + offs_r[:, None] * s_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + offs_r, mask=mask_r, other=0.0)
@@ -160,10 +162,13 @@ def _row_norm_backward_kernel(
         if dbias_ptr is not None:
             dbias += dy
         g = dy * weight[None, :]
-        kept = _kept_tile(seed_ptr, offs_r[:, None], mask, dropout, BLOCK_R, BLOCK_C)  # here no register spills
-        total = g - x_hat * (tl.sum(g * x_hat, axis=1) / num_cols)[:, None]
+        if STAGES == 1:  # before its loads registers would spill
+            kept = _kept_tile(seed_ptr, offs_r[:, None], mask, dropout, BLOCK_R, BLOCK_C)
         if CENTRE:
-            total -= (tl.sum(g, axis=1) / num_cols)[:, None]
+            sum_g_x_hat, sum_g = tl.split(tl.sum(tl.join(g * x_hat, g), axis=1))  # lanes wait for each other once
+            total = g - x_hat * (sum_g_x_hat / num_cols)[:, None] - (sum_g / num_cols)[:, None]
+        else:
+            total = g - x_hat * (tl.sum(g * x_hat, axis=1) / num_cols)[:, None]
         total *= rstd[:, None]  # (7)
         if ds_ptr is not None:
             ds_offs = offs_r[:, None] * ds_row_stride + offs_c[None, :]

@@ -95,7 +95,8 @@ FAULTS = [
         layer(bias=True),
     ),
     Fault("x-hat-term-added", NORM, "total = g - x_hat", "total = g + x_hat", layer()),
-    Fault("mean-of-g-forgotten", NORM, "total -= (tl.sum(g, axis=1)", "total -= 0 * (tl.sum(g, axis=1)", layer()),
+    Fault("mean-of-g-forgotten", NORM, "- (sum_g / num_cols)", "- 0 * (sum_g / num_cols)", layer()),
+    Fault("the-two-sums-for-each-other", NORM, "sum_g_x_hat, sum_g = ", "sum_g, sum_g_x_hat = ", layer()),
     Fault("weight-left-out-of-g", NORM, "g = dy * weight[None, :]", "g = dy", layer()),
     Fault(
         "gradient-of-the-sum-dropped",
@@ -107,9 +108,16 @@ FAULTS = [
     Fault(
         "another-mask-in-backward",
         NORM,
-        "weight[None, :]\n        kept = _kept_tile(seed_ptr, offs_r[:, None], mask",
-        "weight[None, :]\n        kept = _kept_tile(seed_ptr, offs_r[:, None] + 1, mask",
+        "# drawn while the tile is on its way\n            kept = _kept_tile(seed_ptr, offs_r[:, None], mask",
+        "\n            kept = _kept_tile(seed_ptr, offs_r[:, None] + 1, mask",
         layer(dropout_p=0.5, seed=3),
+    ),
+    Fault(
+        "another-mask-in-backward-of-one-stage",
+        NORM,
+        "# before its loads registers would spill\n            kept = _kept_tile(seed_ptr, offs_r[:, None], mask",
+        "\n            kept = _kept_tile(seed_ptr, offs_r[:, None] + 1, mask",
+        layer(C=1100, dropout_p=0.5, seed=3),
     ),
     Fault(
         "dresidual-is-dropped-too",
