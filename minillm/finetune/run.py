@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,14 @@ class Result:
         }
 
 
-def finetune(config: FinetuneConfig, out: Path, *, overwrite: bool = False, progress: Progress | None = None) -> Result:
+def finetune(
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    in_place: Callable[[], None] | None = None,
+    progress: Progress | None = None,
+) -> Result:
     """Fine-tune a model from its beginning, and leave a run folder.
 
     Args:
@@ -94,6 +101,7 @@ def finetune(config: FinetuneConfig, out: Path, *, overwrite: bool = False, prog
             `minillm.pretrain_config.rehearsal`.
         out: the run folder.
         overwrite: replace the run that stands in `out`.
+        in_place: called when the new run stands there, before its first step; None: nothing is.
         progress: None: say nothing.
     Raises:
         InputError: a setting, a table or a folder that does not do; nothing half-written stays behind.
@@ -112,6 +120,8 @@ def finetune(config: FinetuneConfig, out: Path, *, overwrite: bool = False, prog
             trainer = _trainer(config, folder, material, model, processes, progress)
             # not before all of that is known to do: a run that stands here is removed
             put_in_place(folder, draft, processes)
+            if in_place is not None:
+                in_place()
             return _train(trainer, material, config, progress)
 
 

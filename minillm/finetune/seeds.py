@@ -12,11 +12,12 @@ import dataclasses
 import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minillm.checkpoint.files import explained, write_text
+from minillm.checkpoint.files import explained, is_passing, remove_folder, remove_leftovers, write_text
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.config import toml_text
 from minillm.errors import InputError, Stopped
@@ -31,7 +32,6 @@ from minillm.finetune.run import (
     Result,
     changed,
     finetune,
-    prepared_run,
     resume,
     table_lines,
     write_calibration,
@@ -81,21 +81,40 @@ def finetune_seeds(
 ) -> SeedsResult:
     """Fine-tune from `config.seeds` seeds, `train.seed` the first, in folders inside `out`.
 
+    Args:
+        overwrite: replace the seeds that stand in `out`, when the first new one is ready.
     Raises:
         InputError: as `finetune` does.
         Stopped: by Ctrl-C or SIGTERM; a line has said how to go on.
     """
     progress = progress or Progress(quiet=True)
     config.check()
-    new = not out.exists()
-    _make_room(out, config, overwrite)
-    try:
-        first = finetune(_one(config, config.train.seed), _folder(out, config.train.seed), progress=progress)
-    except BaseException:
-        if new and not any(RunFolder(path).steps() for path in seed_folders(out)):
-            shutil.rmtree(out, ignore_errors=True)
-        raise
-    write_text(RunFolder(out).config_path, toml_text(config))
+    new, place = not out.exists(), _folder(out, config.train.seed)
+    old = [path for path in _old_seeds(out, overwrite) if path != place]  # `finetune` replaces what stands in `place`
+
+    def settle() -> None:
+        # the seeds first, the new configuration last: whatever a kill leaves of the two, --resume finds one run's alone
+        with explained(out):
+            for path in old:
+                remove_folder(path)
+            shutil.rmtree(out / "report", ignore_errors=True)
+            RunFolder(out).calibration_path.unlink(missing_ok=True)
+            remove_leftovers(out)
+        locks.close()
+        write_text(RunFolder(out).config_path, toml_text(config))
+
+    with ExitStack() as locks:
+        for path in old:
+            locks.enter_context(RunFolder(path).held())
+        try:
+            one = _one(config, config.train.seed)
+            first = finetune(one, place, overwrite=overwrite, in_place=settle, progress=progress)
+        except BaseException:
+            if new and not any(RunFolder(path).steps() for path in seed_folders(out)):
+                shutil.rmtree(out, ignore_errors=True)
+            elif not seed_folders(out):  # then config.toml is this run's, which has come to nothing
+                RunFolder(out).config_path.unlink(missing_ok=True)
+            raise
     return _all(config, out, {config.train.seed: first}, _beginner(config, out, progress), progress)
 
 
@@ -211,26 +230,25 @@ def _beginner(config: FinetuneConfig, out: Path, progress: Progress) -> Callable
     return lambda seed: finetune(_one(config, seed), _folder(out, seed), progress=progress)
 
 
-def _make_room(out: Path, config: FinetuneConfig, overwrite: bool) -> None:
-    """Clear a folder of earlier seeds where the user says so, and the new run is known to do.
+def _old_seeds(out: Path, overwrite: bool) -> list[Path]:
+    """Return the runs that new seeds in a folder replace; touches nothing.
 
     Raises:
-        InputError: it holds such runs and nothing was said, or it holds other things.
+        InputError: there are such runs and nothing was said, or the folder or one of them holds other things.
     """
     if not out.exists():
-        return
+        return []
     if not out.is_dir():
         raise InputError(f"{out} is a file, not a folder for runs; choose another --out")
     seeds = seed_folders(out)
     if seeds and not overwrite:
         raise InputError(f"{out} already holds {len(seeds)} seeds of a run; choose another --out or use --resume {out}")
-    names = {path.name for path in out.iterdir()}
+    names = {path.name for path in out.iterdir() if not is_passing(path.name)}
     strangers = names - {path.name for path in seeds} - {"report", "config.toml", "calibration.json"}
     if strangers or (names and not seeds):
         raise InputError(
             f"{out} is not empty and holds no seeds: it has {min(strangers or names)}; choose another --out"
         )
-    prepared_run(config, Progress(quiet=True))
-    with explained(out):
-        for path in out.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in seeds:
+        RunFolder(path).check_free(overwrite)
+    return seeds

@@ -307,19 +307,42 @@ def test_seeds_that_are_stopped_end_with_the_status_of_the_signal(settings, tmp_
 
 
 def test_overwriting_seeds_takes_no_old_run_along(settings, tmp_path):
-    """And a new run that does not do leaves the old one alone."""
+    """And a new run that does not do, found before its model is there or after, leaves the old one alone."""
     finetune_seeds(settings(seeds=2, train__max_steps=2), tmp_path / "out")
     with pytest.raises(InputError, match="already holds 2 seeds"):
         finetune_seeds(settings(seeds=2), tmp_path / "out")
     with pytest.raises(InputError, match="no column grade"):
         finetune_seeds(settings(seeds=2, data__label_column="grade"), tmp_path / "out", overwrite=True)
-    assert RunFolder(tmp_path / "out/seed-1").steps() == [2]
+    for bad in ({"train__seed": 0}, {"train__seed": 5}):
+        with pytest.raises(InputError, match="train.best_by is bleu"):
+            finetune_seeds(settings(seeds=2, train__best_by="bleu", **bad), tmp_path / "out", overwrite=True)
+    left = {path.name: RunFolder(path).steps() for path in (tmp_path / "out").glob("seed-*")}
+    assert left == {"seed-0": [2], "seed-1": [2]} and (tmp_path / "out/report/report.json").is_file()
     finetune_seeds(settings(seeds=2, train__seed=5, train__max_steps=2), tmp_path / "out", overwrite=True)
     assert sorted(path.name for path in (tmp_path / "out").glob("seed-*")) == ["seed-5", "seed-6"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other/letter.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty and holds no seeds: it has letter.txt"):
         finetune_seeds(settings(seeds=2), tmp_path / "other", overwrite=True)
+
+
+@pytest.mark.parametrize("held", ["seed-0", "seed-1"])
+def test_overwriting_seeds_touches_none_in_which_somebody_trains(settings, tmp_path, held):
+    """Be it the first, which a new run replaces, or a later one, which goes."""
+    finetune_seeds(settings(seeds=2, train__max_steps=2), tmp_path / "out")
+    with RunFolder(tmp_path / "out" / held).held():
+        with pytest.raises(InputError, match=f"{held} is being trained by process"):
+            finetune_seeds(settings(seeds=2, train__max_steps=4), tmp_path / "out", overwrite=True)
+    assert [RunFolder(tmp_path / "out" / name).steps() for name in ("seed-0", "seed-1")] == [[2], [2]]
+
+
+def test_seeds_that_are_killed_in_the_first_go_on(settings, tmp_path, kill_at):
+    """The folder knows of all of them from the first step on."""
+    kill_at(3)
+    with pytest.raises(Killed):
+        finetune_seeds(settings(seeds=2, train__checkpoint_every=2), tmp_path / "out")
+    kill_at(None)
+    assert resume_seeds(tmp_path / "out", {}).results.keys() == {0, 1}
 
 
 def test_changed_tables_are_refused(settings, tables, tmp_path, kill_at):
