@@ -37,7 +37,7 @@ from minillm.finetune.tasks.tagging import Tagging
 from minillm.finetune.tasks.texts import TextTask
 from minillm.pretrain_config import rehearsal
 from minillm.tokenizer.base import load_tokenizer
-from minillm.training.changeable import change
+from minillm.training.changeable import change, changeable
 from minillm.training.distributed import Processes
 from minillm.training.distributed_config import is_first
 from minillm.training.gradient import Objective
@@ -170,13 +170,16 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
     with folder.held() if is_first() else nullcontext(), progress.shown():
         checkpoint = folder.load()
         kept = changed(folder, overrides)
-        config = rehearsal(kept, progress.note, done=checkpoint.step)
-        check_unchanged(config.data, read_json(folder.corpus_path), folder)
+        check_unchanged(kept.data, read_json(folder.corpus_path), folder)
         path = str(checkpoint.folder / "config.json")
         shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
-        with joined(config.distributed, choose_device(config.train.device)) as processes:
+        with joined(kept.distributed, choose_device(kept.train.device)) as processes:
             progress = progress if processes.is_first else Mute()
-            material = gather(config, load_tokenizer(folder.tokenizer_path), shape.backbone, progress)
+            material = gather(kept, load_tokenizer(folder.tokenizer_path), shape.backbone, progress)
+            # a change to 0 is resolved as in a new run; [optim] is not resolved again, its warm-up has been
+            sequences, best = len(material.splits["train"].sequences), material.task.best_metric
+            kept = dataclasses.replace(kept, train=kept.train.resolved(sequences, best))
+            config = rehearsal(kept, progress.note, done=checkpoint.step)
             model = prepared(bare_task_model(shape, material.task), config.scope)
             trainer = _trainer(config, folder, material, model, processes, progress)
             trainer.resume(checkpoint.step)
@@ -365,9 +368,9 @@ def _from_random(config: FinetuneConfig, folder: RunFolder, progress: Progress) 
     optim = dataclasses.replace(config.optim, learning_rate=config.optim.random_learning_rate)
     twin = dataclasses.replace(config, random=True, against_random=False, optim=optim)
     place = folder.path / TWIN
-    return (
-        resume(place, {}, progress=progress) if RunFolder(place).steps() else finetune(twin, place, progress=progress)
-    )
+    if RunFolder(place).steps():
+        return resume(place, changeable(config), progress=progress)  # a run that was resumed may have changed them
+    return finetune(twin, place, progress=progress)
 
 
 def _origin(config: FinetuneConfig) -> str:

@@ -6,6 +6,7 @@ Read next: `config.py`.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,3 +40,11 @@ def change(table: dict[str, Any], overrides: Mapping[str, Any], *, otherwise: st
                     f"{name} cannot change in a run that has begun; --resume takes {', '.join(CHANGEABLE)}{otherwise}"
                 )
             override(table, name, value)
+
+
+def changeable(config: Any) -> dict[str, Any]:
+    """Return the settings of a run that `change` takes, as a nested table."""
+    table: dict[str, Any] = {}
+    for name in CHANGEABLE:
+        override(table, name, operator.attrgetter(name)(config))
+    return table

@@ -12,7 +12,7 @@ from torch.distributed import HashStore
 from minillm import pretrain_config
 from minillm.checkpoint.native import read_tensors
 from minillm.checkpoint.run_folder import RunFolder
-from minillm.config import build
+from minillm.config import build, read_toml
 from minillm.errors import InputError, Stopped
 from minillm.finetune import report, run
 from minillm.finetune.config import FinetuneConfig
@@ -22,6 +22,7 @@ from minillm.finetune.seeds import finetune_seeds, resume_seeds
 from minillm.finetune.source import open_source
 from minillm.finetune.table import text_table
 from minillm.training.distributed import Processes
+from minillm.training.records import read_columns
 
 TEXTS = ["good warm day", "the dull sea", "cold and bad", "fine"]
 
@@ -293,6 +294,18 @@ def test_a_twin_that_is_stopped_stops_its_run(settings, tmp_path, terminate_in, 
     assert resume(tmp_path / "run", {}).contenders[-1].name == "from random weights"
 
 
+def test_a_twin_is_resumed_with_what_its_run_is_resumed_with(settings, tmp_path):
+    """All else alike: the twin has as many steps and rows, and a setting that goes back to none is none again."""
+    given = {"train__max_steps": 2, "train__patience": 9, "against_random": True}
+    finetune(settings(**given), tmp_path / "run")
+    resume(tmp_path / "run", {"train": {"max_steps": 6, "eval_every": 3, "patience": None}})
+    for folder in (tmp_path / "run", tmp_path / "run/random"):
+        columns = read_columns(folder / "metrics.csv")
+        judged = [s for s, v in zip(columns["step"], columns["valid_loss"], strict=True) if v is not None]
+        assert (columns["step"][-1], judged) == (6, [2, 3, 6]), folder
+        assert "patience" not in read_toml(folder / "config.toml")["train"]
+
+
 @pytest.mark.parametrize("where", ["seed-0", "seed-1", "random"])
 def test_seeds_that_are_stopped_end_with_the_status_of_the_signal(settings, tmp_path, terminate_in, capsys, where):
     """In the first seed, in a later one, or in a twin; all then goes on."""
@@ -343,6 +356,16 @@ def test_seeds_that_are_killed_in_the_first_go_on(settings, tmp_path, kill_at):
         finetune_seeds(settings(seeds=2, train__checkpoint_every=2), tmp_path / "out")
     kill_at(None)
     assert resume_seeds(tmp_path / "out", {}).results.keys() == {0, 1}
+
+
+def test_zero_means_the_same_in_a_resumed_run_as_in_a_new_one(settings, tmp_path):
+    """As many steps as the epochs take, evaluations by the epoch, a checkpoint after each; the warm-up stays."""
+    given = {"train__epochs": 2.0, "train__evals_per_epoch": 1.0, "optim__warmup_fraction": 0.5}
+    zeros = {"max_steps": 0, "eval_every": 0, "checkpoint_every": 0}
+    finetune(settings(**given, train__max_steps=4), tmp_path / "run")
+    assert resume(tmp_path / "run", {"train": zeros}).summary.steps == 12  # 48 rows, 8 a step
+    kept = read_toml(tmp_path / "run/config.toml")
+    assert [kept["train"][name] for name in zeros] == [12, 6, 6] and kept["optim"]["warmup_steps"] == 2
 
 
 def test_changed_tables_are_refused(settings, tables, tmp_path, kill_at):
