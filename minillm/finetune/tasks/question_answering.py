@@ -93,7 +93,8 @@ class Candidate:
 class AnswerPredictions:
     """What a model says about N questions.
 
-    candidates: of each question, different ones, the best first; there is one at least, since a context has a word.
+    candidates: of each question, different ones, the best first; there is one at least, as `encode` takes no context
+        without a token.
     none: (N,) the score of no answer.
     truths: the texts of the true answers; None: the table is not labelled.
     loss: nats per target; None where there are none.
@@ -153,6 +154,9 @@ class QuestionAnswering:
         """Return question and context of each row, one sequence or several (windows), with targets (S, 2) if labelled.
 
         Targets are places counted from a sequence's first token.
+
+        Raises:
+            InputError: a context of which the tokenizer leaves nothing; the text names the place.
         """
         contexts = table.texts(_context(table, columns))
         answers = read_answers(table, columns) if labelled else None
@@ -167,8 +171,13 @@ class QuestionAnswering:
             head = [*encoder.pair.before, *kept, *encoder.pair.between]
             context, edges = encoder.tokenizer.encode_with_offsets(contexts[row])
             where = np.array(edges, dtype=np.int64).reshape(-1, 2)  # (tokens of the context, 2)
+            if not any(trimmed(contexts[row], int(start), int(stop)) for start, stop in where):
+                raise InputError(
+                    f"{table.place(row)}: the tokenizer leaves nothing of the context {contexts[row]!r:.60}; give "
+                    "another context, or take the row out"
+                )
             wanted = None
-            if answers and answers[row] and context:  # an imported tokenizer may leave nothing of a context
+            if answers and answers[row]:
                 answer = answers[row][0]
                 wanted = covering_tokens(where, answer.start, answer.start + len(answer.text))
                 reached = trimmed(contexts[row], int(where[wanted[0], 0]), int(where[wanted[1], 1]))

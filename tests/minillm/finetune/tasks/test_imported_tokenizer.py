@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from minillm.errors import InputError
-from minillm.finetune.config import TextConfig
+from minillm.finetune.config import TaskConfig, TaskFacts, TextConfig
 from minillm.finetune.encoding import TextEncoder
-from minillm.finetune.tasks.question_answering import covering_tokens
+from minillm.finetune.table import Columns, Table
+from minillm.finetune.tasks.question_answering import QuestionAnswering, covering_tokens
 from minillm.finetune.tasks.tagging import word_pieces
 from minillm.model.config import ModelConfig
 from minillm.tokenizer.hf import import_tokenizer
@@ -46,6 +47,18 @@ def test_an_answer_has_its_tokens(tokenizer):
     start = context.index("Zürich")
     first, last = covering_tokens(np.array(spans), start, start + len("Zürich"))
     assert [tokenizer.piece(token) for token in ids[first : last + 1]] == ["zurich"]
+
+
+@pytest.mark.parametrize("labelled", [True, False], ids=["labelled", "not"])
+def test_a_context_that_is_dropped_is_named(tokenizer, labelled):
+    """Also among others, and where an answer is said to be in it: nothing of it could be an answer."""
+    columns = {"question": ["Where?", "Where?"], "context": ["By the sea.", "\u200b"]}
+    columns["answers"] = [[], [{"text": "\u200b", "answer_start": 0}]]
+    table = Table(path="faq.jsonl", columns=columns, lines=[1, 2])
+    encoder = TextEncoder(tokenizer, ModelConfig(kind="encoder", width=8, num_heads=1, token_types=2), TextConfig())
+    task = QuestionAnswering(TaskConfig(), TaskFacts(name="question_answering", pairs=True))
+    with pytest.raises(InputError, match="faq.jsonl line 2: the tokenizer leaves nothing of the context"):
+        task.encode(table, Columns(text="question", pair="context", label="answers"), encoder, labelled=labelled)
 
 
 def test_a_text_is_framed_as_bert_was_trained(tokenizer):
