@@ -25,6 +25,7 @@ Read next: `explain_shown.py`, then `finetune/embedding_output.py`, which is how
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -275,7 +276,8 @@ def explain(
     if answer is None and facts.name != "regression":
         answer = int(said.logits[0].argmax())
     specials, temperature = loaded.tokenizer.specials, float(loaded.calibration.get("temperature", 1.0))
-    control = torch.isin(reading.tokens, torch.tensor(specials.ids(), device=reading.tokens.device))
+    frame = dataclasses.replace(specials, unk=None).ids()  # an unknown character is a piece of the text
+    control = torch.isin(reading.tokens, torch.tensor(frame, device=reading.tokens.device))
     question = Question(
         model=model,
         tokens=reading.tokens,

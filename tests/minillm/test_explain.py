@@ -235,6 +235,23 @@ def test_pieces_stand_as_the_model_reads_them():
     assert found.reading.tokens.tolist() == [[CLS, *LETTERS.encode("ab c"), SEP]]
 
 
+@pytest.mark.parametrize("method", ["integrated_gradients", "gradient_x_input", "occlusion"])
+def test_an_unknown_character_is_a_piece_and_no_control_symbol(method):
+    """It is scored by itself: its tokens are not those of the baseline, and their sum says something."""
+    found = explain(finetuned(), "日本語", method=method)
+    assert found.reading.pieces[1:-1] == ("<unk>",) * 3
+    assert np.abs(found.attribution.scores[1:-1]).min() > 0 and found.attribution.complete()
+    if found.attribution.baseline_value is not None:
+        assert abs(found.attribution.value - found.attribution.baseline_value) > LEAST
+
+
+def test_a_frame_of_the_unknown_symbol_stays(monkeypatch):
+    """GPT-2 has one symbol for all: what frames the text then is not taken for a piece."""
+    monkeypatch.setattr(LETTERS, "specials", dataclasses.replace(ALL_SPECIALS, unk=ALL_SPECIALS.eos))
+    scores = explain(finetuned(kind="decoder"), "ab", method="occlusion").attribution.scores
+    assert scores[0] == scores[-1] == 0.0 and np.abs(scores[1:-1]).min() > 0
+
+
 def test_pairs_are_read_with_their_types():
     loaded = finetuned(pairs=True, token_types=2)
     found = explain(loaded, "ab", "cd")
