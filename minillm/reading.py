@@ -81,7 +81,7 @@ def reading_of(loaded: Loaded | Finetuned, text: str, pair: str | None = None) -
         sequences = loaded.task.encode(table, loaded.columns(table), loaded.encoder, labelled=False)
         return _read(sequences, loaded.tokenizer, device)
     tokenizer, config = loaded.require_tokenizer(), loaded.model.config
-    sequences = TextEncoder(tokenizer, config, TextConfig()).sequences(table.texts("text"))
+    sequences = TextEncoder(tokenizer, config, TextConfig(), pairs=False).sequences(table.texts("text"))
     if lost := sequences.truncation.tokens:
         raise InputError(
             f"the text and its control symbols have {len(sequences.tokens) + lost} tokens, the model's context is "

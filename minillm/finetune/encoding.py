@@ -115,11 +115,12 @@ class TextEncoder:
     causal: whether a token sees only those before it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, model: ModelConfig, config: TextConfig) -> None:
+    def __init__(self, tokenizer: Tokenizer, model: ModelConfig, config: TextConfig, *, pairs: bool = True) -> None:
         """Take what framing needs.
 
         Args:
             model: its kind says which control symbols frame a text, where the tokenizer was made here.
+            pairs: whether there must be room for two texts.
         Raises:
             InputError: a frame that is not known, `text.max_length` above the model's context, or an overlap that
                 leaves windows no room.
@@ -131,14 +132,16 @@ class TextEncoder:
         self.max_length = model.context if config.max_length is None else config.max_length
         if self.max_length > model.context:
             raise InputError(f"text.max_length ({self.max_length}) is above the model's context of {model.context}")
-        if self.room(pair=True) < 2:
+        room, least = self.room(pair=pairs), 2 if pairs else 1
+        if room < least:
             raise InputError(
-                f"text.max_length ({self.max_length}) leaves no room for two texts; take {self.pair.size + 2} or more"
+                f"text.max_length ({self.max_length}) leaves no room for {'two texts' if pairs else 'a text'}; take "
+                f"{self.max_length - room + least} or more"
             )
-        if config.long_texts == "windows" and config.overlap >= self.room(pair=True) // 2:
+        if config.long_texts == "windows" and config.overlap >= room // 2:
             raise InputError(
                 f"text.overlap ({config.overlap}) must be below half of a sequence of {self.max_length} tokens; "
-                f"try {max(self.room(pair=True) // 8, 0)}"
+                f"try {room // 8}"
             )
 
     def room(self, *, pair: bool) -> int:

@@ -113,7 +113,6 @@ def gather(
         InputError: a table that does not do; the text names the file and the line.
     """
     kind = TASKS[config.task.name]
-    encoder = TextEncoder(tokenizer, model, config.text)
     paths = {name: getattr(config.data, name) for name in ("train", "valid", "test")}
     tables = {
         name: read_table(path, config.data, kind.column_names, kind.readers) for name, path in paths.items() if path
@@ -126,6 +125,7 @@ def gather(
                 f"has {'one' if found.pair is None else 'none'}; name the columns with data.pair_column"
             )
     task = kind.learn(config.task, tables["train"], columns["train"])
+    encoder = TextEncoder(tokenizer, model, config.text, pairs=task.facts.pairs)
     splits, notes = {}, []
     for name, table in tables.items():
         sequences = task.encode(table, columns[name], encoder, labelled=True)

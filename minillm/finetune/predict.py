@@ -127,7 +127,7 @@ def load_finetuned(
         models=[model for model, _, _ in loaded],
         task=asked,
         tokenizer=tokenizer,
-        encoder=TextEncoder(tokenizer, first.config.backbone, first.config.text),
+        encoder=TextEncoder(tokenizer, first.config.backbone, first.config.text, pairs=asked.facts.pairs),
         calibration={name: kept[name] for name in ("temperature", "thresholds") if name in kept},
     )
 
@@ -150,7 +150,7 @@ def finetuned_from(
         models=[model.eval().to(device)],
         task=task,
         tokenizer=tokenizer,
-        encoder=TextEncoder(tokenizer, model.config.backbone, model.config.text),
+        encoder=TextEncoder(tokenizer, model.config.backbone, model.config.text, pairs=task.facts.pairs),
         calibration={},
     )
 

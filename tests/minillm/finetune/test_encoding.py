@@ -16,11 +16,11 @@ BYTES = ByteTokenizer()
 SPECIALS = BYTES.specials
 
 
-def encoder(kind="encoder", context=12, types=2, **settings):
+def encoder(kind="encoder", context=12, types=2, pairs=True, **settings):
     model = ModelConfig(
         kind=kind, vocab_size=BYTES.vocab_size, context=context, width=8, num_heads=1, token_types=types
     )
-    return TextEncoder(BYTES, model, TextConfig(**settings))
+    return TextEncoder(BYTES, model, TextConfig(**settings), pairs=pairs)
 
 
 def split(sequences):
@@ -120,3 +120,13 @@ def test_window_starts_do_not_repeat():
 def test_settings_that_leave_no_room(settings, hint):
     with pytest.raises(InputError, match=hint):
         encoder(**settings)
+
+
+def test_single_texts_need_room_for_one():
+    """Of sequences of 4 tokens the control symbols take 2 and, of pairs, 3; half of 10 is 5 and, of pairs, of 9 4."""
+    assert encoder(pairs=False, max_length=4).sequences(["abc"]).lengths.tolist() == [4]
+    assert len(encoder(pairs=False, long_texts="windows", overlap=4).sequences(["x" * 11])) == 2
+    with pytest.raises(InputError, match="text.overlap .5. must be below half"):
+        encoder(pairs=False, long_texts="windows", overlap=5)
+    with pytest.raises(InputError, match="text.max_length .2. leaves no room for a text; take 3 or more"):
+        encoder(pairs=False, context=2)

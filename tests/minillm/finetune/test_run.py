@@ -368,6 +368,12 @@ def test_zero_means_the_same_in_a_resumed_run_as_in_a_new_one(settings, tmp_path
     assert [kept["train"][name] for name in zeros] == [12, 6, 6] and kept["optim"]["warmup_steps"] == 2
 
 
+def test_single_texts_may_be_as_short_as_the_settings_allow(settings, tmp_path):
+    """No room for a second text is no matter where there is none: neither in training nor when the run is used."""
+    finetune(settings(text__max_length=4, train__max_steps=2), tmp_path / "run")
+    assert load_finetuned(tmp_path / "run").encoder.max_length == 4
+
+
 def test_changed_tables_are_refused(settings, tables, tmp_path, kill_at):
     """A resumed run learns from what it was begun with."""
     copy = tmp_path / "train.csv"
