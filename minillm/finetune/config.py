@@ -24,6 +24,8 @@ TaskName = Literal["single_label", "multi_label", "regression", "tagging", "ques
 Pooling = Literal["auto", "cls", "mean", "last", "pooler"]
 HeadLayer = Literal["none", "relu", "transform"]
 
+MOST_EPOCHS = 1e9  # and evaluations in one: numbers of steps near the largest float would be none
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig:
@@ -93,6 +95,8 @@ class TaskConfig:
             raise ValueError(f"task.label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if not self.label_separator:
             raise ValueError("task.label_separator must not be empty; take a text that stands in no label, such as |")
+        if math.isnan(self.no_answer_threshold):  # infinite: never, or always, without an answer
+            raise ValueError(f"task.no_answer_threshold must be a number, got {self.no_answer_threshold}")
         for name in ("max_answer_tokens", "candidates", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"task.{name} must be at least 1, got {getattr(self, name)}")
@@ -121,6 +125,11 @@ class BackboneConfig:
     attention_dropout: float | None = setting(
         None, "probability of dropping an attention weight; none: as it was pretrained"
     )
+
+    def __post_init__(self) -> None:
+        for name in ("dropout", "attention_dropout"):
+            if (value := getattr(self, name)) is not None and not 0.0 <= value < 1.0:
+                raise ValueError(f"backbone.{name} must be in [0, 1), got {value}")
 
     def applied(self, model: ModelConfig) -> ModelConfig:
         """Return a model's configuration with these settings."""
@@ -177,10 +186,9 @@ class FinetuneTrainConfig(TrainConfig):
     )
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.epochs < float("inf"):
-            raise ValueError(f"train.epochs must be above 0, got {self.epochs}")
-        if not 0.0 < self.evals_per_epoch < float("inf"):
-            raise ValueError(f"train.evals_per_epoch must be above 0, got {self.evals_per_epoch}")
+        for name in ("epochs", "evals_per_epoch"):
+            if not 0.0 < getattr(self, name) <= MOST_EPOCHS:
+                raise ValueError(f"train.{name} must be above 0 and at most {MOST_EPOCHS:g}, got {getattr(self, name)}")
         if self.max_steps == 0:
             dataclasses.replace(self, max_steps=1)  # checks all that is left
             return

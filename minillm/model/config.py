@@ -88,10 +88,12 @@ class ModelConfig:
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"model.{name} must be in [0, 1), got {getattr(self, name)}")
         for name in ("norm_eps", "rotary_theta", "rotary_theta_local", "attention_softcap", "logit_softcap"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise ValueError(f"model.{name} must be above 0, got {value}")
-        if min(self.vocab_size, self.token_types, self.global_every, self.init_std) < 0:
-            raise ValueError("model.vocab_size, token_types, global_every and init_std must not be negative")
+            if (value := getattr(self, name)) is not None and not 0.0 < value < float("inf"):
+                raise ValueError(f"model.{name} must be above 0 and finite, got {value}")
+        if min(self.vocab_size, self.token_types, self.global_every) < 0:
+            raise ValueError("model.vocab_size, token_types and global_every must not be negative")
+        if not 0.0 <= self.init_std < float("inf"):
+            raise ValueError(f"model.init_std must be 0 or above and finite, got {self.init_std}")
         if self.head == "none" and self.head_bias:
             raise ValueError("model.head_bias needs a head; set model.head to linear or transform")
 

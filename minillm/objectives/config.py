@@ -34,7 +34,8 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.rate <= 1.0:
             raise ValueError(f"objective.rate must be above 0 and at most 1, got {self.rate}")
-        if min(self.mask_share, self.random_share) < 0 or self.mask_share + self.random_share > 1 + 1e-9:
+        shares = self.mask_share, self.random_share
+        if not (all(share >= 0 for share in shares) and sum(shares) <= 1 + 1e-9):  # so written that nan is refused
             raise ValueError(
                 f"objective.mask_share ({self.mask_share}) and random_share ({self.random_share}) must not be negative "
                 "and sum to 1 at most; what is missing to 1 stays as it is"

@@ -1,13 +1,24 @@
 """TOML and command-line words become frozen dataclasses, and mistakes become one helpful line."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 
 from minillm.config import REQUIRED, build, convert, fields_of, override, read_toml, setting, to_table, toml_text
+from minillm.data.config import DataConfig
 from minillm.errors import InputError
+from minillm.finetune.adapters.config import AdaLoRAConfig, LoRAConfig
+from minillm.finetune.augmentation import AugmentationConfig
+from minillm.finetune.config import BackboneConfig, FinetuneOptimConfig, FinetuneTrainConfig, HeadConfig, TaskConfig
+from minillm.finetune.regularisers.config import RegulariserConfig
+from minillm.finetune.scope_config import ScopeConfig
 from minillm.model.config import ModelConfig
+from minillm.objectives.config import ObjectiveConfig
+from minillm.sampling import SamplingConfig
+from minillm.tokenizer.config import TokenizerConfig
+from minillm.training.config import OptimConfig, TrainConfig
+from minillm.training.distributed_config import DistributedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,3 +208,31 @@ def test_a_model_that_cannot_be_built_is_refused(values, message):
     """Cross-checks of the model section name the setting and a way out."""
     with pytest.raises(ValueError, match=message):
         ModelConfig(vocab_size=100, **values)
+
+
+SECTIONS = (ModelConfig, TokenizerConfig, DataConfig, ObjectiveConfig, TrainConfig, OptimConfig, DistributedConfig)
+SECTIONS += (TaskConfig, BackboneConfig, HeadConfig, ScopeConfig, LoRAConfig, AdaLoRAConfig, RegulariserConfig)
+SECTIONS += (AugmentationConfig, FinetuneTrainConfig, FinetuneOptimConfig, SamplingConfig)
+NUMBERS = [
+    pytest.param(section, name, value, id=f"{section.__name__}.{name}-{value}")
+    for section in SECTIONS
+    for name, _, kind in fields_of(section)
+    if float in (kind, *get_args(kind))
+    for value in ("nan", "inf", "-inf")
+    if (name, value.lstrip("-")) != ("no_answer_threshold", "inf")  # never, or always, without an answer
+]
+
+
+@pytest.mark.parametrize("section, name, value", NUMBERS)
+def test_no_setting_takes_what_is_no_finite_number(section, name, value):
+    """A comparison with nan is false: a check that asks for what is wrong, and not for what is right, lets it pass."""
+    with pytest.raises(InputError, match=name):
+        build(section, {name: value})
+
+
+@pytest.mark.parametrize("name", ["epochs", "evals_per_epoch"])
+def test_numbers_of_steps_stay_numbers(name):
+    """The largest that is taken gives whole numbers of steps; a larger one is refused where it stands."""
+    assert FinetuneTrainConfig(**{name: 1e9}).resolved(100, "loss").max_steps >= 13
+    with pytest.raises(InputError, match=f"train.{name} must be above 0 and at most 1e.09, got 1e.308"):
+        build(FinetuneTrainConfig, {name: 1e308}, prefix="train.")

@@ -31,9 +31,9 @@ MISTAKES = [
     ),
     pytest.param({"dropout": 1.0}, "model.dropout must be in [0, 1), got 1.0", id="dropout"),
     pytest.param({"attention_dropout": -0.1}, "model.attention_dropout must be in [0, 1), got -0.1", id="negative"),
-    pytest.param({"norm_eps": 0.0}, "model.norm_eps must be above 0, got 0.0", id="eps"),
-    pytest.param({"logit_softcap": float("nan")}, "model.logit_softcap must be above 0, got nan", id="nan"),
-    pytest.param({"init_std": -1.0}, "init_std must not be negative", id="init"),
+    pytest.param({"norm_eps": 0.0}, "model.norm_eps must be above 0 and finite, got 0.0", id="eps"),
+    pytest.param({"logit_softcap": float("nan")}, "model.logit_softcap must be above 0 and finite, got nan", id="nan"),
+    pytest.param({"init_std": -1.0}, "model.init_std must be 0 or above and finite, got -1.0", id="init"),
     pytest.param({"head": "none", "head_bias": True}, "model.head_bias needs a head; set model.head", id="no-head"),
 ]
 
