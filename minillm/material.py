@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from minillm.anchors import Anchor, causal_anchors, masked_anchors
+from minillm.checkpoint.lock import locked
 from minillm.checkpoint.run_folder import RunFolder, read_json
 from minillm.data.corpora import Against, Corpus, Split, open_corpus
 from minillm.data.loader import Loader
-from minillm.data.shards import TokenStore, is_prepared, prepare
+from minillm.data.shards import TokenStore, open_prepared, prepare, remove_leftovers
 from minillm.errors import InputError
 from minillm.evaluate import Evaluation, evaluate
 from minillm.model.transformer import Decoder, Encoder
@@ -25,6 +26,7 @@ from minillm.pretrain_config import PretrainConfig
 from minillm.tokenizer.base import Tokenizer
 from minillm.training.progress import Progress
 
+LOCK = "tokens.lock"  # not that of a run's trainer: `data.cache` may name a run folder
 EVAL_BATCH = 64  # held-out sequences whose masks are drawn together: a number of its own, so that figures compare
 EVAL_SEED = 0  # of those masks, likewise
 EVAL_GLANCE = 8  # such batches looked at during training; the figures at the end are on all of them
@@ -98,15 +100,11 @@ def gather(
     """
     corpus = open_corpus(config.data.input, valid_fraction=config.data.valid_fraction)
     _check_unchanged(folder, corpus, config.data.input)
-    on_progress = None if progress is None else functools.partial(progress.share, "encoding")
     causal, specials = config.model.kind == "decoder", tokenizer.specials
     before, after = (specials.bos, specials.eos) if causal else (specials.cls, specials.sep)
 
     prefix, suffix = ([] if token is None else [token] for token in (before, after))
-
-    def stores(text: Corpus, place: Path, *splits: Split) -> list[TokenStore]:
-        prepare(text, tokenizer, place, prefix=prefix, suffix=suffix, splits=splits, on_progress=on_progress)
-        return [TokenStore.open(place, split) for split in splits]
+    stores = functools.partial(token_stores, tokenizer=tokenizer, prefix=prefix, suffix=suffix, progress=progress)
 
     def loader(store: TokenStore, seed: int) -> Loader:
         return Loader(
@@ -121,15 +119,16 @@ def gather(
             seed=seed,
         )
 
-    shards = folder.tokens_path
-    if config.data.cache is not None:
-        cache = Path(config.data.cache)
-        there = own_hand or is_prepared(corpus, tokenizer, cache, prefix=prefix, suffix=suffix)
-        shards = cache if there else shards
-    train, valid = stores(corpus, shards, "train", "valid")
+    cache = None if config.data.cache is None else Path(config.data.cache)
+    found = None
+    if cache is not None and not own_hand:
+        found = open_prepared(corpus, tokenizer, cache, prefix=prefix, suffix=suffix)
+    if found is None:
+        found = stores(corpus, folder=cache if cache is not None and own_hand else folder.tokens_path)
+    train, valid = found
     if held_out is not None:
         corpus = Against(corpus, open_corpus(held_out[0]))
-        (valid,) = stores(corpus, held_out[1], "valid")
+        (valid,) = stores(corpus, folder=held_out[1], splits=("valid",))
     return Material(
         corpus=corpus,
         tokenizer=tokenizer,
@@ -141,6 +140,51 @@ def gather(
         judge=make_objective(dataclasses.replace(config, objective=config.objective.for_evaluation()), tokenizer),
         rows=config.train.micro_batch_size or config.train.batch_size,
     )
+
+
+def token_stores(
+    corpus: Corpus,
+    *,
+    tokenizer: Tokenizer,
+    folder: Path,
+    prefix: Sequence[int],
+    suffix: Sequence[int],
+    splits: Sequence[Split] = ("train", "valid"),
+    progress: Progress | None = None,
+) -> list[TokenStore]:
+    """Return splits of a corpus as tokens; where their shards are not there yet, one process at a time makes some.
+
+    Args:
+        folder: of the shards; another process may want shards of its own in it.
+        progress: says for whom is waited, and draws a bar while text is encoded; None: nothing.
+        corpus, tokenizer, prefix, suffix, splits: as in `data.shards.prepare`.
+    Raises:
+        InputError: there is no text.
+        OSError: the shards cannot be written.
+    """
+    stores = open_prepared(corpus, tokenizer, folder, prefix=prefix, suffix=suffix, splits=splits)
+    if stores is not None:
+        return stores  # no lock: the folder may be one that cannot be written
+
+    def waiting(number: int | None) -> None:
+        if progress is not None:
+            who = "another process" if number is None else f"process {number}"
+            progress.note(f"waiting for {who}, which writes token shards in {folder}")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / LOCK, str(folder), wait=waiting) as held:
+        if held:
+            remove_leftovers(folder)
+        prepare(
+            corpus,
+            tokenizer,
+            folder,
+            prefix=prefix,
+            suffix=suffix,
+            splits=splits,
+            on_progress=None if progress is None else functools.partial(progress.share, "encoding"),
+        )
+        return [TokenStore.open(folder, split) for split in splits]
 
 
 def make_objective(config: PretrainConfig, tokenizer: Tokenizer) -> CausalLM | MaskedLM:

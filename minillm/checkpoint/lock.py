@@ -1,4 +1,4 @@
-"""One trainer a run folder: a lock that the system lets go of when its process dies, however it dies.
+"""One writer a folder: a lock that the system lets go of when its process dies, however it dies.
 
 Read next: `run_folder.py`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,28 +20,32 @@ try:
 except ImportError:  # Windows: no lock is taken there
     fcntl = None
 
-LOCK = "lock"  # file in a run folder while somebody trains in it; left behind by one who was killed, and then free
+LOCK = "lock"  # file in a folder while somebody trains or writes in it; left by one who was killed, and then free
 HELD = (errno.EWOULDBLOCK, errno.EACCES)
 ATTEMPTS, PAUSE = 10, 0.02  # times and seconds: somebody who only looks holds the lock for an instant
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
+def locked(path: Path, what: str, *, wait: Callable[[int | None], object] | None = None) -> Iterator[bool]:
     """Hold the lock file `path` inside the block; it has this process's number, and goes at the end.
 
     Args:
         path: in a folder that exists.
         what: is locked, for the error's text.
+        wait: called once with the number of the process that holds it, for which is then waited, however long; None: no
+            such wait.
+    Yields:
+        whether it is held: False where the system, or the file system, knows no locks.
     Raises:
         InputError: another process holds it; the text has its number.
     """
     if fcntl is None:
-        yield
+        yield False
         return
     with explained(path):
-        descriptor = _take(path, what)
+        descriptor = _take(path, what, wait)
     try:
-        yield
+        yield descriptor is not None
     finally:
         if descriptor is not None:
             path.unlink(
@@ -67,10 +71,12 @@ def holder(path: Path) -> int | None:
     return None
 
 
-def _take(path: Path, what: str) -> int | None:
+def _take(path: Path, what: str, wait: Callable[[int | None], object] | None) -> int | None:
     """Return the descriptor that holds the lock; None where the file system knows no locks."""
     assert fcntl is not None
-    for attempt in range(ATTEMPTS):
+    attempt = 0
+    while True:
+        attempt += 1
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,13 +91,16 @@ def _take(path: Path, what: str) -> int | None:
                 if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                     return None
                 raise
-            if attempt == ATTEMPTS - 1:
-                who, how = (number, f", or stop it with kill {number}") if number else ("of another user", "")
-                raise InputError(f"{what} is being trained by process {who}; wait for it to end{how}") from error
+            if attempt == ATTEMPTS:
+                if wait is None:
+                    who, how = (number, f", or stop it with kill {number}") if number else ("of another user", "")
+                    raise InputError(f"{what} is being trained by process {who}; wait for it to end{how}") from error
+                wait(number)
         else:
             os.close(descriptor)  # its holder took the file away between our opening and locking it
+            if attempt >= ATTEMPTS and wait is None:
+                raise InputError(f"{what} is being trained by another process; wait for it to end")
         time.sleep(PAUSE)
-    raise InputError(f"{what} is being trained by another process; wait for it to end")
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

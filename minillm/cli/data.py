@@ -67,8 +67,8 @@ def prepare(argv: Sequence[str]) -> None:
     config = build(TokenizerConfig, table, source="the command line")
 
     from minillm.checkpoint.run_folder import RunFolder
-    from minillm.data import shards
     from minillm.data.corpora import open_corpus
+    from minillm.material import token_stores
     from minillm.tokenizer.base import load_tokenizer
     from minillm.tokenizer.training import train_tokenizer
     from minillm.training.progress import Progress
@@ -86,15 +86,15 @@ def prepare(argv: Sequence[str]) -> None:
     around = (specials.cls, specials.sep) if arguments.encoder else (specials.bos, specials.eos)
     prefix, suffix = ([token] if token is not None else [] for token in around)
     with progress.shown():
-        shards.prepare(
+        train, valid = token_stores(
             corpus,
-            tokenizer,
-            arguments.out,
+            tokenizer=tokenizer,
+            folder=arguments.out,
             prefix=prefix,
             suffix=suffix,
-            on_progress=lambda done, total: progress.share("encoding", done, total),
+            progress=progress,
         )
-    tokens = {split: len(shards.TokenStore.open(arguments.out, split).tokens) for split in ("train", "valid")}
+    tokens = {"train": len(train.tokens), "valid": len(valid.tokens)}
     if arguments.json:
         print_json({"folder": str(arguments.out), "vocab_size": tokenizer.vocab_size, "tokens": tokens})
         return

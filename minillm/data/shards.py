@@ -4,6 +4,10 @@
     FOLDER/train.bounds.npy   int64 (documents + 1,): document d is tokens[bounds[d] : bounds[d + 1]]
     FOLDER/valid.*            the same for held-out text
     FOLDER/meta.json          what they were made from; takes its name last, so that without it nothing is there
+    FOLDER/.shards-*          while they are written: a folder of the process's own
+
+Two processes may write at once and none gets the other's tokens unnoticed, but the second undoes what the first did:
+whoever shares a folder holds a lock in it, as `../material.py` does.
 
 Read next: `sampler.py`.
 """
@@ -12,10 +16,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,6 +34,7 @@ from minillm.tokenizer.base import Tokenizer
 FORMAT = 1
 BATCH_CHARACTERS = 1 << 22  # of text that are encoded at once
 META = "meta.json"
+DRAFT = ".shards-"  # prefix of a folder of shards that are being written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,20 +98,18 @@ def prepare(
 
     Cost: about a second for 3 MB with sentencepiece; memory for some ten million characters, however long the text is.
     """
-    wanted = _facts(corpus, tokenizer, prefix, suffix)
-    if _have(folder, wanted, splits):
+    if open_prepared(corpus, tokenizer, folder, prefix=prefix, suffix=suffix, splits=splits) is not None:
         return False
     folder.mkdir(parents=True, exist_ok=True)
+    wanted = _facts(corpus, tokenizer, prefix, suffix)
     total = sum(corpus.num_bytes(split) for split in splits)
     facts: dict[str, Any] = {}
-    drafts: dict[Path, Path] = {}  # written under a name of its own -> the name that it gets at the end
     done = 0
-    try:
+    with TemporaryDirectory(prefix=DRAFT, dir=folder) as own:
+        draft = Path(own)
         for split in splits:
             bounds, at = array("q", [0]), 0
-            tokens_draft, bounds_draft = folder / f".{split}.tokens", folder / f".{split}.bounds.npy"
-            drafts |= {tokens_draft: folder / f"{split}.tokens", bounds_draft: folder / f"{split}.bounds.npy"}
-            with tokens_draft.open("wb") as stream:
+            with (draft / f"{split}.tokens").open("wb") as stream:
                 for texts, ends in _batches(corpus.parts(split)):
                     opened = at == bounds[-1]
                     for ids, last in zip(tokenizer.encode_batch(texts), ends, strict=True):
@@ -119,21 +124,16 @@ def prepare(
                         on_progress(done, total)
                 stream.flush()
                 os.fsync(stream.fileno())
-            np.save(bounds_draft, np.frombuffer(bounds, dtype=np.int64))
+            np.save(draft / f"{split}.bounds.npy", np.frombuffer(bounds, dtype=np.int64))
             facts[split] = {"tokens": at, "documents": len(bounds) - 1, "bytes": corpus.num_bytes(split)}
-        meta_draft = folder / f".{META}"
-        drafts[meta_draft] = folder / META
-        meta_draft.write_text(json.dumps(wanted | facts, indent=1) + "\n", encoding="utf-8")
+        (draft / META).write_text(json.dumps(wanted | facts, indent=1) + "\n", encoding="utf-8")
         (folder / META).unlink(missing_ok=True)  # from here on to the last renaming nothing is there
-        for draft, path in drafts.items():
-            os.replace(draft, path)
-    finally:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
+        for name in (*(f"{split}.{part}" for split in splits for part in ("tokens", "bounds.npy")), META):
+            os.replace(draft / name, folder / name)
     return True
 
 
-def is_prepared(
+def open_prepared(
     corpus: Corpus,
     tokenizer: Tokenizer,
     folder: Path,
@@ -141,9 +141,28 @@ def is_prepared(
     prefix: Sequence[int] = (),
     suffix: Sequence[int] = (),
     splits: Sequence[Split] = ("train", "valid"),
-) -> bool:
-    """Return whether `prepare` with the same arguments would find its work done; writes nothing."""
-    return _have(folder, _facts(corpus, tokenizer, prefix, suffix), splits)
+) -> list[TokenStore] | None:
+    """Return the splits, None where `prepare` with the same arguments would have to make them; writes nothing.
+
+    Also while another process writes: `meta.json` goes before the first file is replaced, so that all files are of one
+    writing where the one that was read still has its name when the last of them is open.
+    """
+    wanted = _facts(corpus, tokenizer, prefix, suffix)
+    try:
+        with (folder / META).open("rb") as stream:  # while it is open no other file gets its number
+            meta = _read_meta(folder)
+            stores = [TokenStore.open(folder, split) for split in splits]
+            if not os.path.samestat(os.fstat(stream.fileno()), (folder / META).stat()):
+                return None
+    except (InputError, OSError):
+        return None
+    return stores if all(meta.get(key) == value for key, value in wanted.items()) else None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed had written; nobody may be writing."""
+    for draft in folder.glob(f"{DRAFT}*"):
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _facts(corpus: Corpus, tokenizer: Tokenizer, prefix: Sequence[int], suffix: Sequence[int]) -> dict[str, Any]:
@@ -172,17 +191,6 @@ def _batches(parts: Iterator[tuple[str, bool]]) -> Iterator[tuple[list[str], lis
             texts, ends, size = [], [], 0
     if texts:
         yield texts, ends
-
-
-def _have(folder: Path, wanted: dict[str, Any], splits: Sequence[Split]) -> bool:
-    """Return whether whole shards with these facts are in the folder."""
-    try:
-        meta = _read_meta(folder)
-        for split in splits:
-            TokenStore.open(folder, split)
-    except InputError:
-        return False
-    return all(meta.get(key) == value for key, value in wanted.items())
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a run learns from: control symbols round documents, the objective that fits, and text that may not change."""
 
 import dataclasses
+import threading
 
 import pytest
 
@@ -13,6 +14,7 @@ from minillm.objectives.causal_lm import CausalLM
 from minillm.objectives.masked_lm import MaskedLM
 from minillm.tokenizer.base import Specials
 from minillm.tokenizer.byte import ByteTokenizer
+from minillm.tokenizer.character import CharacterTokenizer
 
 BYTES = ByteTokenizer()
 
@@ -40,6 +42,38 @@ def test_a_folder_for_shards(tiny_config, tmp_path, text):
     """data.cache takes them in place of the run folder."""
     gather(tiny_config(data=text | {"cache": str(tmp_path / "cache")}), RunFolder(tmp_path / "run"), BYTES)
     assert (tmp_path / "cache/meta.json").is_file() and not (tmp_path / "run").exists()
+
+
+def test_runs_that_share_a_folder_for_shards_each_get_their_own_tokens(tiny_config, tmp_path, text):
+    """Threads stand for processes, and begin at once. Two tokenizers, as many tokens: counts do not tell them apart."""
+    config = tiny_config(data=text | {"cache": str(tmp_path / "cache")})
+    (words,) = open_corpus(text["input"]).documents("train")
+    tokenizers = [BYTES, CharacterTokenizer("".join(sorted(set(words + "ab"))))] * 3
+    begin, found = threading.Barrier(len(tokenizers)), {}
+
+    def run(number):
+        begin.wait()
+        store = gather(config, RunFolder(tmp_path / f"run{number}"), tokenizers[number]).train
+        found[number] = tokenizers[number].decode(store.tokens[1:-1].tolist())
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(tokenizers))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == dict.fromkeys(range(len(tokenizers)), words)
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == sorted(
+        ["meta.json", *(f"{split}.{part}" for split in ("train", "valid") for part in ("tokens", "bounds.npy"))]
+    )
+
+
+def test_a_folder_for_shards_that_is_a_run_being_trained(tiny_config, tmp_path, text):
+    """Its trainer's lock is another one: nobody waits for the end of a training."""
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    with folder.held():
+        gather(tiny_config(data=text | {"cache": str(folder)}), folder, BYTES)
+    assert (folder.path / "meta.json").is_file()
 
 
 def test_a_run_folder_of_somebody_else_writes_nowhere_else(tiny_config, tmp_path, text):

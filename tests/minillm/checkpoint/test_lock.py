@@ -106,3 +106,15 @@ def test_without_locks_in_the_system_nothing_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "fcntl", None)
     with locked(tmp_path / "lock", "the run"), locked(tmp_path / "lock", "the run"):
         assert holder(tmp_path / "lock") is None
+
+
+def test_who_waits_gets_in_when_the_other_has_gone(tmp_path, other):
+    told = []
+
+    def wait(number):
+        told.append(number)
+        other.kill()
+
+    with locked(tmp_path / "lock", "the run", wait=wait) as held:
+        assert held and holder(tmp_path / "lock") == os.getpid()
+    assert told == [other.pid]

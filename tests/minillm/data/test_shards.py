@@ -11,7 +11,7 @@ import pytest
 
 from minillm.data import corpora, shards
 from minillm.data.corpora import open_corpus
-from minillm.data.shards import TokenStore, prepare
+from minillm.data.shards import TokenStore, open_prepared, prepare, remove_leftovers
 from minillm.errors import InputError
 from minillm.tokenizer.byte import FIRST, ByteTokenizer
 from minillm.tokenizer.config import TokenizerConfig
@@ -177,6 +177,48 @@ def test_who_reads_old_shards_keeps_them(tmp_path):
     prepare(open_corpus(SAMPLES), BYTES, tmp_path, prefix=[BOS] * 5)
     assert BYTES.decode(store.tokens.tolist()) == (ROOT / "data/samples/letters.txt").read_text()
     assert int(store.tokens[0]) == FIRST + ord("G")
+
+
+def test_two_that_write_at_once_do_not_meet_in_a_file(tmp_path):
+    """One begins and ends while the other is encoding: the folder then has what the other wanted, and no draft."""
+
+    class Interrupted(ByteTokenizer):
+        def encode_batch(self, texts):
+            prepare(open_corpus(SAMPLES), BYTES, tmp_path, suffix=[EOS])
+            return super().encode_batch(texts)
+
+    assert prepare(open_corpus(SAMPLES), Interrupted(), tmp_path, prefix=[BOS])
+    stores = open_prepared(open_corpus(SAMPLES), BYTES, tmp_path, prefix=[BOS])
+    assert stores is not None and stores[1].tokens[0] == BOS and stores[1].tokens[-1] != EOS
+    assert contents(tmp_path).keys() == {
+        f"{split}.{part}" for split in ("train", "valid") for part in ("tokens", "bounds.npy")
+    } | {"meta.json"}
+
+
+def test_shards_that_are_replaced_while_they_are_opened_are_not_taken(tmp_path, monkeypatch):
+    """As many tokens, the same facts before and after: the file that says so is another one."""
+    corpus, open_split = open_corpus(SAMPLES), TokenStore.open
+    prepare(corpus, BYTES, tmp_path, prefix=[BOS])
+
+    def replaced(folder, split):
+        monkeypatch.setattr(TokenStore, "open", open_split)
+        for prefix in ([EOS], [BOS]):
+            prepare(corpus, BYTES, tmp_path, prefix=prefix)
+        return open_split(folder, split)
+
+    monkeypatch.setattr(TokenStore, "open", replaced)
+    assert open_prepared(corpus, BYTES, tmp_path, prefix=[BOS]) is None
+    assert open_prepared(corpus, BYTES, tmp_path, prefix=[BOS]) is not None
+    assert open_prepared(corpus, BYTES, tmp_path, prefix=[EOS]) is None
+
+
+def test_what_a_killed_writer_left_goes(tmp_path):
+    prepare(open_corpus(SAMPLES), BYTES, tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / ".shards-a1b2c3").mkdir()
+    (tmp_path / ".shards-a1b2c3/train.tokens").write_bytes(bytes(99))
+    remove_leftovers(tmp_path)
+    assert contents(tmp_path) == before
 
 
 MEASURE = """
