@@ -26,7 +26,7 @@ from minillm.config import build, read_toml, to_table, toml_text
 from minillm.data.corpora import Corpus, open_corpus
 from minillm.errors import InputError
 from minillm.evaluate import Evaluation, compare
-from minillm.loading import load, origin_of
+from minillm.loading import config_of, load, origin_of
 from minillm.material import Material, gather, make_objective
 from minillm.model.count import count_parameters, flops_per_token
 from minillm.model.transformer import Decoder, Encoder, build_model
@@ -85,6 +85,7 @@ def pretrain(
     *,
     init: Path | None = None,
     overwrite: bool = False,
+    own_hand: bool = True,
     progress: Progress | None = None,
 ) -> Result:
     """Train a model from its beginning, and leave a run folder.
@@ -94,8 +95,9 @@ def pretrain(
             here and in `resume`; see `rehearsal`.
         out: the run folder.
         init: a run, or a Hugging Face folder, whose weights and tokenizer this one begins with; its architecture takes
-            the place of [model].
+            the place of [model], and what a run's config.toml says of the tokenizer that of [tokenizer].
         overwrite: replace the run that stands in `out`.
+        own_hand: the user named `data.cache`, and not another run's config.toml; see `material.gather`.
         progress: None: say nothing.
     Raises:
         InputError: a setting, a text or a folder that does not do; nothing half-written stays behind.
@@ -111,7 +113,7 @@ def pretrain(
         progress = progress if processes.is_first else Mute()
         with began(folder, overwrite, processes) as draft, progress.shown():
             config, material, model = processes.first_then_rest(
-                lambda: _begun(config, draft, init, progress), lambda: _followed(draft)
+                lambda: _begun(config, draft, init, own_hand, progress), lambda: _followed(draft, own_hand)
             )
             trainer = _trainer(config, folder, material, model, processes, progress)
             # not before all of that is known to do: a run that stands here is removed
@@ -120,13 +122,13 @@ def pretrain(
 
 
 def _begun(
-    config: PretrainConfig, draft: RunFolder, init: Path | None, progress: Progress
+    config: PretrainConfig, draft: RunFolder, init: Path | None, own_hand: bool, progress: Progress
 ) -> tuple[PretrainConfig, Material, Decoder | Encoder]:
     """Return all that a run begins with, and write what a run folder holds of it; the first process does."""
     config = rehearsal(config, progress.note)
     tokenizer, weights = _beginning(config, init, progress)
     if init is not None:
-        config = _with_model_of(config, init)
+        config = _with_sections_of(config, init)
     config = dataclasses.replace(config, model=_with_vocabulary(config, tokenizer))
     make_objective(config, tokenizer)  # raises where the two do not go together
     model = _initial_model(config)
@@ -137,15 +139,16 @@ def _begun(
     if init is not None and (origin := origin_of(init)) is not None:
         origin.write(draft.path)
     write_text(draft.config_path, toml_text(config))
-    material = gather(config, draft, tokenizer, progress=progress)
+    material = gather(config, draft, tokenizer, own_hand=own_hand, progress=progress)
     write_text(draft.corpus_path, json.dumps(_corpus_card(material.corpus), indent=1) + "\n")
     return config, material, model
 
 
-def _followed(draft: RunFolder) -> tuple[PretrainConfig, Material, Decoder | Encoder]:
+def _followed(draft: RunFolder, own_hand: bool) -> tuple[PretrainConfig, Material, Decoder | Encoder]:
     """Return what the first process left in the draft of a run; the weights are its own, sent later."""
     config: PretrainConfig = build(PretrainConfig, read_toml(draft.config_path), source=str(draft.config_path))
-    return config, gather(config, draft, load_tokenizer(draft.tokenizer_path)), _initial_model(config)
+    material = gather(config, draft, load_tokenizer(draft.tokenizer_path), own_hand=own_hand)
+    return config, material, _initial_model(config)
 
 
 def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None = None) -> Result:
@@ -165,10 +168,36 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
         return _resumed(folder, overrides, progress)
 
 
+def settings_of(folder: RunFolder) -> dict[str, Any]:
+    """Return the table in a pretraining run's config.toml.
+
+    Raises:
+        InputError: there is none, as in the folder of an imported model, or the run is one of fine-tuning.
+    """
+    if not folder.config_path.exists() and folder.path.is_dir():
+        raise InputError(
+            f"{folder} has no config.toml and so does not say how to train; give CONFIG.toml or --preset NAME beside "
+            f"--init {folder}"
+        )
+    folder.check()
+    table = read_toml(folder.config_path)
+    if "task" in table:
+        raise _of_finetuning(folder)
+    return table
+
+
+def _of_finetuning(folder: RunFolder) -> InputError:
+    """Return the error that says how to go on with a fine-tuning run."""
+    return InputError(
+        f"{folder} is a fine-tuning run; go on with minillm finetune --resume {folder}, or give --init the pretrained "
+        f"model that it began with"
+    )
+
+
 def _resumed(folder: RunFolder, overrides: Mapping[str, Any], progress: Progress) -> Result:
     """Do what `resume` says in a folder that is held."""
     done = folder.load().step  # says what is missing before anything else happens
-    table = read_toml(folder.config_path)
+    table = settings_of(folder)
     change(table, overrides, otherwise=f", and --init {folder} begins a new run with these weights")
     kept: PretrainConfig = build(PretrainConfig, table, source=str(folder.config_path))
     config = rehearsal(kept, progress.note, done=done)
@@ -200,7 +229,10 @@ def _beginning(config: PretrainConfig, init: Path | None, progress: Progress) ->
         return opened.require_tokenizer(), tensors_of(opened.model)
     if init is not None:
         other = RunFolder(init)
-        return load_tokenizer(other.tokenizer_path), other.load("latest", to_use=True).model_tensors()
+        checkpoint = other.load("latest", to_use=True)
+        if "backbone" in checkpoint.model_config:
+            raise _of_finetuning(other)
+        return load_tokenizer(other.tokenizer_path), checkpoint.model_tensors()
     progress.note(f"training a {config.tokenizer.kind} tokenizer on {corpus.name}")
     tokenizer = train_tokenizer(config.tokenizer, corpus.texts("train"))
     if tokenizer.notice:
@@ -208,16 +240,19 @@ def _beginning(config: PretrainConfig, init: Path | None, progress: Progress) ->
     return tokenizer, None
 
 
-def _with_model_of(config: PretrainConfig, init: Path) -> PretrainConfig:
-    """Return the configuration with the architecture of another run's latest checkpoint.
+def _with_sections_of(config: PretrainConfig, init: Path) -> PretrainConfig:
+    """Return the configuration with the architecture of another run's latest checkpoint, and its [tokenizer].
 
     Raises:
         InputError: the objective does not fit that run's kind of model, or its checkpoint is damaged.
     """
     if is_model_folder(init):
         return build(type(config), to_table(config) | {"model": to_table(open_folder(init).model)}, source=str(init))
-    checkpoint = RunFolder(init).load("latest", to_use=True)
+    other = RunFolder(init)
+    checkpoint = other.load("latest", to_use=True)
     table = to_table(config) | {"model": checkpoint.model_config}
+    if (settings := config_of(other)) is not None:
+        table |= {"tokenizer": to_table(settings.tokenizer)}
     return build(PretrainConfig, table, source=str(checkpoint.folder / "config.json"))
 
 

@@ -45,12 +45,13 @@ def main(argv: Sequence[str]) -> None:
         override_settings(overrides, arguments, PretrainConfig)
         result = pretrain.resume(arguments.resume, overrides, progress=progress)
     else:
-        config, stem = _config(arguments)
+        config, stem, own_hand = _config(arguments)
         result = pretrain.pretrain(
             config,
             arguments.out or Path("runs") / stem,
             init=arguments.init,
             overwrite=arguments.overwrite,
+            own_hand=own_hand,
             progress=progress,
         )
     if arguments.json and is_first():
@@ -82,25 +83,27 @@ def _check_sources(arguments: argparse.Namespace) -> None:
                 raise InputError(f"--resume goes on in the run folder itself; leave out --{word}")
 
 
-def _config(arguments: argparse.Namespace) -> tuple[PretrainConfig, str]:
-    """Return the settings of a new run, and the name that they have."""
+def _config(arguments: argparse.Namespace) -> tuple[PretrainConfig, str, bool]:
+    """Return the settings of a new run, the name that they have, and whether `data.cache` is of the user's own hand."""
+    own_hand = True
     if arguments.config is not None:
         table, source, stem = read_toml(arguments.config), str(arguments.config), arguments.config.stem
     elif arguments.preset is not None:
         table, source, stem = preset_table(arguments.preset), f"preset {arguments.preset}", arguments.preset
     else:
         from minillm.checkpoint.run_folder import RunFolder
+        from minillm.pretrain import settings_of
 
         run = RunFolder(arguments.init)
-        if not run.config_path.exists() and run.path.is_dir():
-            raise InputError(f"{run} does not say how to train; give CONFIG.toml or --preset NAME beside --init")
-        run.check()
-        table, source, stem = read_toml(run.config_path), str(run.config_path), f"{run.path.name}-continued"
+        table, source, stem = settings_of(run), str(run.config_path), f"{run.path.name}-continued"
+        own_hand = False
     names = override_settings(table, arguments, PretrainConfig)
-    shape = [f"--{name}" for name in names if name.startswith("model.")]
-    if arguments.init is not None and shape:
-        raise InputError(f"--init takes the architecture of {arguments.init} as it is; leave out {', '.join(shape)}")
-    return build(PretrainConfig, table, source=source), stem
+    taken = [f"--{name}" for name in names if name.startswith(("model.", "tokenizer."))]
+    if arguments.init is not None and taken:
+        raise InputError(
+            f"--init takes architecture and tokenizer of {arguments.init} as they are; leave out {', '.join(taken)}"
+        )
+    return build(PretrainConfig, table, source=source), stem, own_hand or "data.cache" in names
 
 
 def _next_command(result: Any) -> str:

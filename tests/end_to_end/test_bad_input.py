@@ -273,13 +273,44 @@ def test_out_in_a_folder_with_other_things(minillm, text, tmp_path):
     [
         pytest.param(("--preset", "tiny-encoder"), "objective.name (masked_lm) does not fit model.kind", id="kind"),
         pytest.param(("--model.width", "32"), "leave out --model.width", id="another architecture"),
+        pytest.param(("--tokenizer.kind", "char"), "leave out --tokenizer.kind", id="another tokenizer"),
     ],
 )
 def test_init_takes_the_model_as_it_is(minillm, runs, text, tmp_path, words, hint):
-    """--init with a preset of the other kind, or with a setting of the model that could only be ignored."""
+    """--init with a preset of the other kind, or with a setting of model or tokenizer that could only be ignored."""
     common = ("--init", runs / "decoder", "--data.input", text, "--out", tmp_path / "run", "--quiet")
     assert hint in one_line(minillm("pretrain", *common, *words))
     assert not (tmp_path / "run").exists()
+
+
+def test_init_writes_nowhere_that_another_runs_settings_name(minillm, runs, text, tmp_path):
+    """A cache in the config.toml of the run that --init names is not filled; one of the user's own words is."""
+    shutil.copytree(runs / "decoder", tmp_path / "theirs")
+    settings = (tmp_path / "theirs/config.toml").read_text()
+    cache = f"[data]\ncache = {json.dumps(str(tmp_path / 'outside'))}\n"
+    (tmp_path / "theirs/config.toml").write_text(settings.replace("[data]\n", cache))
+    words = ("pretrain", "--init", tmp_path / "theirs", "--train.max_steps", 1, "--quiet", "--out")
+    assert minillm(*words, tmp_path / "new")[0] == 0
+    assert not (tmp_path / "outside").exists() and (tmp_path / "new/tokens/meta.json").is_file()
+    assert minillm(*words, tmp_path / "own", "--data.cache", tmp_path / "mine")[0] == 0
+    assert (tmp_path / "mine/meta.json").is_file() and not (tmp_path / "own/tokens/meta.json").exists()
+
+
+@pytest.mark.parametrize("words", [("--resume",), ("--init",), ("--preset", "tiny-encoder", "--init")], ids=" ".join)
+@pytest.mark.parametrize("config", [True, False], ids=["with config.toml", "without"])
+def test_pretraining_does_not_go_on_with_a_fine_tuned_or_imported_model(minillm, runs, tmp_path, words, config):
+    """A line that says which command does, or what is to be given beside --init."""
+    table = tmp_path / "table.csv"
+    table.write_text("text,label\n" + "a good one,1\na bad one,0\n" * 8)
+    tuned = ("finetune", runs / "encoder", "--train", table, "--valid", table, "--out", tmp_path / "tuned", "--quiet")
+    assert minillm(*tuned, "--train.max_steps", 1, "--train.device", "cpu")[0] == 0
+    if not config:
+        (tmp_path / "tuned/config.toml").unlink()
+    line = one_line(minillm("pretrain", *words, tmp_path / "tuned"))
+    if config or "--preset" in words:
+        assert f"is a fine-tuning run; go on with minillm finetune --resume {tmp_path / 'tuned'}" in line
+    else:
+        assert f"CONFIG.toml or --preset NAME beside --init {tmp_path / 'tuned'}" in line
 
 
 def test_resume_refuses_another_model(minillm, runs):

@@ -128,6 +128,14 @@ def test_init_takes_architecture_weights_and_tokenizer(tiny_config, tiny_runs, t
         ).read_bytes()
 
 
+def test_init_says_in_config_toml_which_tokenizer_it_took(tiny_config, tiny_runs, tmp_path):
+    """[tokenizer] of the new settings gives way to the other run's, as [model] does."""
+    config = tiny_config(tokenizer={"kind": "char", "vocab_size": 77}, train={"max_steps": 1})
+    pretrain(config, tmp_path / "run", init=tiny_runs["decoder"])
+    kept, other = (read_toml(run / "config.toml") for run in (tmp_path / "run", tiny_runs["decoder"]))
+    assert kept["tokenizer"] == other["tokenizer"] and kept["tokenizer"]["kind"] == "bpe"
+
+
 @pytest.mark.parametrize("name", ["model.width", "optim.learning_rate", "data.input", "train.seed", "objective.z_loss"])
 def test_resume_keeps_the_past(tiny_runs, name):
     """A setting that would make the run another one is refused, with those that may change and the way round."""
