@@ -27,3 +27,5 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.valid_fraction < 1.0:
             raise ValueError(f"data.valid_fraction must be above 0 and below 1, got {self.valid_fraction}")
+        if self.cache == "":  # it would be the working directory
+            raise ValueError("data.cache is empty; name a folder, or write none")

@@ -185,11 +185,16 @@ def open_corpus(name: str, *, valid_fraction: float = 0.1) -> Corpus:
             sub-folders included, hidden and empty ones left out.
         valid_fraction: share that is held out, in (0, 1).
     Raises:
-        InputError: there is nothing of that name (the nearest embedded one is named), or no such file in the folder.
+        InputError: the name is empty, there is nothing of that name (the nearest embedded one is named), or no such
+            file in the folder.
     """
     if not 0.0 < valid_fraction < 1.0:
         raise InputError(f"the share that is held out must be above 0 and below 1, got {valid_fraction}")
     _check_name(name)
+    if not name:  # Path("") would be the working directory
+        raise InputError(
+            f"the text has an empty name; give {', '.join(stdlib.CORPORA)}, a .txt or .md file, or a folder of them"
+        )
     if name in stdlib.CORPORA:
         documents = stdlib.CORPORA[name]
         named = [Source(key, lambda key=key: iter([documents()[key]])) for key in sorted(documents())]

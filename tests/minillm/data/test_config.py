@@ -12,6 +12,12 @@ def test_share_out_of_range(fraction):
         DataConfig(valid_fraction=fraction)
 
 
+def test_an_empty_name_of_the_cache():
+    """It would be the working directory."""
+    with pytest.raises(ValueError, match="data.cache is empty; name a folder, or write none"):
+        DataConfig(cache="")
+
+
 def test_documents_are_kept_apart_unless_asked():
     """The default is the document mask."""
     assert DataConfig().document_mask

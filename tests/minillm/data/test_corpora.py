@@ -122,10 +122,16 @@ def test_what_is_no_corpus(tmp_path, name, content, hint):
 
 
 @pytest.mark.parametrize(
-    "name, hint", [("stdlib-dcs", "stdlib-docs"), ("no/such.txt", "no/such.txt"), ("wikipedia", "no text at wikipedia")]
+    "name, hint",
+    [
+        ("stdlib-dcs", "stdlib-docs"),
+        ("no/such.txt", "no/such.txt"),
+        ("wikipedia", "no text at wikipedia"),
+        ("", "empty name; give stdlib-docs, stdlib-code, a .txt"),
+    ],
 )
 def test_a_name_that_is_nothing(name, hint):
-    """The nearest embedded corpus is named; a path is not taken for one."""
+    """The nearest embedded corpus is named; a path is not taken for one, nor no name for the working directory."""
     with pytest.raises(InputError, match=hint):
         open_corpus(name)
 
