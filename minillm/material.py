@@ -98,8 +98,7 @@ def gather(
     Raises:
         InputError: no such text, text that is too short, or text that is not what the run was begun with.
     """
-    corpus = open_corpus(config.data.input, valid_fraction=config.data.valid_fraction)
-    _check_unchanged(folder, corpus, config.data.input)
+    corpus = _corpus_of(folder, config)
     causal, specials = config.model.kind == "decoder", tokenizer.specials
     before, after = (specials.bos, specials.eos) if causal else (specials.cls, specials.sep)
 
@@ -206,10 +205,25 @@ def make_objective(config: PretrainConfig, tokenizer: Tokenizer) -> CausalLM | M
     )
 
 
-def _check_unchanged(folder: RunFolder, corpus: Corpus, name: str) -> None:
-    """Raise InputError where the run keeps the digest of another text."""
-    if folder.corpus_path.exists() and read_json(folder.corpus_path).get("digest") != corpus.digest:
+def _corpus_of(folder: RunFolder, config: PretrainConfig) -> Corpus:
+    """Return the text of a run.
+
+    Raises:
+        InputError: there is none, or the run keeps the digest of another one.
+    """
+    name, begun = config.data.input, folder.corpus_path.exists()
+    try:
+        corpus = open_corpus(name, valid_fraction=config.data.valid_fraction)
+    except InputError as error:
+        if not begun:
+            raise
+        raise InputError(
+            f"the text that {folder} learnt from, data.input in its config.toml, is not here: {error}; go to where the "
+            f"run was begun, or bring the text"
+        ) from error
+    if begun and read_json(folder.corpus_path).get("digest") != corpus.digest:
         raise InputError(
             f"the text of {name} is not what {folder} was begun with (its digest differs); bring the old text back, "
             f"or begin a new run with --init {folder}"
         )
+    return corpus

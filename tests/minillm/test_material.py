@@ -118,6 +118,25 @@ def test_text_that_is_not_what_it_was(tiny_config, tmp_path, text):
         gather(config, folder, BYTES)
 
 
+@pytest.mark.parametrize("other", [False, True], ids=["its own text", "another one"])
+def test_text_that_is_not_here(tiny_config, tmp_path, text, monkeypatch, other):
+    """A relative path from another folder: the line says whose text it is, where it is named and where to go."""
+    (tmp_path / "other.txt").write_text("Quite another text.")
+    config, folder = tiny_config(data={"input": "text"}), RunFolder(tmp_path / "run")
+    held_out = (str(tmp_path / "other.txt"), tmp_path / "there") if other else None
+    monkeypatch.chdir(tmp_path)
+    folder.create()
+    folder.corpus_path.write_text(f'{{"digest": "{open_corpus("text").digest}"}}')
+    gather(config, folder, BYTES, held_out=held_out)
+    monkeypatch.chdir(tmp_path / "run")
+    with pytest.raises(
+        InputError, match=r"run learnt from, data.input in its config.toml, is not here: no text at text.*go"
+    ):
+        gather(config, folder, BYTES, held_out=held_out)
+    with pytest.raises(InputError, match="^no text at text"):  # of a run that only begins nothing is known yet
+        gather(config, RunFolder(tmp_path / "new"), BYTES)
+
+
 def test_objectives(tiny_config):
     """A decoder's and an encoder's; what masks by words gets the tokenizer's word classes."""
     assert isinstance(make_objective(tiny_config(), BYTES), CausalLM)
