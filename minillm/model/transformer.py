@@ -146,11 +146,12 @@ class Transformer(nn.Module):
         Returns:
             (B, T, C) in `compute_dtype`.
         Raises:
-            ValueError: more tokens than the model's context, or inputs that do not go together.
+            ValueError: more tokens than the context, padding and cache counted, where positions are None; inputs that
+                do not go together.
         """
         past = 0 if cache is None else cache.length
         self._check(tokens, cache)
-        if starts is None and positions is None and past + tokens.shape[1] > self.config.context:
+        if positions is None and past + tokens.shape[1] > self.config.context:
             raise ValueError(
                 f"{past + tokens.shape[1]} tokens do not fit the model's context of {self.config.context}; shorten them"
             )

@@ -285,6 +285,18 @@ def test_alibi_slopes_are_the_published_ones(heads: int, slopes: list[float]) ->
     assert torch.allclose(alibi_slopes(heads), torch.tensor(slopes))
 
 
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rotary", "alibi", "none"])
+@torch.no_grad()
+def test_padding_makes_no_room_beyond_the_context(position: str) -> None:
+    """Whatever tells the model where a token stands; given positions there may be more columns than the context."""
+    model, tokens = make(position=position), torch.randint(19, (2, 13))
+    starts = torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="13 tokens do not fit the model's context of 12; shorten them"):
+        model(tokens, starts=starts)
+    positions = (torch.arange(13) - 1).clamp(min=0).expand(2, 13)
+    assert model(tokens, starts=torch.tensor([1, 1]), positions=positions).shape == (2, 13, 16)
+
+
 def test_mistakes_say_what_to_do() -> None:
     model, none = make(), make(kind="encoder", head="none")
     row = torch.zeros(1, 13, dtype=torch.int64)
