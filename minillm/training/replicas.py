@@ -34,7 +34,7 @@ BUCKET_BYTES = 25 * 2**20  # the size that the paper found best, on 32 GPUs
 
 
 class Replicas:
-    """Sums the gradients of a model's copies; see `Spread`."""
+    """Sums the gradients of a model's copies; see `distributed.Layout`."""
 
     def __init__(self, model: nn.Module, reduce_dtype: torch.dtype) -> None:
         """Give every process the weights of the first one.

@@ -12,7 +12,7 @@ forward pass to the end of the backward one (`reshard_after_forward=False`). An 
 `model.output_weight` after the model's forward pass has ended: a head that is sharded by itself, or a root that gives
 its weights back at once, would be a DTensor there, amid plain tensors.
 
-Read next: `heartbeat.py`.
+Read next: `watch.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from minillm.training.distributed_config import DistributedConfig
 
 
 class Shards:
-    """Cuts a model over the processes of a mesh; see `Spread`."""
+    """Cuts a model over the processes of a mesh; see `distributed.Layout`."""
 
     def __init__(self, model: Any, mesh: DeviceMesh, config: DistributedConfig) -> None:
         """Shard the model in place: its parameters become DTensors, their names stay.
