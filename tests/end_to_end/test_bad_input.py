@@ -298,8 +298,11 @@ def test_init_writes_nowhere_that_another_runs_settings_name(minillm, runs, text
 
 @pytest.mark.parametrize("words", [("--resume",), ("--init",), ("--preset", "tiny-encoder", "--init")], ids=" ".join)
 @pytest.mark.parametrize("config", [True, False], ids=["with config.toml", "without"])
-def test_pretraining_does_not_go_on_with_a_fine_tuned_or_imported_model(minillm, runs, tmp_path, words, config):
+def test_pretraining_does_not_go_on_with_a_fine_tuned_or_imported_model(
+    minillm, runs, tmp_path, monkeypatch, words, config
+):
     """A line that says which command does, or what is to be given beside --init."""
+    monkeypatch.chdir(tmp_path)  # where runs/ would be made
     table = tmp_path / "table.csv"
     table.write_text("text,label\n" + "a good one,1\na bad one,0\n" * 8)
     tuned = ("finetune", runs / "encoder", "--train", table, "--valid", table, "--out", tmp_path / "tuned", "--quiet")
