@@ -52,9 +52,11 @@ def variants(op: str) -> list[Variant]:
     return found
 
 
-def build(variant: Variant, target: str) -> Row:
-    """Compile one variant for one target and return its row of the report.
+def compiled(variant: Variant, target: str, *, anew: bool = False) -> tuple[Any, str]:
+    """Compile one variant for one target; return Triton's compiled kernel and what ptxas said, "" from the cache.
 
+    Args:
+        anew: whatever the cache holds.
     Raises:
         RuntimeError: this process interprets Triton's kernels, or the compiler failed; the text names the variant.
     """
@@ -63,7 +65,6 @@ def build(variant: Variant, target: str) -> Row:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
-    from triton.runtime.cache import get_cache_manager
 
     if knobs.runtime.interpret:
         raise RuntimeError("this process interprets kernels (TRITON_INTERPRET=1); compile in one without it")
@@ -77,16 +78,40 @@ def build(variant: Variant, target: str) -> Row:
     try:
         with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(log):
             knobs.nvidia.dump_ptxas_log = True  # the sizes of spills are nowhere else
-            kernel = triton.compile(source, target=gpu, options=options)
-            kept = get_cache_manager(kernel.hash)
-            path = kept.get_file(_RESOURCES)
-            if path is None and gpu.backend == "cuda" and not log.getvalue():  # compiled before, by someone else
+            if anew:
                 knobs.compilation.always_compile = True
-                kernel = triton.compile(source, target=gpu, options=options)
+            return triton.compile(source, target=gpu, options=options), log.getvalue()
     except Exception as error:
         raise RuntimeError(f"{variant.op}, {variant.name}, {target}: {error}") from error
+
+
+def disassembled(kernel: Any) -> str:
+    """Return the machine code of a compiled kernel of NVIDIA's, as text."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [knobs.nvidia.nvdisasm.path, "-c", "-ndf", file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def build(variant: Variant, target: str) -> Row:
+    """Compile one variant for one target and return its row of the report.
+
+    Raises:
+        RuntimeError: as `compiled` does.
+    """
+    kernel, log = compiled(variant, target)
+    from triton.runtime.cache import get_cache_manager
+
+    kept = get_cache_manager(kernel.hash)
+    path = kept.get_file(_RESOURCES)
     if path is None:
-        resources = _resources(kernel, gpu.backend, log.getvalue())
+        backend = kernel.metadata.target.backend
+        if backend == "cuda" and not log:  # compiled before, by someone else
+            kernel, log = compiled(variant, target, anew=True)
+        resources = _resources(kernel, backend, log)
         kept.put(json.dumps(resources), _RESOURCES, binary=False)
     else:
         resources = json.loads(Path(path).read_text())
@@ -129,14 +154,7 @@ def _resources(kernel: Any, backend: str, log: str) -> dict[str, Any]:
     """Return what `machine_code` reads from a compiled kernel."""
     if backend == "hip":
         return machine_code.gcn_resources(kernel.asm["amdgcn"])
-    from triton import knobs
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        command = [knobs.nvidia.nvdisasm.path, "-c", "-ndf", file.name]
-        sass = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return machine_code.ptxas_resources(log) | machine_code.sass_instructions(sass)
+    return machine_code.ptxas_resources(log) | machine_code.sass_instructions(disassembled(kernel))
 
 
 def _prepare() -> None:
@@ -151,8 +169,11 @@ def _names(op: str) -> list[tuple[str, str, bool]]:
 
 
 def _build_named(job: tuple[str, str, str]) -> Row:
-    op, name, target = job
-    return build(next(v for v in _variants_once(op) if v.name == name and target in v.targets), target)
+    return build(_named(*job), job[2])
+
+
+def _named(op: str, name: str, target: str) -> Variant:
+    return next(v for v in _variants_once(op) if v.name == name and target in v.targets)
 
 
 @functools.cache
@@ -181,6 +202,17 @@ def listed(pool: ProcessPoolExecutor, ops: Iterable[str]) -> dict[tuple[str, str
 def rows(pool: ProcessPoolExecutor, jobs: Sequence[tuple[str, str, str]]) -> list[Row]:
     """Compile jobs (op, variant, target) and return their rows in the same order."""
     return list(pool.map(_build_named, jobs))
+
+
+def machine_code_of(op: str, name: str, target: str) -> dict[str, str]:
+    """Return what the compilers make of a variant for one of NVIDIA's targets: "log" of ptxas, "ptx" and "sass"."""
+    with compilers(1) as pool:
+        return pool.submit(_machine_code_of, op, name, target).result()
+
+
+def _machine_code_of(op: str, name: str, target: str) -> dict[str, str]:
+    kernel, log = compiled(_named(op, name, target), target, anew=True)
+    return {"log": log, "ptx": kernel.asm["ptx"], "sass": disassembled(kernel)}
 
 
 def complaint(row: Row, matrix_unit: bool, spill_limit: int = 0) -> str:

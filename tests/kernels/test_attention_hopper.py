@@ -3,12 +3,10 @@
 On a CPU it runs in `gluon_emulator.py`, float16 and bfloat16 alike; with a GPU of compute capability 9.0 compiled too.
 """
 
-import json
 import os
 import re
 import subprocess
 import sys
-import textwrap
 
 import minillm_kernels as mk
 import pytest
@@ -325,32 +323,6 @@ def test_what_is_compiled_on_record_is_what_a_launch_asks_for(D, dtype, switch, 
     assert options == {"num_warps": variant.num_warps, "maxnreg": variant.max_registers}
 
 
-MACHINE_CODE = """
-    import contextlib, io, json, re, subprocess, sys, tempfile
-
-    import torch, triton
-    from minillm_kernels.attention import variants
-    from triton import knobs
-    from triton.backends.compiler import GPUTarget
-    from triton.experimental.gluon._runtime import GluonASTSource
-
-    variant = variants.hopper_variant(torch.float16, int(sys.argv[1]), sys.argv[2])
-    attributes = {(variant.kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
-    source = GluonASTSource(variant.kernel, dict(variant.signature), dict(variant.constants), attributes)
-    log = io.StringIO()
-    with contextlib.redirect_stdout(log):
-        knobs.nvidia.dump_ptxas_log = knobs.compilation.always_compile = True
-        options = {"num_warps": variant.num_warps, "maxnreg": variant.max_registers}
-        kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        command = [knobs.nvidia.nvdisasm.path, "-c", "-ndf", file.name]
-        sass = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    print(json.dumps({"log": log.getvalue(), "sass": sass, "ptx": kernel.asm["ptx"]}))
-"""
-
-
 def touched_too_early(sass):
     """Instructions that read or write an accumulator, or write a left operand, of a product that is under way."""
     found, groups, group = [], [], []
@@ -383,13 +355,9 @@ def span(operand, size):
 
 
 @pytest.mark.parametrize("D, switch", [(64, "causal"), (128, "causal"), (128, "padded")])
-def test_machine_code_overlaps_the_softmax_with_a_product(D, switch, tmp_path):
+def test_machine_code_overlaps_the_softmax_with_a_product(D, switch):
     """Between the waits for the scores and for the product stand the exponentials, in each of the consumers' loops."""
-    (tmp_path / "machine_code.py").write_text(textwrap.dedent(MACHINE_CODE))
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(compile_report.FOLDER)
-    run = [sys.executable, str(tmp_path / "machine_code.py"), str(D), switch]
-    found = json.loads(subprocess.run(run, env=environment, check=True, capture_output=True, text=True).stdout)
+    found = compile_report.machine_code_of("attention", f"forward hopper fp16 D={D} {switch}", "sm_90")
     assert " 0 bytes spill stores, 0 bytes spill loads" in found["log"]
     assert "C75" not in found["log"], "ptxas has serialised products or ignored setmaxnreg"
     words = [line.split() for line in found["sass"].splitlines()]
