@@ -192,7 +192,7 @@ def constant_knob(module: str, name: str, low: int, high: int, op: str, directio
         lambda: getattr(owner, name),
         lambda value: setattr(owner, name, value),
         lambda value: near_constant(value, low, high),
-        lambda: f"{name} = {getattr(owner, name)}".replace("(", "").replace(")", ""),
+        lambda: f"{name} = {getattr(owner, name)}",
     )
 
 

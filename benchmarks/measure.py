@@ -18,8 +18,8 @@ from torch import Tensor
 
 from benchmarks.ceilings import SHORT
 from benchmarks.check import Error, Oracle, upstream
+from benchmarks.figures import COPY
 from benchmarks.ops.registration import (
-    COPY,
     Dims,
     Direction,
     OpBenchmark,

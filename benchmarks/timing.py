@@ -163,7 +163,7 @@ class EventSampler:
 
 
 def _end_allocating(pool: Any) -> None:
-    """Let a capture that failed end for the allocator too, which before PyTorch 2.12 gives back no memory after it.
+    """Let a capture that failed end for the allocator too, which PyTorch 2.11 leaves undone.
 
     Without this `torch.cuda.empty_cache` would raise in every case that follows.
     """

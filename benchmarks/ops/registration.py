@@ -19,6 +19,8 @@ import torch
 from minillm_kernels.dispatch import Backend
 from torch import Tensor
 
+from benchmarks.figures import COPY
+
 Dims = Mapping[str, int]
 Tensors = dict[str, Tensor]
 Outputs = Tensor | tuple[Tensor, ...]
@@ -26,8 +28,6 @@ Run = Callable[[Tensors], Outputs]
 Unit = Literal["vector", "matrix"]
 Direction = Literal["forward", "forward+backward"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
-BASELINE = "torch"  # speed-ups are over this provider
-COPY = "copy"  # of as many bytes: no provider of the op, but timed beside those of an op that memory bounds
 
 
 class Unavailable(Exception):

@@ -35,8 +35,8 @@ from minillm_kernels.launching import (
 from minillm_kernels.philox import COLUMNS, keep
 from minillm_kernels.variant import Variant
 
-FORWARD_TILE = 4096, 256  # elements of a tile of whole rows, and threads: 16 a thread
-BACKWARD_TILE = 2048, 256  # 8 a thread, beside which two accumulators and three inputs stay below 96 registers
+FORWARD_TILE = (4096, 256)  # elements of a tile of whole rows, and threads: 16 a thread
+BACKWARD_TILE = (2048, 256)  # 8 a thread, beside which two accumulators and three inputs stay below 96 registers
 WIDE_TILE_THREADS = 512  # of a row that is wider than such a tile
 MAX_FORWARD = 16384  # columns; wider rows are walked in a loop
 MAX_BACKWARD = 8192  # the backward pass also has the accumulators of its sums in registers
@@ -47,7 +47,8 @@ WEIGHT_TILE = {"BLOCK_R": 4, "BLOCK_C": 256}  # of the sums over wide rows: 8 a 
 WEIGHT_THREADS = 128
 # Of the backward pass, rounded up to whole programs. At 80 registers three of 256 threads are resident, so that none
 # waits for a turn. Two of 512 took 173 us where one took 211 (8192 rows of 4096, layer norm with a residual, an H200);
-# for rows of 8192, which take more registers, the second has to wait. A bias and dropout together take 85 to 104.
+# for rows of 8192, which take more registers, the second has to wait.
+# Layer norm with a bias and dropout takes up to 110.
 THREADS_PER_SM = 768
 THREADS_PER_SM_WITH_ALL = 512
 STAGES = 3  # of the backward pass: the row tile that is worked on, and two that are there or on their way
