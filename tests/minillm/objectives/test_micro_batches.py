@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from minillm_kernels.cross_entropy import targets as checks
 from torch import Tensor
 from torch.nn import functional as F
+from waiting import Waits
 
 from minillm.data.batch import Batch
 from minillm.model.config import Kind, ModelConfig
@@ -79,6 +81,19 @@ def test_any_number_of_micro_batches_gives_the_gradient_of_the_mean(case: Any, c
         assert (gradient(model) - expected).abs().max() < 1e-12 * expected.abs().max(), f"{k} micro-batches"
         assert abs(loss - truth) < 1e-12 * truth
         assert excess == 0
+
+
+@pytest.mark.parametrize("case, choices", CASES)
+def test_nothing_is_waited_for_but_the_cpus_own_count(
+    monkeypatch: pytest.MonkeyPatch, case: Any, choices: dict[str, Any]
+) -> None:
+    """Of each micro-batch's targets, while they are on the CPU; from there on a GPU would be waited for."""
+    monkeypatch.setattr(checks, "looks_at", lambda kind: False)  # as on a GPU
+    objective, model, batch = case(**choices)
+    batch = objective.prepare(batch)
+    with Waits() as waits:
+        add_gradient(model, objective, batch, count=5, micro_batches=3, device=torch.device("cpu"))
+    assert waits.found == ["_local_scalar_dense"] * 3
 
 
 @pytest.mark.parametrize("case, choices", CASES)
