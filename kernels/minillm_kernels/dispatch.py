@@ -111,6 +111,10 @@ def launches(tensor: torch.Tensor) -> bool:
 
     Elsewhere it computes by its reference: torch.library's operators must work on every device.
     """
+    if INTERPRETED and not tensor.is_cuda:
+        from minillm_kernels import interpreted  # imports Triton
+
+        interpreted.install()
     return tensor.is_cuda or INTERPRETED
 
 

@@ -64,7 +64,7 @@ def sample(number: int) -> Sample:
     D = rng.choice((5, 16, 17, 24, 33, 64, 80))
     T = rng.choice((1, 7, 16, 19))
     S = rng.choice((1, 6, 17, 32)) if "cross" in on or "cu_seqlens_k" in on else T
-    dtypes = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()
+    dtypes = [torch.float32, torch.float16, torch.bfloat16]
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=source, dtype=torch.float64)

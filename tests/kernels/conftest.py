@@ -5,8 +5,7 @@
     outputs_and_gradients      what both are made of
     poisoned                   memory that a kernel was to write and did not is NaN
 
-With a GPU all of it runs there, the kernels compiled; without one the kernels run in Triton's interpreter, which gets
-bfloat16 wrong: tests of kernels leave it out there.
+With a GPU all of it runs there, the kernels compiled; without one the kernels run in Triton's interpreter.
 
 An op is called with tensors by name, so that one dict says which input a failing gradient belongs to.
 """

@@ -18,8 +18,7 @@ SHAPES = [
 
 
 CASES = [(name, dtype) for name in ("reference", "torch") for dtype in (torch.float32, torch.bfloat16)]
-CASES += [("fused", torch.float32), ("fused", torch.float16)]  # the interpreter gets bfloat16 wrong
-CASES += [("fused", torch.bfloat16)] * torch.cuda.is_available()
+CASES += [("fused", dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
 
 
 @pytest.mark.parametrize("name, dtype", CASES, ids=str)

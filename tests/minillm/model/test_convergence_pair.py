@@ -43,15 +43,17 @@ MASKED = {
 }
 OBJECTIVES = [pytest.param("causal_lm", CAUSAL, id="causal"), pytest.param("masked_lm", MASKED, id="masked")]
 
-# Rounding differs, and training spreads the difference: the losses stay this close on all 50 steps.
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-DTYPES = [torch.float32, *[torch.bfloat16] * (DEVICE == "cuda")]  # interpreted: not bf16
+# Rounding differs, and training spreads the difference: the losses stay this close on all 50 steps. With two rows and a
+# learning rate of 0.03 it spreads until the maths by hand is 0.6 nats from itself in another dtype.
+LEARNING_RATE = 1e-2
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+DTYPES = [torch.float32, torch.bfloat16]
 
 
 def batch_of(step: int, objective: CausalLM | MaskedLM) -> Batch:
     """Rows of one token over and over: something that a tiny model can learn in so few steps."""
     generator = torch.Generator().manual_seed(step)
-    row = torch.randint(1, V, (2, 1), generator=generator).expand(2, 7)
+    row = torch.randint(1, V, (4, 1), generator=generator).expand(4, 7)
     return objective.prepare(Batch(tokens=row[:, :-1], targets=row[:, 1:], seed=step))
 
 
@@ -66,7 +68,7 @@ def losses(name: Backend, kind: Any, choices: dict[str, Any], dtype: torch.dtype
         if kind == "causal_lm"
         else MaskedLM(config, vocab_size=V, mask_token=MASK, control_tokens=[MASK])
     )
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-2)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     found = []
     with mk.backend(name):
         for step in range(STEPS):
