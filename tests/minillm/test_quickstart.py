@@ -5,14 +5,14 @@ import errno
 import pytest
 
 from minillm import quickstart
-from minillm.data import stdlib
+from minillm.data import docstrings, stdlib
 from minillm.errors import InputError
 from minillm.pretrain_config import preset_table
 
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """Quickstart with tiny models on four documents, in a folder of its own."""
+    """Quickstart with tiny models on four documents and every twentieth docstring, in a folder of its own."""
     docs = {
         f"{n}.py": f"Return a list of the names in module {n}, or None if the list is empty.\n" * 40 for n in range(4)
     }
@@ -26,7 +26,14 @@ def small(monkeypatch, tmp_path):
         found["train"] |= {"max_steps": 2, "eval_every": 0, "checkpoint_every": 0, "batch_size": 2}
         return found
 
+    def few(folder):
+        paths = docstrings.write_docstrings(folder)
+        for path in paths.values():
+            path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[::20]), encoding="utf-8")
+        return paths
+
     monkeypatch.setattr(quickstart, "preset_table", table)
+    monkeypatch.setattr(quickstart, "write_docstrings", few)
     return tmp_path
 
 
