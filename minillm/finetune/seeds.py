@@ -84,11 +84,15 @@ def finetune_seeds(
     Args:
         overwrite: replace the seeds that stand in `out`, when the first new one is ready.
     Raises:
-        InputError: as `finetune` does.
+        InputError: as `finetune` does, or the seeds that are to be replaced hold the model that all begin with.
         Stopped: by Ctrl-C or SIGTERM; a line has said how to go on.
     """
     progress = progress or Progress(quiet=True)
     config.check()
+    if overwrite and not config.preset and Path(config.init).resolve().is_relative_to(out.resolve()):
+        raise InputError(
+            f"every seed begins with {config.init}, and --overwrite replaces what lies in {out}; choose another --out"
+        )
     new, place = not out.exists(), _folder(out, config.train.seed)
     old = [path for path in _old_seeds(out, overwrite) if path != place]  # `finetune` replaces what stands in `place`
 
@@ -121,18 +125,38 @@ def finetune_seeds(
 def resume_seeds(out: Path, overrides: Mapping[str, Any], *, progress: Progress | None = None) -> SeedsResult:
     """Go on with runs that `finetune_seeds` began: those that ended are judged again, the others go on or begin.
 
+    Args:
+        overrides: nested table of settings to change in all of them.
     Raises:
         InputError, Stopped: as `finetune_seeds` does.
     """
     progress = progress or Progress(quiet=True)
     config = changed(RunFolder(out), overrides)
     begin = _beginner(config, out, progress)
+    begun = [path for path in seed_folders(out) if RunFolder(path).steps()]
+    if overrides:
+        _change(out, begun, overrides)
 
     def go_on(seed: int) -> Result:
         place = _folder(out, seed)
-        return resume(place, overrides, progress=progress) if RunFolder(place).steps() else begin(seed)
+        return resume(place, {}, progress=progress) if place in begun else begin(seed)
 
     return _all(config, out, {}, go_on, progress)
+
+
+def _change(out: Path, begun: Sequence[Path], overrides: Mapping[str, Any]) -> None:
+    """Write changed settings for all seeds before any goes on, so that a stop in one leaves none behind.
+
+    Raises:
+        InputError: a setting that cannot change, or somebody trains in one of them; then nothing is written.
+    """
+    with ExitStack() as locks:
+        for path in begun:
+            locks.enter_context(RunFolder(path).held())
+        folders = [RunFolder(path) for path in (*begun, out)]
+        texts = [toml_text(changed(folder, overrides)) for folder in folders]
+        for folder, text in zip(folders, texts, strict=True):
+            write_text(folder.config_path, text)
 
 
 def _all(

@@ -283,6 +283,24 @@ def test_seeds_resume_where_they_stopped(settings, tmp_path, kill_at):
     assert first | {"run": ""} == second | {"run": ""}
 
 
+def test_a_setting_that_is_changed_is_changed_for_all_seeds(settings, tmp_path, kill_at):
+    """Killed in the first of three, two of which had begun: to resume without a word does what was said before."""
+    finetune_seeds(settings(seeds=2, train__max_steps=2), tmp_path / "out")
+    config = tmp_path / "out/config.toml"
+    config.write_text(config.read_text().replace("seeds = 2", "seeds = 3"))
+    kill_at(3)
+    with pytest.raises(Killed):
+        resume_seeds(tmp_path / "out", {"train": {"max_steps": 4}})
+    kill_at(None)
+    resume_seeds(tmp_path / "out", {})
+    for seed in range(3):
+        assert read_columns(tmp_path / f"out/seed-{seed}/metrics.csv")["step"][-1] == 4
+    with RunFolder(tmp_path / "out/seed-1").held(), pytest.raises(InputError):
+        resume_seeds(tmp_path / "out", {"train": {"max_steps": 6}})
+    for place in ("", "seed-0/", "seed-1/", "seed-2/"):
+        assert read_toml(tmp_path / f"out/{place}config.toml")["train"]["max_steps"] == 4
+
+
 def test_a_twin_that_is_stopped_stops_its_run(settings, tmp_path, terminate_in, capsys):
     """The signal is said as of any run, and the run goes on to what it would have been."""
     given = {"train__max_steps": 2, "against_random": True}
@@ -337,6 +355,16 @@ def test_overwriting_seeds_takes_no_old_run_along(settings, tmp_path):
     (tmp_path / "other/letter.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty and holds no seeds: it has letter.txt"):
         finetune_seeds(settings(seeds=2), tmp_path / "other", overwrite=True)
+
+
+def test_overwriting_seeds_keeps_what_they_begin_with(settings, tmp_path):
+    """A seed would begin with the new run that stands where the old one was."""
+    finetune_seeds(settings(seeds=2, train__max_steps=1), tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    again = settings(seeds=2, train__max_steps=1, init=str(tmp_path / "out/../out/seed-1"))
+    with pytest.raises(InputError, match="every seed begins with .*seed-1, and --overwrite replaces"):
+        finetune_seeds(again, tmp_path / "out", overwrite=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("held", ["seed-0", "seed-1"])
