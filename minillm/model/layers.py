@@ -48,7 +48,7 @@ class Pass:
     key_start, key_stop: (B,) int64, the real keys of each row; None: all of them.
     segments: (B, T) int64, the document of each token; None: one document a row.
     cache: keys and values of earlier tokens; None: there are none.
-    seed: () int64, of the dropout of this pass; None: no dropout.
+    seed: () int64, of the dropout of this pass; None: nothing is dropped.
     """
 
     positions: Tensor | None = None

@@ -186,12 +186,16 @@ class Transformer(nn.Module):
             raise ValueError("an encoder has no cache: every token attends to later ones")
 
     def _dropout_seed(self, seed: int | Tensor | None, device: torch.device) -> Tensor | None:
-        """Return the seed of this pass as () int64 on the device, or None where nothing is dropped."""
-        if not self.training or (self.config.dropout == 0.0 and self.config.attention_dropout == 0.0):
+        """Return the seed of this pass as () int64 on the device, or None where nothing is dropped.
+
+        One that is given is passed on by a model without dropout too, for that of adapters in its blocks.
+        """
+        if not self.training:
             return None
-        if seed is None:
-            return torch.randint(2**62, (), device=device)
-        return torch.as_tensor(seed, dtype=torch.int64, device=device)
+        if seed is not None:
+            return torch.as_tensor(seed, dtype=torch.int64, device=device)
+        drops = self.config.dropout > 0.0 or self.config.attention_dropout > 0.0
+        return torch.randint(2**62, (), device=device) if drops else None
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return what is multiplied by the output weight, (..., C) for hidden (..., C).

@@ -1,7 +1,8 @@
 """Dropout inside an adapter, from the seed of the model's own pass: equal seeds drop equal elements, on every backend.
 
-A linear layer is not told of the pass that it is in. So the Transformer, when it is called, leaves the pass's seed
-where the adapters' dropout finds it.
+A linear layer is not told of the pass that it is in, but a block is. So each block, before it computes, leaves the
+pass's seed where the adapters' dropout finds it: also when the backward pass has it compute anew, by when another pass
+may have begun (R-Drop makes two before one backward pass).
 
 Read next: `lora.py`.
 """
@@ -24,15 +25,24 @@ class PassSeed:
 
     def __init__(self, backbone: Transformer) -> None:
         self.value: Tensor | None = None
-        self.hook = backbone.register_forward_pre_hook(self.note, with_kwargs=True)
+        self.hooks = [backbone.register_forward_pre_hook(self.begin, with_kwargs=True)]
+        self.hooks += [block.register_forward_pre_hook(self.go_on) for block in backbone.blocks]
 
-    def note(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Take the seed of the pass that is about to begin, or draw one as the Transformer does."""
+    def begin(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """Take the seed of the pass that is about to begin; where the Transformer is given none, draw one for both."""
         self.value = None
-        if model.training:
-            seed, device = named.get("seed"), inputs[0].device
-            drawn = torch.randint(2**62, (), device=device) if seed is None else seed
-            self.value = torch.as_tensor(drawn, dtype=torch.int64, device=device)
+        if not model.training:
+            return None
+        seed, device = named.get("seed"), (inputs[0] if inputs else named["tokens"]).device
+        drawn = torch.randint(2**62, (), device=device) if seed is None else seed
+        self.value = torch.as_tensor(drawn, dtype=torch.int64, device=device)
+        return inputs, named | {"seed": self.value}
+
+    def go_on(self, block: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Take the seed of the pass that a block is in. A compiled graph holds the seed of its own pass by itself."""
+        *_, now = inputs
+        if not torch.compiler.is_compiling():
+            self.value = now.seed
 
 
 def pass_seed(backbone: Transformer) -> PassSeed:
@@ -44,7 +54,8 @@ def forget_pass_seed(backbone: Transformer) -> None:
     """Leave the Transformer's seeds alone again, where no dropout of an adapter needs them."""
     if not any(isinstance(module, AdapterDropout) for module in backbone.modules()):
         for seed in _seeds(backbone):
-            seed.hook.remove()
+            for hook in seed.hooks:
+                hook.remove()
 
 
 def _seeds(backbone: Transformer) -> list[PassSeed]:

@@ -48,6 +48,27 @@ def test_dropout_is_a_function_of_the_seed_of_the_pass(stand_in, stir, batch, co
         torch.testing.assert_close(model(**batch, seed=4), first, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_blocks_that_are_computed_anew_drop_as_in_their_own_pass(stand_in, stir, batch, compiled):
+    """Two passes of different seeds before one backward pass, as R-Drop makes them; the model drops nothing itself."""
+    found = []
+    for recompute in (False, True):
+        backbone = stand_in("encoder-pre").backbone
+        attach(backbone, LoRAConfig(rank=3, dropout=0.5))
+        stir(backbone)
+        if recompute:
+            backbone.recompute_blocks()
+        backbone.train()
+        run = torch.compile(backbone, backend="aot_eager", fullgraph=True) if compiled else backbone
+        first, second = (run(**batch, seed=torch.tensor(seed)) for seed in (4, 5))
+        assert not torch.equal(first, second)
+        (first.square().sum() + second.pow(3).sum()).backward()
+        found.append([p.grad for p in backbone.parameters() if p.grad is not None])
+    assert len(found[0]) == 8
+    for kept, anew in zip(*found, strict=True):
+        torch.testing.assert_close(anew, kept, rtol=0, atol=0)
+
+
 def test_dropout_leaves_the_mean_where_it_was(stand_in, stir):
     """What is added to q, over many seeds: its mean is what is added without dropout."""
     model = stand_in("encoder-pre", num_layers=1).backbone
