@@ -217,7 +217,10 @@ def _chosen(hint: Any, table: dict[str, Any], name: str, source: str) -> type | 
 
 
 def to_table(config: Any) -> dict[str, Any]:
-    """Return the nested table of a configuration: what `build` takes and `tomli_w` writes. None is left out."""
+    """Return the nested table of a configuration: what `build` takes and `tomli_w` writes.
+
+    None is left out, as TOML has no such value; where leaving it out would mean another default it is "none".
+    """
     table: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -225,6 +228,8 @@ def to_table(config: Any) -> dict[str, Any]:
             table[field.name] = to_table(value)
         elif value is not None:
             table[field.name] = list(value) if isinstance(value, tuple) else value
+        elif field.default is not None and field.default is not dataclasses.MISSING:
+            table[field.name] = "none"
     return table
 
 

@@ -109,7 +109,7 @@ def export_run(
     check_free(out, overwrite, model_obstacle)
     if seeds := seed_folders(run):
         raise InputError(f"{run} holds {len(seeds)} seeds of one run; export one of them, such as {seeds[0]}")
-    whole = RunFolder(run).load(checkpoint_name(which)).model_config
+    whole = RunFolder(run).load(checkpoint_name(which), to_use=True).model_config
     if "backbone" in whole:
         from minillm.exporting_tasks import export_finetuned
 

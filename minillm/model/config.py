@@ -92,6 +92,11 @@ class ModelConfig:
                 raise ValueError(f"model.{name} must be above 0 and finite, got {value}")
         if min(self.vocab_size, self.token_types, self.global_every) < 0:
             raise ValueError("model.vocab_size, token_types and global_every must not be negative")
+        if self.window is not None and self.global_every == 1:
+            raise ValueError(
+                "model.window is the window of no layer, as all see everything with model.global_every = 1; "
+                "set that to 0, or to n for one layer in n that does"
+            )
         if not 0.0 <= self.init_std < float("inf"):
             raise ValueError(f"model.init_std must be 0 or above and finite, got {self.init_std}")
         if self.head == "none" and self.head_bias:

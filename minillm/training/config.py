@@ -39,7 +39,8 @@ class TrainConfig:
 
     batch_size: int = setting(32, "sequences per optimiser step, over all micro-batches")
     micro_batch_size: int | None = setting(
-        None, "sequences on the device at once, a divisor of batch_size; none: all; the gradient is the same"
+        None,
+        "sequences on the device at once, a divisor of batch_size; none: all; but for dropout the gradient is the same",
     )
     max_steps: int = setting(1000, "optimiser steps of the whole run")
     eval_every: int = setting(250, "steps between evaluations; 0: only at the end")

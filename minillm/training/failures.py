@@ -65,7 +65,7 @@ def size_explained(
 
 
 def out_of_memory(train: TrainConfig, device: torch.device) -> InputError:
-    """Return the error for a micro-batch that does not fit: try half of it, which leaves the gradient the same."""
+    """Return the error for a micro-batch that does not fit: try half of it, the gradient is the same."""
     size = train.batch_size // train.micro_batches
     if size == 1:
         first = "lower" if train.checkpoint_activations else "set train.checkpoint_activations = true, or lower"
@@ -75,7 +75,7 @@ def out_of_memory(train: TrainConfig, device: torch.device) -> InputError:
     smaller = largest_divisor(train.batch_size, size // 2)
     return InputError(
         f"{size} sequences at once do not fit into the memory of {device}; set train.micro_batch_size = {smaller} "
-        f"(train.batch_size stays {train.batch_size}, the result is the same)"
+        f"(train.batch_size stays {train.batch_size}, and but for dropout the gradient the same)"
     )
 
 

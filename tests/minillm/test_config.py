@@ -30,6 +30,7 @@ class Oven:
     minutes: float | None = setting(None, "time; none: until told")
     trays: tuple[int, ...] = setting((), "which trays")
     light: bool = setting(False, "the lamp")
+    timer: float | None = setting(5.0, "minutes to the bell; none: no bell")
 
     def __post_init__(self):
         if self.degrees > 300:
@@ -68,8 +69,8 @@ class Flat:
 
 
 def test_file_and_table_round_trip(tmp_path):
-    """What was written is what is read."""
-    kitchen = Kitchen(oven=Oven(degrees=200, mode="grill", minutes=1.5, trays=(1, 2), light=True))
+    """What was written is what is read, also None in the place of a default."""
+    kitchen = Kitchen(oven=Oven(degrees=200, mode="grill", minutes=1.5, trays=(1, 2), light=True, timer=None))
     (tmp_path / "kitchen.toml").write_text(toml_text(kitchen), encoding="utf-8")
     assert build(Kitchen, read_toml(tmp_path / "kitchen.toml")) == kitchen
     assert build(Kitchen, to_table(kitchen)) == kitchen

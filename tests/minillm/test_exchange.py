@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import random
+import shutil
 
 import pytest
 import torch
@@ -158,6 +159,16 @@ def test_a_run_of_ours_is_saved_and_loaded(tiny_runs, tmp_path) -> None:
         again = minillm.load(tmp_path / place)
         assert torch.equal(again.model.logits(tokens), loaded.model.logits(tokens))
         assert again.require_tokenizer().encode("Dear Ellen") == loaded.require_tokenizer().encode("Dear Ellen")
+
+
+def test_a_run_is_exported_without_what_only_training_needs(tiny_runs, tmp_path) -> None:
+    shutil.copytree(tiny_runs["decoder"], tmp_path / "run")
+    for optimiser in (tmp_path / "run").rglob("optimiser.safetensors"):
+        optimiser.unlink()
+    export_run(tmp_path / "run", tmp_path / "theirs")
+    tokens = torch.arange(10, 20)[None]
+    here, there = (minillm.load(path).model.logits(tokens) for path in (tiny_runs["decoder"], tmp_path / "theirs"))
+    assert torch.equal(here, there)
 
 
 @pytest.mark.parametrize("theirs", ["bert", "llama"], indirect=True)

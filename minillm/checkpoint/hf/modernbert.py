@@ -42,7 +42,7 @@ def read(keys: Keys) -> ModelConfig:
     usual = keys.whole("global_attn_every_n_layers", 3)
     words = keys.words("layer_types") or [SLIDING if n % usual else FULL for n in range(layers)]
     every = alternation(keys, words, layers)
-    thetas = _thetas(keys)
+    thetas, window = _thetas(keys), keys.whole("local_attention", WINDOW)
     return ModelConfig(
         kind="encoder",
         vocab_size=keys.whole("vocab_size"),
@@ -61,7 +61,7 @@ def read(keys: Keys) -> ModelConfig:
         head="transform",
         head_bias=True,
         tied_embeddings=keys.flag("tie_word_embeddings", True),
-        window=keys.whole("local_attention", WINDOW),
+        window=None if every == 1 else window,
         global_every=every,
         dropout=keys.share("mlp_dropout", 0.0),
         attention_dropout=keys.share("attention_dropout", 0.0),

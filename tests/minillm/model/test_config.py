@@ -18,6 +18,12 @@ MISTAKES = [
     pytest.param({"num_kv_heads": 5}, "model.num_kv_heads (5) must divide model.num_heads (12); try 1", id="key-heads"),
     pytest.param({"num_layers": 0}, "model.num_layers must be at least 1, got 0", id="layers"),
     pytest.param({"context": 0}, "model.context must be at least 1, got 0", id="context"),
+    pytest.param(
+        {"window": 8},
+        "model.window is the window of no layer, as all see everything with model.global_every = 1; "
+        "set that to 0, or to n for one layer in n that does",
+        id="window-of-no-layer",
+    ),
     pytest.param({"window": 0}, "model.window must be at least 1, got 0; leave it out for the default", id="window"),
     pytest.param(
         {"position": "rotary", "head_width": 5},
@@ -69,7 +75,7 @@ def test_hidden_size(choices: dict[str, Any], hidden: int) -> None:
     "window, every, expected",
     [
         pytest.param(None, 3, [None] * 7, id="none"),
-        pytest.param(8, 1, [None] * 7, id="all-global"),
+        pytest.param(8, 7, [None, *[8] * 6], id="the-first-global"),
         pytest.param(8, 3, [None, 8, 8, None, 8, 8, None], id="modernbert"),
         pytest.param(8, 0, [8] * 7, id="no-global"),
     ],

@@ -52,7 +52,9 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 
 
 def allowed(choices: dict[str, Any]) -> bool:
-    return not (choices.get("head") == "none" and choices.get("head_bias"))
+    bias_of_no_head = choices.get("head") == "none" and choices.get("head_bias")
+    window_of_no_layer = choices.get("window") and choices.get("global_every") == 1
+    return not (bias_of_no_head or window_of_no_layer)
 
 
 def every_pair() -> Iterator[dict[str, Any]]:

@@ -138,6 +138,7 @@ VARIANTS = [
     pytest.param("mistral", {"sliding_window": None}, id="mistral-no-window"),
     pytest.param("modernbert", {"global_attn_every_n_layers": 2, "global_rope_theta": 300.0}, id="modernbert-every-2"),
     pytest.param("modernbert", {"local_rope_theta": 50.0, "local_attention": 12}, id="modernbert-local"),
+    pytest.param("modernbert", {"global_attn_every_n_layers": 1, "local_attention": 4}, id="modernbert-no-window"),
     pytest.param(
         "qwen3",
         {
