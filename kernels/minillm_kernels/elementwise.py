@@ -28,10 +28,9 @@ from minillm_kernels.launching import (
     next_power_of_2,
     num_sms,
     rows_of,
-    seed_on,
     with_factor,
 )
-from minillm_kernels.philox import COLUMNS
+from minillm_kernels.philox import COLUMNS, seed_on
 from minillm_kernels.variant import Variant
 
 FORWARD_TILE = 2048  # elements: 16 a thread

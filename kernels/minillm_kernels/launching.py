@@ -1,7 +1,7 @@
-"""What the launchers of the memory-bound kernels share: tensors as rows, sizes of grids, seeds, devices, variants.
+"""What the launchers of the memory-bound kernels share: tensors as rows, sizes of grids, devices, variants.
 
 These kernels move bytes and do little else, so that their launchers decide the same things: how many programs keep
-every multiprocessor busy, how a tensor of any rank is walked without a copy, and where the seed lies.
+every multiprocessor busy, and how a tensor of any rank is walked without a copy.
 
 Read next: `row_norm_kernels.py`, then `elementwise_kernels.py`.
 """
@@ -64,15 +64,6 @@ def rows_of(x: Tensor) -> Tensor:
     """
     rows = x.reshape(-1, x.shape[-1] if x.ndim else 1)
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
-
-
-def seed_on(seed: int | Tensor, device: torch.device) -> Tensor:
-    """Return a seed as a 0-dim int64 tensor on `device`, without waiting for it; all 64 bits of an int count."""
-    if isinstance(seed, Tensor):
-        return seed.to(device, non_blocking=True)
-    if isinstance(seed, int):
-        seed = (seed + 2**63) % 2**64 - 2**63
-    return torch.full((), seed, dtype=torch.int64, device=device)
 
 
 def with_factor(p: float) -> tuple[float, float]:

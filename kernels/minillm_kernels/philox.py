@@ -46,6 +46,18 @@ STEPS = 2**16  # of a number in [0, 1)
 _CHUNK = 1 << 15  # blocks a thread at a time: what they need stays in the cache of a core, which halves the time
 
 
+def seed_on(seed: int | Tensor, device: torch.device | str) -> Tensor:
+    """Return a seed as a 0-dim int64 tensor on `device`, without waiting for it; all 64 bits of an int count.
+
+    Under torch.compile an int must be an int64: it may be symbolic, and the compiler's numbers end at 2^63.
+    """
+    if isinstance(seed, Tensor):
+        return seed.to(device, non_blocking=True)
+    if isinstance(seed, int) and not torch.compiler.is_compiling():
+        seed = (seed + 2**63) % 2**64 - 2**63
+    return torch.full((), seed, dtype=torch.int64, device=device)
+
+
 def philox(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int | Tensor, int | Tensor]
 ) -> tuple[Tensor, ...]:
@@ -135,6 +147,8 @@ def _words(
     seed: int | Tensor, rows: tuple[int, int], blocks: tuple[int, int], device: torch.device | str
 ) -> tuple[Tensor, ...]:
     """Return the four words of blocks first .. last - 1 of rows first .. last - 1, each (rows, blocks) int64."""
+    if torch.compiler.is_compiling():
+        seed = seed_on(seed, device)  # the compiler has no words of a symbolic int
     row = torch.arange(*rows, device=device)[:, None]
     block = torch.arange(*blocks, device=device)[None, :]
     counter = (block, torch.zeros_like(block), row & _MASK, row >> 32)

@@ -29,10 +29,9 @@ from minillm_kernels.launching import (
     next_power_of_2,
     num_sms,
     rows_of,
-    seed_on,
     with_factor,
 )
-from minillm_kernels.philox import COLUMNS, keep
+from minillm_kernels.philox import COLUMNS, keep, seed_on
 from minillm_kernels.variant import Variant
 
 FORWARD_TILE = (4096, 256)  # elements of a tile of whole rows, and threads: 16 a thread

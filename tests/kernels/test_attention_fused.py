@@ -519,6 +519,30 @@ def test_variants_name_every_parameter():
         assert all(name in v.constants for name in flat), v.name
 
 
+BEYOND = {
+    "key-stop": ({"key_stop": numbers(2**63 - 1, 2**31)}, {"key_stop": numbers(20, 20)}),
+    "key-start": ({"key_start": numbers(-(2**63), -(2**31) - 1)}, {"key_start": numbers(0, 0)}),
+    "no-key": ({"key_start": numbers(2**40, 3)}, {"key_start": numbers(20, 3)}),
+    "prefix": ({"causal": True, "prefix": numbers(2**63 - 1, 2**31)}, {"causal": True, "prefix": numbers(20, 20)}),
+}
+
+
+@pytest.mark.parametrize("T", [1, 20], ids=["decoding", "all-queries"])
+@pytest.mark.parametrize("beyond, end", BEYOND.values(), ids=BEYOND)
+def test_a_bound_beyond_the_keys_is_their_end(beyond, end, T):
+    """Whatever int64 it is, the largest for `no bound` as well: kernels count keys in 32 bits."""
+    tensors, dy = inputs((2, T, 20, 2, 2, 16), torch.float32)
+    for x, y in zip(run_fused(tensors, dy, beyond), run_fused(tensors, dy, end), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_a_prefix_beyond_a_packed_sequence_is_its_end():
+    tensors, dy = inputs((1, 20, 20, 2, 2, 16), torch.float32)
+    packed = {"causal": True, "cu_seqlens_q": numbers(0, 7, 20).int()}
+    for x, y in zip(*(run_fused(tensors, dy, packed | {"prefix": numbers(n)}) for n in (2**31 - 1, 20)), strict=True):
+        assert torch.equal(x, y)
+
+
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**64 - 1])
 def test_all_64_bits_of_a_seed_count(seed):
     """A seed beyond int64 drops what the reference drops."""

@@ -58,6 +58,16 @@ def test_another_seed_drops_other_elements():
     assert not torch.equal(mk.dropout(x, 0.5, 1), mk.dropout(x, 0.5, 1 + 2**32))  # the seed's upper half counts
 
 
+@pytest.mark.parametrize("name", [pytest.param("torch", marks=pytest.mark.slow), "fused"])  # 20 s of a C++ compiler
+def test_a_compiled_call_takes_one_integer_after_the_other(name):
+    """From the second on the compiler holds a seed as a symbol; PyTorch's own compiler, as others take any program."""
+    x = torch.ones(1000, device=DEVICE)
+    compiled = torch.compile(lambda seed: mk.dropout(x, 0.5, seed), fullgraph=True)
+    with mk.backend(name):
+        for seed in (1, 2, 2**62, -5):
+            assert torch.equal(compiled(seed), mk.dropout(x, 0.5, seed))
+
+
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.7])
 @pytest.mark.parametrize(
     "seed",

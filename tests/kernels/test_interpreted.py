@@ -107,12 +107,39 @@ def test_dot_is_exact_to_float32():
     assert (c - expected).abs().max() <= 16 * torch.finfo(torch.float32).eps * expected.abs().max()
 
 
+@triton.jit
+def _adding(x, y):
+    return x + y
+
+
+@triton.jit
+def _reduction_kernel(x_ptr, sums_ptr, sum_ptr, running_ptr, SIZE: tl.constexpr):
+    x = tl.load(x_ptr + tl.arange(0, 4)[:, None] * SIZE + tl.arange(0, SIZE))
+    tl.store(sums_ptr + tl.arange(0, 4), tl.sum(x, axis=1))
+    tl.store(sums_ptr + 4 + tl.arange(0, 4), tl.reduce(x, 1, _adding))
+    tl.store(sum_ptr, tl.sum(x))
+    tl.store(running_ptr + tl.arange(0, 4)[:, None] * SIZE + tl.arange(0, SIZE), tl.associative_scan(x, 1, _adding))
+
+
+def test_sums_are_those_of_pytorch():
+    """Powers of two with small sums, which no order of adding rounds."""
+    SIZE = 8
+    x = (2.0 ** torch.arange(4).repeat(8).view(4, SIZE)).to(DEVICE, torch.bfloat16)
+    x[1] *= -1
+    sums, total, running = (torch.zeros(n, device=DEVICE, dtype=torch.bfloat16) for n in (8, 1, 4 * SIZE))
+    _reduction_kernel[(1,)](x, sums, total, running, SIZE)
+    assert sums.tolist() == 2 * x.sum(1).tolist() and total.item() == x.sum().item()
+    assert running.view(4, SIZE).equal(x.cumsum(1))
+
+
 @INTERPRETED
-@pytest.mark.parametrize("name", ["create_dot", "create_fadd", "create_fcmpOLT", "cast_impl"])
+@pytest.mark.parametrize("name", ["create_dot", "create_fadd", "create_fcmpOLT", "cast_impl", "apply_impl"])
 def test_without_it_the_interpreter_is_wrong(name, monkeypatch):
     """A release that gets bfloat16 right fails here: then this file and what it tests can go."""
-    monkeypatch.setattr(BUILDER, name, getattr(BUILDER, name).__wrapped__)
+    owner = interpreter.ReduceOps if name == "apply_impl" else BUILDER
+    monkeypatch.setattr(owner, name, getattr(owner, name).__wrapped__)
     test = {"create_dot": test_dot_is_exact_to_float32, "cast_impl": test_conversions_are_those_of_pytorch}
+    test["apply_impl"] = test_sums_are_those_of_pytorch
     with pytest.raises(AssertionError):
         test.get(name, test_arithmetic_and_comparisons_are_those_of_pytorch)()
 
@@ -128,18 +155,22 @@ def test_an_op_brings_it():
 
 
 @INTERPRETED
-def test_an_interpreter_of_another_form_is_refused(monkeypatch):
-    monkeypatch.delattr(BUILDER, "get_bf16")
-    monkeypatch.delattr(BUILDER, "create_fma")
-    with pytest.raises(RuntimeError, match=r"has no create_fma, .* try triton==3\.7\.1"):
+@pytest.mark.parametrize("missing, what", [("create_fma", "no create_fma"), (None, "get_bf16")])
+def test_an_interpreter_of_another_form_is_refused(monkeypatch, missing, what):
+    """One that lacks an operation, and one that has a bfloat16 of its own."""
+    monkeypatch.setattr(interpreted, "_installed", False)
+    if missing is not None:
+        monkeypatch.delattr(BUILDER, missing)
+    with pytest.raises(RuntimeError, match=rf"has {what}, .* try triton==3\.7\.1"):
         interpreted.install()
 
 
 @INTERPRETED
 def test_a_second_install_changes_nothing():
-    before = dict(vars(BUILDER))
+    changed = (BUILDER, interpreter.ReduceOps, interpreter)
+    before = [dict(vars(owner)) for owner in changed]
     interpreted.install()
-    assert dict(vars(BUILDER)) == before
+    assert [dict(vars(owner)) for owner in changed] == before
 
 
 @triton.jit

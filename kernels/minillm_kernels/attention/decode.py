@@ -31,7 +31,7 @@ from minillm_kernels.attention import configs, reference
 from minillm_kernels.attention.arguments import call_arguments, launched
 from minillm_kernels.attention.forward import online_softmax
 from minillm_kernels.attention.masks import Masks
-from minillm_kernels.attention.scores import row_pointers, spans_of
+from minillm_kernels.attention.scores import load_bound, row_pointers, spans_of
 from minillm_kernels.launching import cdiv
 
 MAX_ROWS = 64  # queries of a key head, T * H / Hkv: more fill a GPU without splits
@@ -83,9 +83,9 @@ def _attention_decode_kernel(
     end = tl.minimum(begin + keys_per_split, sizes.num_keys)
     shift = sizes.num_keys - sizes.num_queries
     if see.key_start is not None:
-        begin = tl.maximum(begin, tl.load(see.key_start + batch).to(tl.int32) // BLOCK_N * BLOCK_N)
+        begin = tl.maximum(begin, load_bound(see.key_start, batch, sizes) // BLOCK_N * BLOCK_N)
     if see.key_stop is not None:
-        end = tl.minimum(end, tl.load(see.key_stop + batch).to(tl.int32))
+        end = tl.minimum(end, load_bound(see.key_stop, batch, sizes))
     if see.left is not None and see.prefix is None:
         begin = tl.maximum(begin, tl.maximum(shift - see.left, 0) // BLOCK_N * BLOCK_N)
 

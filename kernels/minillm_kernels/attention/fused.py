@@ -32,7 +32,8 @@ from minillm_kernels.attention.forward import _attention_forward_kernel
 from minillm_kernels.attention.masks import Masks
 from minillm_kernels.attention.variants import variants
 from minillm_kernels.exponential import LOG2E
-from minillm_kernels.launching import cdiv, seed_on
+from minillm_kernels.launching import cdiv
+from minillm_kernels.philox import seed_on
 
 __all__ = ["attention", "attention_backward", "attention_forward", "variants"]
 

@@ -327,7 +327,7 @@ def _attention_forward_hopper_kernel(
     first_query = block * (2 * ROWS)
     stop, shift = num_keys, num_keys - num_queries
     if key_stop_ptr is not None:
-        stop = gl.minimum(stop, gl.maximum(gl.cast(gl.load(key_stop_ptr + batch), gl.int32), 0))
+        stop = gl.cast(gl.minimum(gl.maximum(gl.load(key_stop_ptr + batch), 0), num_keys), gl.int32)
     num_tiles, _ = tile_bounds(first_query, 2 * ROWS, stop, shift, BLOCK_N, CAUSAL)
 
     q_tiles = gl.allocate_shared_memory(q_desc.dtype, [2, 1, ROWS, 1, BLOCK_D], q_desc.layout)

@@ -131,6 +131,12 @@ def store_rows(
 
 
 @triton.jit
+def load_bound(bound_ptr, batch, sizes):
+    """Return a row's bound on its keys as int32: one that lies beyond them, such as 2^63 - 1, is their end."""
+    return tl.minimum(tl.maximum(tl.load(bound_ptr + batch), 0), sizes.num_keys).to(tl.int32)
+
+
+@triton.jit
 def spans_of(i, batch, see, sizes):
     """Return first, stop, shift and prefix_stop of the queries `i`, in the shape of `i`, which may be a number."""
     first = i * 0
@@ -145,11 +151,11 @@ def spans_of(i, batch, see, sizes):
         shift = tl.load(rows + 2 * sizes.num_queries, mask=inside, other=0)
         prefix_stop = tl.load(rows + 3 * sizes.num_queries, mask=inside, other=0)
     if see.key_start is not None:
-        first = tl.maximum(first, tl.load(see.key_start + batch).to(tl.int32))
+        first = tl.maximum(first, load_bound(see.key_start, batch, sizes))
     if see.key_stop is not None:
-        stop = tl.minimum(stop, tl.load(see.key_stop + batch).to(tl.int32))
+        stop = tl.minimum(stop, load_bound(see.key_stop, batch, sizes))
     if see.prefix is not None:
-        prefix_stop += tl.load(see.prefix + batch).to(tl.int32)
+        prefix_stop += load_bound(see.prefix, batch, sizes)
     return first, stop, shift, prefix_stop
 
 
@@ -317,15 +323,15 @@ def query_tiles(start, batch, see, sizes, BLOCK_M: tl.constexpr, BLOCK_N: tl.con
             end = tl.minimum(last - shift + see.left + 1, end)
             full_end = tl.minimum(start - shift + see.left + 1, full_end)
         if see.prefix is not None:
-            in_prefix = start < tl.load(see.prefix + batch).to(tl.int32)
+            in_prefix = start < load_bound(see.prefix, batch, sizes)
             begin = tl.where(in_prefix, 0, begin)
             end = tl.where(in_prefix, sizes.num_queries, end)
     if see.key_start is not None:
-        key_start = tl.load(see.key_start + batch).to(tl.int32)
+        key_start = load_bound(see.key_start, batch, sizes)
         end = tl.where(last < key_start, 0, end)
         full_end = tl.where(start < key_start, 0, full_end)
     if see.key_stop is not None:
-        key_stop = tl.load(see.key_stop + batch).to(tl.int32)
+        key_stop = load_bound(see.key_stop, batch, sizes)
         end = tl.where(start >= key_stop, 0, end)
         full_end = tl.where(last >= key_stop, 0, full_end)
     if see.segments is not None:

@@ -28,10 +28,9 @@ from minillm_kernels.launching import (
     make_variant,
     next_power_of_2,
     rows_of,
-    seed_on,
     with_factor,
 )
-from minillm_kernels.philox import COLUMNS
+from minillm_kernels.philox import COLUMNS, seed_on
 from minillm_kernels.philox_tiles import kept_tile
 from minillm_kernels.variant import Variant
 

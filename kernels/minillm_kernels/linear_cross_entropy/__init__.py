@@ -52,7 +52,8 @@ def linear_cross_entropy(
         ValueError: a shape, a device or an option; a target outside of [0, V), with its position, or `num_targets`
             that is another number. The latter two are looked for on the CPU; with MINILLM_CHECKED=1 in the environment
             everywhere, which waits for the device. A kernel that was not told to look returns NaN for a wrong target,
-            and for a `num_targets` that is too small leaves rows out; one too large is a device-side assertion.
+            and for a `num_targets` that is too small leaves rows out; one too large is a device-side assertion, but
+            where it is the number of rows: then those that are ignored count.
         TypeError: a dtype.
 
     Cost: for N targets that are not ignored 2 * N * V * C operations forward and twice that for the gradients, which
