@@ -414,7 +414,8 @@ def read_sentences(table: Table, columns: Columns, *, labelled: bool) -> list[Se
     if not labelled and all(isinstance(value, str) for value in values):
         return [Sentence(text=text, words=split_words(text)) for text in table.texts(columns.text)]
     tagged = list(table.columns[columns.label]) if labelled and columns.label is not None else [None] * len(values)
-    of_entities = means_entities([tag for row in tagged for tag in row or () if isinstance(tag, str)])
+    lists = [row for row in tagged if isinstance(row, list)]  # of what is none, `_checked_tags` says so
+    of_entities = means_entities([tag for row in lists for tag in row if isinstance(tag, str)])
     sentences = []
     for row, (words, tags) in enumerate(zip(values, tagged, strict=True)):
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
