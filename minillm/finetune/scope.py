@@ -85,7 +85,7 @@ def prepare(model: nn.Module, scope: ScopeConfig) -> None:
     Args:
         model: on whose parameters an optimiser is about to be made; nothing is attached to it. Fresh weights come from
             PyTorch's default generator, by the table of `minillm/model/init.py`; where there are any, the final norm
-            and the pooler are fresh too.
+            and the pooler are fresh too, wherever it stands: a task's model has it in its head.
         scope: what trains.
     Raises:
         InputError: the scope asks for more layers than the model has, or for the head alone of a task without one.
@@ -96,7 +96,8 @@ def prepare(model: nn.Module, scope: ScopeConfig) -> None:
         if (asked := getattr(scope, name) or 0) > L:
             raise InputError(f"scope.{name} is {asked}, and the model has {L} layers; take at most {L}")
     if scope.reinit_layers:
-        for module in (*backbone.blocks[L - scope.reinit_layers :], backbone.final_norm, backbone.pooler):
+        poolers = backbone.pooler, getattr(getattr(model, "head", None), "pooler", None)
+        for module in (*backbone.blocks[L - scope.reinit_layers :], backbone.final_norm, *poolers):
             if module is not None:
                 initialise(module, backbone.config)
     set_trained(model, lowest(scope, L, step=0))

@@ -9,9 +9,13 @@ from minillm.checkpoint.native import tensors_of
 from minillm.errors import InputError
 from minillm.finetune.adapters.attach import attach
 from minillm.finetune.adapters.config import HoulsbyConfig, LoRAConfig
+from minillm.finetune.config import HeadConfig, TaskFacts, TaskModelConfig, TextConfig
+from minillm.finetune.heads import TextHead
 from minillm.finetune.scope import heights, lowest, prepare, rate_scales, set_trained, unfreeze_gradually
 from minillm.finetune.scope_config import ScopeConfig, check_together
+from minillm.finetune.task_model import TaskModel
 from minillm.model.init import initialise
+from minillm.model.transformer import build_model
 from minillm.training.config import OptimConfig
 from minillm.training.optim import make_optimiser
 
@@ -174,6 +178,27 @@ def test_fresh_layers_have_the_models_own_initial_weights(stand_in, kind):
             assert parameter.std().item() == pytest.approx(by_table.std().item(), rel=0.1, abs=1e-12), name
             assert parameter.mean().item() == pytest.approx(by_table.mean().item(), abs=2e-3), name
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("reinit_layers", [0, 1])
+def test_fresh_layers_have_a_fresh_pooler_also_in_the_head_of_a_task(stand_in, reinit_layers):
+    """There it is the pretrained one, which reads what the old layers gave."""
+    shape = stand_in("encoder-post", width=64, pooler=False).config
+    head = HeadConfig(pooling="pooler")
+    config = TaskModelConfig(task=TaskFacts(), text=TextConfig(), backbone=shape, head=head)
+    model = TaskModel(config, build_model(shape), TextHead(head, shape, 2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5)
+    before = copy.deepcopy(model.head)
+    prepare(model, ScopeConfig(reinit_layers=reinit_layers))
+    assert torch.equal(model.head.dense.weight, before.dense.weight)
+    new, old = model.head.pooler.dense, before.pooler.dense
+    if not reinit_layers:
+        assert torch.equal(new.weight, old.weight) and torch.equal(new.bias, old.bias)
+        return
+    assert new.bias.eq(0).all() and new.weight.mean().item() == pytest.approx(0.0, abs=2e-3)
+    assert new.weight.std().item() == pytest.approx(shape.init_std, rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["top_layers", "reinit_layers"])
