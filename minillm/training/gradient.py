@@ -97,20 +97,26 @@ def add_gradient(
     return total / count, counted - count
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
-    """Scale all gradients so that their joint Euclidean norm is at most `limit`.
-
-        g <- g * min(1, limit / (norm + 1e-6)),     norm = sqrt(sum over parameters of |g|^2)
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the joint Euclidean norm of all gradients, sqrt(sum over parameters of |g|^2).
 
     Args:
-        parameters: those without a gradient count as zero.
-        limit: 0: measure only.
+        parameters: those without a gradient count as zero. Where they are spread, all processes ask alike.
     Returns:
-        () on the parameters' device, the norm before clipping.
+        () on the parameters' device.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    norm = whole(norm)
+    return whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], norm: Tensor, limit: float) -> None:
+    """Scale all gradients so that their joint Euclidean norm is at most `limit`.
+
+        g <- g * min(1, limit / (norm + 1e-6))
+
+    Args:
+        parameters: those without a gradient are left out.
+        norm: as `gradient_norm` has it.
+        limit: 0: all stay as they are.
+    """
     if limit > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return norm

@@ -1,7 +1,7 @@
 """THE loop, for pretraining and fine-tuning alike: it knows no task, only a model, an objective and batches.
 
-    hooks -> batch of this step -> objective.prepare -> gradient (k micro-batches) -> hooks -> clip -> optimiser
-          -> hooks -> running mean of the weights -> now and then: evaluate, log, save
+    hooks -> batch of this step -> objective.prepare -> gradient (k micro-batches) -> its norm -> hooks -> clip
+          -> optimiser -> hooks -> running mean of the weights -> now and then: evaluate, log, save
 
 Several processes run it side by side (`distributed.py`); the first one writes.
 
@@ -30,7 +30,7 @@ from minillm.training.distributed import Processes
 from minillm.training.ema import EMA
 from minillm.training.failures import NO_SCALE_DOES, SMALLEST_SCALE, memory_explained, not_finite, too_many_skipped
 from minillm.training.figures import StepFigures
-from minillm.training.gradient import Objective, add_gradient, clip_gradients, targets_in, tokens_in
+from minillm.training.gradient import Objective, add_gradient, clip_gradients, gradient_norm, targets_in, tokens_in
 from minillm.training.host_memory import keep_freed_memory
 from minillm.training.interrupt import Interrupt
 from minillm.training.judge import Judge
@@ -55,9 +55,10 @@ class Trainer:
     """Trains a model on batches towards an objective, and keeps what comes of it in a run folder.
 
     before_step: called with the trainer before every step, also one that turns out to have no targets.
-    after_backward: called with the trainer once per step, when the whole batch's gradient is there, before clipping.
-    after_step: called with the trainer once per step, when the weights are new. A step without targets calls neither of
-        these two.
+    after_backward: called with the trainer once per step, when the whole batch's gradient is there and measured, before
+        clipping; it reads the gradient.
+    after_step: called with the trainer once per step, when the weights are new. A step without targets, or one that
+        `train.on_non_finite` skips, calls neither of these two.
     ema: the running mean of the weights; None without `train.ema_decay`. See `averaged`.
     saver: writes the checkpoints, off the training path. judge: evaluates, and knows what was best.
     state: where the run stands; an `after_step` hook finds the running step counted.
@@ -263,9 +264,7 @@ class Trainer:
         self.processes.at("updating")
         if self.scaler is not None:
             self.scaler.unscale_(self.optimiser)
-        for hook in self.after_backward:
-            hook(self)
-        norm = clip_gradients(self.parameters, self.train.grad_clip)
+        norm = gradient_norm(self.parameters)  # the same on all processes, so that they skip or go on together
         if self.train.on_non_finite == "skip":
             watched = loss if self.scaler is not None else loss + norm  # the scaler's overflows are its daily work
             if not watched.isfinite():
@@ -273,6 +272,9 @@ class Trainer:
                     self.scaler.update(self.scaler.get_scale())  # as it was: no scale is to blame for such a loss
                 self.optimiser.zero_grad(set_to_none=True)
                 return None
+        for hook in self.after_backward:
+            hook(self)
+        clip_gradients(self.parameters, norm, self.train.grad_clip)
         set_learning_rate(self.optimiser, learning_rate_share(self.state.step, self.optim, self.train.max_steps))
         if self.scaler is None:
             self.optimiser.step()

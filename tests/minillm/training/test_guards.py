@@ -35,6 +35,12 @@ def broken_at(parts, *steps, how="loss"):
     return Broken()
 
 
+def overflow_at(trainer, step):
+    """Let one gradient of a step be infinite."""
+    bias, state = trainer.model.up.bias, trainer.state
+    bias.register_hook(lambda gradient: torch.full_like(gradient, float("inf")) if state.step == step - 1 else gradient)
+
+
 def weights(trainer):
     return [p.detach().clone() for p in trainer.model.parameters()]
 
@@ -64,9 +70,22 @@ class TestSkip:
 
     def test_a_gradient_counts_like_a_loss(self, make_trainer, capsys):
         trainer = make_trainer(on_non_finite="skip")
-        trainer.after_backward.append(lambda t: t.model.up.bias.grad.fill_(float("inf")) if t.state.step == 3 else None)
+        overflow_at(trainer, 4)
         trainer.fit()
         assert trainer.state.skipped_steps == 1 and all(p.isfinite().all() for p in weights(trainer))
+
+    @pytest.mark.parametrize("how", ["loss", "gradient"])
+    def test_a_skipped_step_calls_no_hook(self, parts, make_trainer, how):
+        """What hooks keep, such as running means of gradients, stays as it was too."""
+        broken = broken_at(parts, *((4,) if how == "loss" else ()))
+        trainer = make_trainer(objective=broken, on_non_finite="skip", max_steps=6)
+        if how == "gradient":
+            overflow_at(trainer, 4)
+        seen, new = [], []
+        trainer.after_backward.append(lambda t: seen.append(t.state.step + 1))
+        trainer.after_step.append(lambda t: new.append(t.state.step))
+        trainer.fit()
+        assert trainer.state.skipped_steps == 1 and seen == new == [1, 2, 3, 5, 6]
 
     def test_the_line_names_step_and_places(self, parts, make_trainer, capsys):
         loader = parts.Loader()

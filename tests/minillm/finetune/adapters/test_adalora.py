@@ -1,5 +1,6 @@
 """AdaLoRA in a trainer: the penalty in training alone, sensitivities from the step's gradient, the budget kept."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -139,6 +140,19 @@ def test_a_gradient_that_overflowed_leaves_the_means_alone(adapted):
     part.A.weight.grad[0, 0] = torch.inf
     part.observe()
     assert torch.equal(part.sensitivity_A, before["A"]) and not torch.equal(part.sensitivity_B, before["B"])
+
+
+def test_a_skipped_step_leaves_all_means_alone(adapted, classify, make_trainer):
+    """Also those of weights whose own gradient was finite."""
+    trainer = make_trainer(adapted, classify, max_steps=3, on_non_finite="skip")
+    RankAllocator(adapted, "adapter", steps=10).connect(trainer)
+    adapted.head.bias.register_hook(lambda g: torch.full_like(g, torch.inf) if trainer.state.step == 1 else g)
+    before = {}
+    trainer.before_step.append(lambda t: before.setdefault(t.state.step, copy.deepcopy(adapted.state_dict())))
+    trainer.fit()
+    assert trainer.state.skipped_steps == 1
+    assert all(torch.equal(tensor, before[1][name]) for name, tensor in before[2].items())
+    assert not all(torch.equal(tensor, before[0][name]) for name, tensor in before[1].items())
 
 
 def test_only_an_attached_adalora_is_stepped(stand_in):
