@@ -25,7 +25,8 @@ scores become 0. Until t_f the scores are renewed, and a pruned E may grow back 
 stands.
 
 Trainable: r (in + out + 1) for each target. The running means of (3) are buffers, so they are in every checkpoint, and
-t is the trainer's: a resumed run prunes as if it had not stopped. Pruned triplets stay in the file, as zeros.
+t is the trainer's: a resumed run prunes as if it had not stopped. Pruned triplets stay in the file, as zeros. With
+`train.ema_decay` the mean of E is judged and saved: it becomes 0 where E does, and follows where E grows back.
 
 Source: Zhang et al. (2023), arXiv:2303.10512, equations 3 and 7-12 and algorithm 1, which takes the sensitivity at the
 weights where the gradient was taken. PEFT takes it after the step, divides alpha by r + 1e-5, and calls none of this
@@ -172,10 +173,12 @@ class RankAllocator:
 
     steps: T, optimiser steps of the whole run.
     first, last: t_i and t_f, the steps between which the budget falls.
+    values: of each update what becomes 0 where a triplet is pruned, (r, 1): E and, if the trainer keeps one, its mean.
     """
 
     def __init__(self, model: nn.Module, name: str, *, steps: int) -> None:
         self.updates = updates(model, name)
+        self.values: list[list[Tensor]] = [[part.E] for part in self.updates]
         config = self.updates[0].config
         self.config, self.steps = config, steps
         self.first = round(config.initial_fraction * steps)
@@ -183,6 +186,11 @@ class RankAllocator:
 
     def connect(self, trainer: Trainer) -> None:
         """Let a trainer step this allocator from now on."""
+        if trainer.ema is not None:
+            means = trainer.ema.tensors()
+            names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+            for part, values in zip(self.updates, self.values, strict=True):
+                values.append(means[names[part.E]])
         trainer.after_backward.append(lambda trainer: self.observe(trainer.state.step + 1))
         trainer.after_step.append(lambda trainer: self.prune(trainer.state.step))
 
@@ -194,15 +202,16 @@ class RankAllocator:
 
     @torch.no_grad()
     def prune(self, step: int) -> None:
-        """Set E to 0 of the triplets that the budget after a step, counted from 1, has no room for."""
+        """Set E, and its mean, to 0 of the triplets that the budget after a step, counted from 1, has no room for."""
         if step <= self.first or (step <= self.last and step % self.config.prune_every):
             return
         scores = torch.cat([part.scores() for part in self.updates])  # (n * r,)
         excess = len(scores) - self.budget(step)
         doomed = torch.zeros_like(scores, dtype=torch.bool)
         doomed[scores.argsort(stable=True)[:excess]] = True
-        for part, mine in zip(self.updates, doomed.split(self.config.rank), strict=True):
-            part.E.masked_fill_(mine[:, None], 0.0)
+        for values, mine in zip(self.values, doomed.split(self.config.rank), strict=True):
+            for value in values:
+                value.masked_fill_(mine[:, None], 0.0)
 
     def budget(self, step: int) -> int:
         """Return b(t), the number of triplets that are kept after a step, by equation (5)."""

@@ -105,6 +105,22 @@ def test_the_trainer_steps_it(adapted, classify, make_trainer):
     assert len({int(u.E.ne(0).sum()) for u in updates(adapted, "adapter")}) > 1  # shared out, not cut alike
 
 
+def test_the_running_mean_of_the_weights_is_pruned_with_them(adapted, classify, make_trainer):
+    """What is judged and saved has no more triplets than the budget; of those that are kept it is a mean still."""
+    trainer = make_trainer(adapted, WithOrthogonality(classify, "adapter"), max_steps=20, ema_decay=0.9)
+    RankAllocator(adapted, "adapter", steps=20).connect(trainer)
+    parts = updates(adapted, "adapter")
+    trainer.fit()
+    weights = torch.cat([part.E.detach().clone() for part in parts])  # (n * r, 1)
+    with trainer.averaged():
+        judged = torch.cat([part.E.detach().clone() for part in parts])
+    saved = trainer.folder.load("latest").model_tensors()
+    assert weights.ne(0).sum() == 24 and torch.equal(judged.ne(0), weights.ne(0))
+    assert sum(int(value.ne(0).sum()) for name, value in saved.items() if name.endswith(".E")) == 24
+    kept = weights.ne(0)
+    assert not torch.equal(judged[kept], weights[kept])
+
+
 def test_sensitivities_are_those_of_the_gradient_before_clipping_and_the_weights_before_the_step(
     adapted, classify, make_trainer
 ):
