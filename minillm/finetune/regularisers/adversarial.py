@@ -2,6 +2,7 @@ r"""Adversarial training: the loss where a small shift of the embedding output h
 
     g_0 = dL/de at e                     e (B, T, C) the embedding output; each example of the batch by itself
     delta_1 = eps * g_0 / |g_0|_2        norms over an example's real tokens and C, 0 in padding            FGM
+                                         (of texts packed into a row, `segments`, each is an example)
 
     delta_{k+1} = P(delta_k + a * g_k / |g_k|_2),   g_k = dL/de at e + delta_k                              PGD, K steps
     P scales back to |delta| = eps where it is longer;   a = eps / K * 3/2 for K > 1, eps for K = 1
@@ -111,10 +112,14 @@ class Adversarial:
         """Return the next shift: a stride along the gradient, scaled back where it is longer than epsilon."""
         gradient = gradient.masked_fill(~batch.real()[:, :, None], 0.0)
         tiny = torch.finfo(gradient.dtype).tiny  # a gradient of 0 moves nothing
-        delta = delta + self.stride * gradient / _lengths(gradient).clamp(min=tiny)
-        return delta * (self.epsilon / _lengths(delta).clamp(min=self.epsilon))
+        delta = delta + self.stride * gradient / _lengths(gradient, batch.segments).clamp(min=tiny)
+        return delta * (self.epsilon / _lengths(delta, batch.segments).clamp(min=self.epsilon))
 
 
-def _lengths(x: Tensor) -> Tensor:
-    """Return the Euclidean norm of each example, (B, 1, 1) for (B, T, C)."""
-    return torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+def _lengths(x: Tensor, segments: Tensor | None) -> Tensor:
+    """Return the Euclidean norm of each example, (B, 1, 1) for (B, T, C); with segments, of each token's, (B, T, 1)."""
+    if segments is None:
+        return torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    of_tokens = torch.linalg.vector_norm(x, dim=2)  # (B, T)
+    together = segments[:, :, None] == segments[:, None, :]  # (B, T, T)
+    return torch.linalg.vector_norm(of_tokens[:, None, :] * together, dim=2, keepdim=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minillm.data.batch import IGNORED, Batch
 from minillm.finetune.embedding_output import changed_embeddings
 from minillm.finetune.regularisers.adversarial import Adversarial
 from minillm.finetune.regularisers.config import RegulariserConfig, regularised
@@ -133,6 +134,37 @@ def test_each_text_is_shifted_by_epsilon_at_most_and_padding_by_nothing(
     assert (lengths <= EPSILON * 1.0001).all()
     assert (lengths > EPSILON * (0.9999 if steps == 1 else 0.9)).all()  # PGD may turn and end inside
     assert not delta[~batch.real()].any()
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_packed_texts_are_shifted_as_each_by_itself(steps, kind, plain_task, task_model):
+    """Texts of 3, 2 and 1 tokens, a row each, or the first two in one."""
+    tokens, targets = torch.tensor([3, 5, 7, 11, 13, 17]), torch.tensor([0, 2, 1, 1, 0, 2])
+
+    def laid_out(values, *rows, fill):
+        cut = iter(values.tolist())
+        return torch.tensor([[next(cut) if column < n else fill for column in range(max(rows))] for n in rows])
+
+    apart, packed = (
+        Batch(
+            tokens=laid_out(tokens, *rows, fill=0),
+            lengths=torch.tensor(rows),
+            targets=laid_out(targets, *rows, fill=IGNORED),
+            seed=1,
+        )
+        for rows in ((3, 2, 1), (5, 1))
+    )
+    packed = dataclasses.replace(
+        packed,
+        segments=torch.tensor([[0, 0, 0, 1, 1], [0, -1, -1, -1, -1]]),
+        positions=torch.tensor([[0, 1, 2, 0, 1], [0, 1, 2, 3, 4]]),
+    )
+    objective, model = Adversarial(plain_task("tagging"), EPSILON, steps), task_model("tagging", kind=kind)
+    (clean, attacked), (truth, worst) = objective.losses(model, packed), objective.losses(model, apart)
+    torch.testing.assert_close(clean.total, truth.total)
+    torch.testing.assert_close(attacked.total, worst.total)
+    assert worst.total.item() > 1.02 * truth.total.item()
 
 
 def test_pgd_hurts_at_least_as_much_as_fgm(plain_task, task_model, ragged_batch):
