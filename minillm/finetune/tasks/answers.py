@@ -5,9 +5,10 @@ r"""How near an answer is to those that people gave: exact match and F1 after SQ
     exact match   1 where the words are the same, else 0
     F1            2 s / (g + t):  s words shared, each as often as both have it, g and t words of guess and truth
 
-Each question counts by the best of its true answers. A question without an answer has one true answer of no words:
-then, and where a guess has no words, F1 is the exact match. On text without CJK the figures are those of the official
-script of SQuAD 2.0. In text with CJK all punctuation of Unicode goes, not that of ASCII alone.
+Each question counts by the best of its true answers; one that has no words is none. A question without an answer has
+one true answer of no words: then, and where a guess has no words, F1 is the exact match. On text without CJK the
+figures are those of the official script of SQuAD 2.0. In text with CJK all punctuation of Unicode goes, not that of
+ASCII alone.
 
 Source: Rajpurkar et al. (2016, 2018), arXiv:1606.05250, 1806.03822; characters as in MLQA, Lewis et al. (2020),
 arXiv:1910.07475 (CMRC's own script takes the longest common part in place of the shared words).
@@ -44,7 +45,7 @@ def words(answer: str) -> list[str]:
 
 def exact_match(guess: str, truths: Sequence[str]) -> float:
     """Return 1.0 where the guess has the words of a true answer, else 0.0; `truths` is empty where there is none."""
-    return float(any(words(guess) == words(truth) for truth in truths or ("",)))
+    return float(words(guess) in _truths(truths))
 
 
 def f1(guess: str, truths: Sequence[str]) -> float:
@@ -53,7 +54,12 @@ def f1(guess: str, truths: Sequence[str]) -> float:
     >>> f1("in the old harbour", ["old harbour", "harbour"])
     0.8
     """
-    return max(_f1(words(guess), words(truth)) for truth in truths or ("",))
+    return max(_f1(words(guess), truth) for truth in _truths(truths))
+
+
+def _truths(answers: Sequence[str]) -> list[list[str]]:
+    """Return the words of each true answer that has some; where none has, one answer of no words."""
+    return [found for answer in answers if (found := words(answer))] or [[]]
 
 
 def _f1(guess: list[str], truth: list[str]) -> float:
