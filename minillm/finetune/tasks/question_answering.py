@@ -291,17 +291,18 @@ class QuestionAnswering:
             for row, candidates in enumerate(predictions.candidates)
         ]
 
-    def figures(self, predictions: AnswerPredictions) -> Mapping[str, float]:
+    def figures(self, predictions: AnswerPredictions) -> Mapping[str, float | None]:
         """Return the loss in nats per target, and the means over questions of exact match and F1.
 
         Where questions may be left without an answer there are `no_answer`, the share of those without that were left
-        so, and the no-answer threshold with the highest F1 on these questions, with that F1: `best_threshold`,
-        `best_f1`. On a validation table these help to choose `task.no_answer_threshold`; on a test table they flatter.
+        so (None where all have one), and the no-answer threshold with the highest F1 on these questions, with that F1:
+        `best_threshold`, `best_f1`. On a validation table these help to choose `task.no_answer_threshold`; on a test
+        table they flatter.
         """
         truths, loss = predictions.truths, predictions.loss
         assert truths is not None and loss is not None
         texts = ["" if guess is None else guess.text for guess in self.guesses(predictions)]
-        figures = {
+        figures: dict[str, float | None] = {
             "loss": loss,
             "exact": _mean([exact_match(text, true) for text, true in zip(texts, truths, strict=True)]),
             "f1": _mean([f1(text, true) for text, true in zip(texts, truths, strict=True)]),
@@ -313,7 +314,7 @@ class QuestionAnswering:
         margins = [predictions.margin(row) for row in range(len(best))]
         threshold, best_f1 = best_threshold(margins, scores, [bool(true) for true in truths])
         left = [text == "" for text, true in zip(texts, truths, strict=True) if not true]
-        return figures | {"no_answer": _mean(left), "best_f1": best_f1, "best_threshold": threshold}
+        return figures | {"no_answer": _mean(left) if left else None, "best_f1": best_f1, "best_threshold": threshold}
 
     def answers(self, predictions: AnswerPredictions, temperature: float = 1.0) -> Iterator[dict[str, Any]]:
         """Yield the `answer` with its place, context[start:stop], its probability, and all `candidates`.
@@ -447,7 +448,7 @@ def _notes(path: str, inside_tokens: int, too_long: int) -> Iterator[str]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / max(1, len(values))
+    return sum(values) / len(values)
 
 
 def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -204,6 +204,13 @@ def test_figures_by_hand():
     assert figures["best_f1"] == pytest.approx((1 + 2 / 3 + 1 + 1) / 4)
 
 
+def test_no_share_of_questions_that_are_not_there():
+    """A split whose questions all have an answer: 0 would say that each was wrongly answered."""
+    task = QuestionAnswering.learn(config(), table(ROWS), COLUMNS)
+    figures = task.figures(predictions(([("the sea", 5.0)], 0.0, ["Sea!"])))
+    assert figures["no_answer"] is None and figures["exact"] == figures["best_f1"] == 1.0
+
+
 def test_the_threshold_decides():
     """The same scores, three thresholds; where every question has an answer there is none to be set."""
     said = predictions(([("sea", 2.0)], 3.0, ["sea"]))
