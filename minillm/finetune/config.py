@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -24,6 +25,11 @@ TaskName = Literal["single_label", "multi_label", "regression", "tagging", "ques
 Pooling = Literal["auto", "cls", "mean", "last", "pooler"]
 HeadLayer = Literal["none", "relu", "transform"]
 
+UNUSED_IN_HEAD: Mapping[TaskName, tuple[str, ...]] = {
+    "tagging": ("pooling",),
+    "question_answering": ("pooling",),
+    "prompt_answer": ("pooling", "layer", "bias"),  # its head is the model's own
+}
 MOST_EPOCHS = 1e9  # and evaluations in one: numbers of steps near the largest float would be none
 
 
@@ -142,7 +148,9 @@ class HeadConfig:
     """What stands on the hidden states: the section [head]."""
 
     pooling: Pooling = setting(
-        "auto", "a text's vector: cls, mean, last (real token), pooler (tanh layer on cls) or auto (see heads.py)"
+        "auto",
+        "a text's vector, in tasks of one answer a text: cls, mean, last (real token), pooler (tanh layer on cls) or "
+        "auto (see heads.py)",
     )
     layer: HeadLayer = setting(
         "none",
@@ -276,6 +284,11 @@ class FinetuneConfig:
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
         check_together(self.scope, self.adapter)
+        for name in UNUSED_IN_HEAD.get(self.task.name, ()):
+            if (value := getattr(self.head, name)) != getattr(HeadConfig(), name):
+                raise ValueError(
+                    f"head.{name} is {value}, and the head of {self.task.name} has no use for it; leave it out"
+                )
 
     def check(self) -> None:
         """Raise InputError unless all is said that a run cannot do without."""

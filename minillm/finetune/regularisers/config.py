@@ -28,6 +28,11 @@ class RegulariserConfig:
                 raise ValueError(f"regulariser.{name} must be 0 or above, got {getattr(self, name)}")
         if self.adversarial_steps < 1:
             raise ValueError(f"regulariser.adversarial_steps must be at least 1, got {self.adversarial_steps}")
+        if self.adversarial_steps > 1 and self.adversarial == 0.0:
+            raise ValueError(
+                f"regulariser.adversarial_steps is {self.adversarial_steps}, and regulariser.adversarial is 0: no step "
+                "is taken; set the length of the shift, or leave the steps out"
+            )
 
 
 def regularised(task: Any, config: RegulariserConfig) -> Objective:

@@ -455,6 +455,24 @@ def test_evaluation_holds_one_batch_at_a_time(settings, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "task, name, value",
+    [
+        ("tagging", "pooling", "pooler"),
+        ("question_answering", "pooling", "cls"),
+        ("prompt_answer", "pooling", "last"),
+        ("prompt_answer", "layer", "relu"),
+        ("prompt_answer", "bias", False),
+    ],
+)
+def test_a_setting_that_the_head_of_a_task_has_no_use_for_is_refused(task, name, value):
+    """Those that it has are taken."""
+    others = {} if task == "prompt_answer" else {"layer": "transform", "bias": False}
+    build(FinetuneConfig, {"task": {"name": task}, "head": others | {"dropout": 0.0}})
+    with pytest.raises(InputError, match=f"head.{name} is {value}, and the head of {task} has no use for it"):
+        build(FinetuneConfig, {"task": {"name": task}, "head": {name: value}})
+
+
+@pytest.mark.parametrize(
     "table, name",
     [
         pytest.param({"scope": {"unfreeze_every": 2}}, "scope.unfreeze_every", id="unfreezing"),

@@ -293,9 +293,10 @@ def test_the_settings_choose_what_stands_around_the_task(plain_task):
         ({"r_drop": -1.0}, "r_drop must be 0 or above, got -1.0"),
         ({"adversarial": float("nan")}, "adversarial must be 0 or above, got nan"),
         ({"adversarial_steps": 0}, "adversarial_steps must be at least 1, got 0"),
+        ({"adversarial_steps": 3}, "adversarial_steps is 3, and regulariser.adversarial is 0: no step is taken"),
     ],
-    ids=["r-drop", "epsilon", "steps"],
+    ids=["r-drop", "epsilon", "steps", "steps-alone"],
 )
-def test_settings_out_of_range_are_refused(settings, words):
+def test_settings_that_do_not_do_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         RegulariserConfig(**settings)
