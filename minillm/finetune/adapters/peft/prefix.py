@@ -72,12 +72,13 @@ def from_prompt(prompt: Tensor, model: ModelConfig, family: Family, source: obje
     """Return our tensors of a prefix, by their names in an adapter.
 
     Raises:
-        InputError: a prefix that does something else there than here, or one of another shape.
+        InputError: a prefix that does something else there than here, or one of another shape or without keys.
     """
     check_positions(model, family)
     wanted = 2 * model.num_layers * model.kv_heads * model.head_dim
-    if prompt.ndim != 2 or prompt.shape[1] != wanted:
-        raise InputError(f"{source}: the model asks for {KEY} (P, {wanted}), the file has {tuple(prompt.shape)}")
+    if prompt.ndim != 2 or prompt.shape[1] != wanted or len(prompt) == 0:
+        came = tuple(prompt.shape)
+        raise InputError(f"{source}: the model asks for {KEY} (P, {wanted}), P at least 1, the file has {came}")
     layers = rearrange(
         prompt.float(), "P (L two Hkv D) -> L two P Hkv D", two=2, L=model.num_layers, Hkv=model.kv_heads
     )

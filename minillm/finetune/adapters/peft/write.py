@@ -61,6 +61,8 @@ def save_peft(
     """
     folder = Path(folder)
     config, tensors = to_peft(model, name, family, purpose)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, not a folder for an adapter; choose another place")
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is not empty and holds no adapter of PEFT's; choose another place")
     if folder.exists() and (other := files.other_entry(folder, {CONFIG, TENSORS}.__contains__)):

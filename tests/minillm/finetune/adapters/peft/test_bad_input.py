@@ -140,6 +140,20 @@ def test_prefixes_that_would_do_something_else(pairs: Any, tmp_path: Path, name:
         save_peft(pair.ours, tmp_path / "adapter", family=pair.family, purpose=pair.purpose)
 
 
+@pytest.mark.parametrize("shape", [(0, 0), (2, -1)], ids=["no-keys", "narrow"])
+def test_a_prefix_that_does_not_fit_the_model(pairs: Any, tmp_path: Path, shape: tuple[int, int]) -> None:
+    """Of two keys: one without any, and one of another width."""
+    pair, folder = pairs("llama"), tmp_path / "adapter"
+    attach(pair.ours, PrefixConfig(length=2))
+    save_peft(pair.ours, folder, family=pair.family, purpose=pair.purpose)
+    detach(pair.ours)
+    length, narrower = shape
+    (prompt,) = load_file(folder / "adapter_model.safetensors").values()
+    change_tensors(folder, {"prompt_embeddings": prompt[:length, : prompt.shape[1] + narrower].contiguous()})
+    came = rf"\({length}, {prompt.shape[1] + narrower}\)"
+    refused(pair, folder, rf"asks for prompt_embeddings \(P, {prompt.shape[1]}\), P at least 1, the file has {came}")
+
+
 def test_a_folder_of_something_else_is_not_replaced(saved: Any, tmp_path: Path) -> None:
     """Only an empty folder, or one with an adapter and nothing else."""
     pair, folder = saved
@@ -151,5 +165,10 @@ def test_a_folder_of_something_else_is_not_replaced(saved: Any, tmp_path: Path) 
     assert (folder / "thesis.txt").exists()
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters/dear.txt").write_text("Dear")
-    with pytest.raises(InputError, match="holds no adapter of PEFT's"):
-        save_peft(pair.ours, tmp_path / "letters", family=pair.family, purpose=pair.purpose)
+    for place, match in (
+        (tmp_path / "letters", "holds no adapter of PEFT's"),
+        (tmp_path / "letters/dear.txt", "a file"),
+    ):
+        with pytest.raises(InputError, match=match):
+            save_peft(pair.ours, place, family=pair.family, purpose=pair.purpose)
+    assert (tmp_path / "letters/dear.txt").read_text() == "Dear"
