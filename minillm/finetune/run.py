@@ -385,9 +385,11 @@ def table_lines(contenders: Sequence[Contender]) -> list[str]:
     split = list(contenders[0].splits)[-1]
     rows = [(contender.name, contender.figures(split)) for contender in contenders]
     names = list(rows[0][1])
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{split:<{width + 3}}" + "".join(f"{name:>13}" for name in names)]
+    width, column = max(len(name) for name, _ in rows), max(13, *(len(name) + 2 for name in names))
+    lines = [f"{split:<{width + 3}}" + "".join(f"{name:>{column}}" for name in names)]
     for name, figures in rows:
         cells = ("-" if figures.get(n) is None else f"{figures[n]:.4f}" for n in names)
-        lines.append(f" {'>' if name == THIS else ' '} {name:<{width}}" + "".join(f"{cell:>13}" for cell in cells))
+        lines.append(
+            f" {'>' if name == THIS else ' '} {name:<{width}}" + "".join(f"{cell:>{column}}" for cell in cells)
+        )
     return lines

@@ -77,7 +77,8 @@ def source_of(config: FinetuneConfig) -> Source:
     rows = read_table(config.data.train, config.data, kind.column_names, kind.readers)
     columns = find_columns(rows, config.data, kind.column_names, labelled=False)
     names = [name for name in (columns.text, columns.pair) if name is not None]
-    texts = [value if isinstance(value, str) else " ".join(map(str, value)) for n in names for value in rows.columns[n]]
+    values = [value for name in names for value in rows.columns[name]]  # what is no text is refused by its row, later
+    texts = [" ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values]
     tokenizer = train_tokenizer(wanted, texts)
     model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
     return Source(name=config.preset, tokenizer=tokenizer, model=model, tensors=None)

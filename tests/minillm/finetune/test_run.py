@@ -490,3 +490,20 @@ def test_what_needs_whole_weights_is_refused_where_processes_share_them(table, n
     check("ddp", **table)
     with pytest.raises(InputError, match=f"{name} goes with distributed.strategy = ddp"):
         check("fsdp", **table)
+
+
+def test_a_preset_refuses_words_that_are_no_list_by_their_row(tmp_path):
+    """Its tokenizer learns from the words before the task looks at them."""
+    rows = [{"tokens": ["Ada", "went"], "tags": ["B-PER", "O"]}, {"tokens": 3, "tags": ["O"]}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = {"preset": "tiny-encoder", "task": {"name": "tagging"}}
+    table["data"] = dict.fromkeys(("train", "valid"), str(tmp_path / "train.jsonl"))
+    with pytest.raises(InputError, match="line 2: tokens takes a list of words, got 3"):
+        finetune(build(FinetuneConfig, table), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_headings_of_figures_stand_apart():
+    figures = {"best_f1": 0.5, "best_threshold_of_all": None}
+    heading, line = run.table_lines([report.Contender(name=run.THIS, splits={"test": figures})])
+    assert heading.split() == ["test", *figures] and line.split() == [">", *run.THIS.split(), "0.5000", "-"]
