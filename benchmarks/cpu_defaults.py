@@ -145,7 +145,7 @@ def measure(case: Case, effort: Effort) -> list[Measured]:
             reasons[name] = first_line(raised)
             continue
         if error is not None and not error.passes:
-            reasons[name] = f"{error.where} is off by {error.share:.3g} times what is allowed"
+            reasons[name] = error.told
             continue
         calls[name] = call_of(run)
         dtypes[name] = [y.dtype for y in in_tuple(run(oracle.tensors))]

@@ -122,4 +122,4 @@ def verdict(knob: Knob, device: torch.device) -> str:
         small["S"] = case.dims["S"]
     oracle = Oracle(case.benchmark, small, case.dtype, device)
     error = oracle.error(case.benchmark.provider("fused", small, device), case.direction)
-    return "" if error.passes else f"{error.where} is off by {error.share:.3g} times what is allowed"
+    return "" if error.passes else error.told

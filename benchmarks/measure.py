@@ -169,7 +169,7 @@ def _outcome(result: Any, verdict: Any) -> Row:
         row["note"] = result.note
     if isinstance(verdict, Error) and not verdict.passes:
         row["status"] = "wrong"
-        row["reason"] = f"{verdict.where} is off by {verdict.share:.3g} times what is allowed"
+        row["reason"] = verdict.told
     return row
 
 

@@ -26,7 +26,8 @@ OPS_NOTES = """\
   as the provider `copy`, as a share of the time. Of a small case it is the better measure: filling and emptying the
   device takes its part of both.
 - **error**: largest distance to float64, as a share of the largest number, and in brackets as a share of what is
-  allowed (twice the reference's in the same dtype, plus a few roundings: `check.py`). Above 1 it is wrong: no speed-up.
+  allowed, for this distance or in root mean square, whichever share is larger (twice the reference's in the same dtype,
+  plus a few roundings: `check.py`). Above 1 it is wrong: no speed-up.
 - **speed-up**: over the `torch` backend of this project, of a provider that was visited once over its first visit.
   **memory**: at the peak of one call, beside its inputs.
 """

@@ -82,7 +82,7 @@ def test_a_wrong_formulation_is_not_timed(monkeypatch):
     monkeypatch.setitem(case.benchmark.peers, "planted", lambda dims, device: lambda t: F.relu(t["x"]) + 1e-3)
     monkeypatch.setitem(case.benchmark.peers, "broken", lambda dims, device: lambda t: F.relu(t["y"]))
     found = {m.provider: m for m in measure(case, EFFORT)}
-    assert re.fullmatch(r"output 0 is off by \S+ times what is allowed", found["planted"].reason)
+    assert re.fullmatch(r"output 0 is off by \S+ times what is allowed in root mean square", found["planted"].reason)
     assert found["broken"].reason == "KeyError: 'y'"
     assert not any(found[name].samples or found[name].candidate for name in ("planted", "broken"))
 

@@ -201,16 +201,25 @@ def test_constant_is_one_that_the_launcher_reads(monkeypatch, entry):
         assert launches() != before
 
 
-@pytest.mark.parametrize("error, told", [(0.0, ""), (0.1, "output 0 is off by")])
-def test_verdict_tells_of_a_kernel_that_is_wrong(monkeypatch, error, told):
+@pytest.mark.parametrize(
+    "dtype, fault, told",
+    [
+        (torch.float32, lambda y: y, ""),
+        (torch.float32, lambda y: y + 0.1, "output 0 is off by"),
+        (torch.bfloat16, lambda y: y, ""),
+        (torch.bfloat16, lambda y: (1.025 * y.float()).bfloat16(), "output 0 is off by"),  # the largest may be by 3 %
+    ],
+    ids=["f32-right", "f32-wrong", "bf16-right", "bf16-wrong-everywhere"],
+)
+def test_verdict_tells_of_a_kernel_that_is_wrong(monkeypatch, dtype, fault, told):
     """A planted error in what stands for the kernel is told; without one nothing is."""
     monkeypatch.setattr(explore, "CHECK", {"R": 8, "C": 8})
     own = OpBenchmark.provider
 
     def provider(self, name, dims, device):
-        return own(self, "reference", dims, device) if name != "fused" else lambda t: F.gelu(t["x"]) + error
+        return own(self, "reference", dims, device) if name != "fused" else lambda t: fault(F.gelu(t["x"]))
 
     monkeypatch.setattr(OpBenchmark, "provider", provider)
-    case = knobs.Case(BENCHMARKS["gelu"], {"R": 8192, "C": 3072}, torch.float32, "forward")
+    case = knobs.Case(BENCHMARKS["gelu"], {"R": 8192, "C": 3072}, dtype, "forward")
     found = explore.verdict(SimpleNamespace(case=case), torch.device("cpu"))
     assert found.startswith(told) and bool(found) == bool(told)
