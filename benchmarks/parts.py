@@ -52,6 +52,9 @@ The ladder, each rung with what is named and all before it; naive is the maths a
 minillm all other ops have their kernels too.
 Predicted: what the ops that PyTorch is asked for read and write over the copy bandwidth, plus the products' operations
 over their rate (`training/work.py`). What torch.compile fuses is not asked for op by op: that rung has no prediction.
+The remark of a rung says so where it takes other rows at once than the one before it, and its measured gain is of both:
+attention by hand holds all scores, of fewer rows than a large GPU takes without. Of GPT-2 on an H200 64 rows in place
+of 16 were worth 1.10 times by themselves (`GPU_LADDER.md`).
 """
 
 
@@ -268,13 +271,18 @@ def _ladder(rungs: Sequence[Part], ceilings: figures.Ceilings) -> Iterator[str]:
     """Yield the ladder: what each rung was to gain, and what it gained."""
     yield LADDER_NOTES
     cells = []
+    rows = None  # at once, of the last rung that said so
     for number, row in enumerate(rungs):
         before = rungs[number - 1] if number else None
         gained = [
             _gained(None if before is None else value(before), value(row))
             for value in (lambda r: figures.predicted(r, ceilings), lambda r: r.get("seconds"))
         ]
-        cells.append((row["contender"], *gained[0], *gained[1], "" if "seconds" in row else row["reason"]))
+        remarks = [] if "seconds" in row else [row["reason"]]
+        if "sizes" in row:
+            rows, others = row["sizes"]["B"] // row["micro_batches"], rows
+            remarks += [f"{rows} rows at once, {others} before"] if others not in (None, rows) else []
+        cells.append((row["contender"], *gained[0], *gained[1], ", ".join(remarks)))
     heads = ("rung", "predicted step", "predicted gain", "measured step", "measured gain", "remark")
     yield from table(heads, cells)
     yield ""

@@ -124,6 +124,23 @@ def test_ladder_has_its_prediction_beside_the_outcome(result):
     assert (norm[4], ours[4]) == ("1.50 times", "2.00 times")
 
 
+def remarks_of(result):
+    lines = report.page(result).split("| rung |")[1].split("\n\n")[0].splitlines()[2:]
+    return [line.strip("|").split("|")[-1].strip() for line in lines]
+
+
+def test_a_rung_says_that_its_rows_at_once_are_not_those_of_the_rung_before(result):
+    """What more rows at once gain is not the named op's; without such a change nothing is said."""
+    assert not any("rows" in remark for remark in remarks_of(result))
+    rungs = {r["contender"]: r for r in parts.rows_of(result, "recipes")}
+    rungs["naive"]["micro_batches"] = rungs["+ norm"]["micro_batches"] = 4
+    rungs["minillm"]["micro_batches"] = 1
+    assert remarks_of(result) == ["", "", "12 rows at once, 3 before"]
+    del rungs["+ norm"]["sizes"], rungs["+ norm"]["seconds"]  # its process ended before it said anything
+    rungs["+ norm"]["reason"] = "killed"
+    assert remarks_of(result) == ["", "killed", "12 rows at once, 3 before"]
+
+
 def test_suggested_entries_are_those_of_the_table_with_all_changes(result):
     code = report.page(result).split("```python")[1].split("```")[0]
     assert code.splitlines()[1:] == [
