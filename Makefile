@@ -29,7 +29,7 @@ quickstart: $(READY)
 	@$(BIN)/python -m minillm.quickstart
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n auto --dist loadfile --durations=5
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations=5
 
 test-full: $(READY)
 	$(BIN)/python -m pytest -q -m 'not interop' --durations=20
