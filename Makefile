@@ -28,8 +28,9 @@ $(READY): constraints.txt pyproject.toml
 quickstart: $(READY)
 	@$(BIN)/python -m minillm.quickstart
 
+# TEST holds options of pytest, such as TEST="-n auto --dist loadfile --no-loadscope-reorder", a process on each core.
 test: $(READY)
-	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations=5
+	$(BIN)/python -m pytest -q --durations=5 $(TEST)
 
 test-full: $(READY)
 	$(BIN)/python -m pytest -q -m 'not interop' --durations=20
