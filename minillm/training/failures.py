@@ -65,7 +65,7 @@ def size_explained(
 
 
 def out_of_memory(train: TrainConfig, device: torch.device) -> InputError:
-    """Return the error for a micro-batch that does not fit: try half of it, the gradient is the same."""
+    """Return the error for a micro-batch that does not fit: try half of it, which changes no more than dropout."""
     size = train.batch_size // train.micro_batches
     if size == 1:
         first = "lower" if train.checkpoint_activations else "set train.checkpoint_activations = true, or lower"

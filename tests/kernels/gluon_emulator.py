@@ -400,7 +400,7 @@ class Emulated:
         return dtypes | {
             "program_id": lambda axis: self.program,
             "static_range": range,
-            "cast": lambda x, dtype: x.to(dtype) if isinstance(x, Tensor) else x,
+            "cast": lambda x, dtype: x.to(dtype) if isinstance(x, Tensor) else torch.tensor(x).to(dtype).item(),
             "arange": lambda start, end, layout: torch.arange(start, end),
             "full": lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),
             "convert_layout": lambda x, layout, assert_trivial=False: x,

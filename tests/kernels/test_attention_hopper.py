@@ -74,6 +74,13 @@ def test_any_order_gives_the_same_bits(launch, late, monkeypatch):
         assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
 
 
+def test_a_stop_beyond_the_keys_is_their_end(monkeypatch):
+    """2^63 - 1 for `no bound`, and what is negative in 32 bits."""
+    tensors, _ = inputs((2, 70, 40, 1, 1, 16), torch.float16)
+    beyond, end = (attend(monkeypatch, tensors, {"key_stop": numbers(*n)}) for n in ((2**63 - 1, 2**31), (40, 40)))
+    assert all(torch.equal(x, y) for x, y in zip(beyond, end, strict=True))
+
+
 @pytest.mark.skipif(not ON_GPU, reason="needs a GPU of compute capability 9.0")
 @each_dtype
 @pytest.mark.parametrize("D", [64, 128])

@@ -12,11 +12,13 @@ import minillm_kernels as mk
 import numpy as np
 import pytest
 import torch
-import triton
-import triton.language as tl
-from minillm_kernels import dispatch, interpreted
+from minillm_kernels import dispatch
 from planting import INTERPRETED
-from triton.runtime import interpreter
+
+triton = pytest.importorskip("triton", reason="there is no Triton for this system")
+tl = pytest.importorskip("triton.language")
+interpreter = pytest.importorskip("triton.runtime.interpreter")
+interpreted = pytest.importorskip("minillm_kernels.interpreted")
 
 if dispatch.INTERPRETED:
     interpreted.install()
