@@ -10,16 +10,20 @@ from typing import Any, TypeVar, cast
 import torch
 from torch.autograd.function import once_differentiable
 
+from minillm_kernels.precision import without_autocast
+
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 Backward = TypeVar("Backward", bound=Callable[..., Any])
 
 
 def own_result(forward: Forward) -> Forward:
-    """Make what `forward` returns a tensor of its own to torch.compile; elsewhere do nothing.
+    """Make what `forward` returns a tensor of its own to torch.compile, and let it be `without_autocast`.
 
     PyTorch 2.11's compiler makes the gradients of a Function 0, without a word, whose result is what an operation in
     place handed on, or a conversion to the dtype that it had. A view, which moves no byte, is a tensor of its own.
     """
+
+    forward = without_autocast(forward)
 
     @wraps(forward)
     def call(ctx: Any, *inputs: Any) -> Any:
@@ -32,9 +36,9 @@ def own_result(forward: Forward) -> Forward:
 
 
 def by_hand(backward: Backward) -> Backward:
-    """Make a second derivative through `backward` a RuntimeError.
+    """Make a second derivative through `backward` a RuntimeError, and let it be `without_autocast`.
 
     What the forward pass saved is a constant to autograd, so that a derivative of these formulas would leave out all
     that depends on it: a wrong number without a word.
     """
-    return cast(Backward, once_differentiable(backward))
+    return cast(Backward, once_differentiable(without_autocast(backward)))

@@ -3,7 +3,13 @@
 Read next: `rms_norm/reference.py`, where it is used first.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
 import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -15,3 +21,21 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     (torch.float32, torch.float64)
     """
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def without_autocast(function: Function) -> Function:
+    """Let the dtypes of the tensors decide in a function, as they do in a kernel, and not torch.autocast.
+
+    It would round the operands of every matrix product inside, in the oracle too. The first tensor has the device.
+    """
+
+    @wraps(function)
+    def call(*inputs: Any, **options: Any) -> Any:
+        kind = next(x.device.type for x in inputs if isinstance(x, torch.Tensor))
+        # The compiler asks once, where the forward pass is traced, for the backward pass too.
+        if not torch.compiler.is_compiling() and not torch.is_autocast_enabled(kind):
+            return function(*inputs, **options)
+        with torch.autocast(kind, enabled=False):
+            return function(*inputs, **options)
+
+    return cast(Function, call)

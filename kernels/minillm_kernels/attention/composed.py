@@ -28,12 +28,13 @@ from torch import Tensor
 from minillm_kernels.attention.masks import Masks
 from minillm_kernels.by_hand import by_hand, own_result
 from minillm_kernels.philox import keep
-from minillm_kernels.precision import working_dtype
+from minillm_kernels.precision import without_autocast, working_dtype
 
 _CPU = getattr(torch.cpu, "get_capabilities", dict)()  # what the processor can do; PyTorch 2.11 cannot tell
 BF16_CPU = bool(_CPU.get("amx_bf16") or _CPU.get("avx512_bf16"))  # it multiplies bfloat16 matrices in hardware
 
 
+@without_autocast
 def attention(
     q: Tensor,
     k: Tensor,

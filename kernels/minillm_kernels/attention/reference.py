@@ -38,7 +38,7 @@ from torch import Tensor
 from minillm_kernels.attention.masks import Masks
 from minillm_kernels.by_hand import by_hand, own_result
 from minillm_kernels.philox import uniform
-from minillm_kernels.precision import working_dtype
+from minillm_kernels.precision import without_autocast, working_dtype
 
 
 def heads_first(x: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
@@ -69,6 +69,7 @@ def scores(
     return total if seen is None else total.masked_fill(~seen, -torch.inf)  # (3)
 
 
+@without_autocast
 def attention_weights(
     q: Tensor,
     k: Tensor,

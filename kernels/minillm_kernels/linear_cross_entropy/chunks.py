@@ -9,8 +9,8 @@ Read next: `composed.py` and `fused.py`, which do what is done with one chunk's 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, wraps
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from minillm_kernels import dispatch
 from minillm_kernels.cross_entropy.reference import Options
 from minillm_kernels.cross_entropy.targets import check_count, check_targets
 from minillm_kernels.linear_cross_entropy import composed
-from minillm_kernels.precision import working_dtype
+from minillm_kernels.precision import without_autocast, working_dtype
 
 # A CPU's chunk stays in its cache. On a GPU every chunk reads and writes all of dW, 8 V C bytes beside 6 R V C
 # operations: with 4.2 TB/s and 700 TFLOP/s that is 222 / R of the products' time, 5 % at the 4096 rows that GPT-2's
@@ -115,18 +115,7 @@ def rows_per_chunk(budget: int, num_classes: int, dtype: torch.dtype, softcap: f
     return max(1, budget // max(1, num_classes * (dtype.itemsize if fused else per_logit)))
 
 
-def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Switch autocast off inside a function of `hidden`: it reaches into an operator, and would round products."""
-
-    @wraps(function)
-    def call(hidden: Tensor, *rest: Any) -> Any:
-        with torch.autocast(hidden.device.type, enabled=False):
-            return function(hidden, *rest)
-
-    return call
-
-
-@_without_autocast
+@without_autocast
 def walk(
     hidden: Tensor,
     weight: Tensor,
