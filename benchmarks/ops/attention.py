@@ -123,6 +123,8 @@ def _flex(causal: bool, dims: Dims, device: torch.device) -> Run:
 
 def _hopper(causal: bool, dims: Dims, device: torch.device) -> Run:
     """Return this project's other forward kernel, which has to be asked for, and the backward pass of the usual one."""
+    if device.type != "cuda":
+        raise Unavailable("needs a GPU")  # before an import of Triton
     from minillm_kernels.attention import hopper_launcher
     from minillm_kernels.attention.masks import Masks
 

@@ -39,7 +39,8 @@ OPS = (  # in reading order; attention_weights goes by attention's decision
 )
 FUSED_OPS = frozenset(OPS)  # ops that have a Triton kernel; a new op comes without one at first
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # without importing it: that takes a second
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton too reads it once, when a kernel is defined
+# Triton too reads it once, when a kernel is defined
+INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 
 _asked: dict[str, Backend] = {}  # op -> what was asked for; replaced whole and never changed, as traced code guards it
 

@@ -4,6 +4,7 @@
     compare                    rung 3: a backend is as close to the float64 truth as the reference is
     outputs_and_gradients      what both are made of
     poisoned                   memory that a kernel was to write and did not is NaN
+    elementwise, row_norm      the modules of that name, whose launches a test changes
 
 With a GPU all of it runs there, the kernels compiled; without one the kernels run in Triton's interpreter.
 
@@ -13,6 +14,7 @@ An op is called with tensors by name, so that one dict says which input a failin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import Any
 
 import minillm_kernels as mk
@@ -104,6 +106,16 @@ def gradcheck() -> Callable[..., None]:
 @pytest.fixture
 def compare() -> Callable[..., None]:
     return _compare
+
+
+@pytest.fixture
+def elementwise() -> ModuleType:
+    return pytest.importorskip("minillm_kernels.elementwise", reason="there is no Triton for this system")
+
+
+@pytest.fixture
+def row_norm() -> ModuleType:
+    return pytest.importorskip("minillm_kernels.row_norm", reason="there is no Triton for this system")
 
 
 @pytest.fixture

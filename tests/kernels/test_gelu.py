@@ -6,7 +6,6 @@ from typing import Any
 import minillm_kernels as mk
 import pytest
 import torch
-from minillm_kernels import elementwise
 from minillm_kernels.dispatch import Backend
 from torch.nn import functional
 
@@ -60,7 +59,7 @@ def test_torch_is_as_close_to_truth_as_reference(compare, shape, bias, dtype, ap
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("shape", [*SHAPES, pytest.param((61, 300), id="many-tiles")])
 @pytest.mark.usefixtures("poisoned")
-def test_kernel_is_as_close_to_truth_as_reference(compare, monkeypatch, shape, bias, dtype, approximate):
+def test_kernel_is_as_close_to_truth_as_reference(compare, monkeypatch, elementwise, shape, bias, dtype, approximate):
     monkeypatch.setattr(elementwise, "num_sms", lambda device: 1)  # few programs: each sums several tiles
     compare(mk.gelu, tensors(shape, bias=bias), dtype, ("x",), name="fused", approximate=approximate)
 
@@ -110,7 +109,7 @@ def test_nan_stays(outputs_and_gradients, name, approximate, dtype):
     assert all(t.isnan().tolist() == [True, False] for t in found.values())
 
 
-def narrow() -> elementwise.Function:
+def narrow() -> Any:
     """Return what the kernels compute for 16-bit tensors; on float32 ones its own error shows."""
     from minillm_kernels.gelu import fused
 
@@ -127,7 +126,7 @@ def truths(h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return distribution, distribution + wide * density
 
 
-def test_error_of_the_tail_is_what_its_comment_says():
+def test_error_of_the_tail_is_what_its_comment_says(elementwise):
     from minillm_kernels.gelu import fused
 
     u = torch.arange(13 * 2048 + 1, device=DEVICE) / 2048
@@ -138,7 +137,7 @@ def test_error_of_the_tail_is_what_its_comment_says():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_polynomial_loses_nothing_that_16_bits_show(dtype):
+def test_polynomial_loses_nothing_that_16_bits_show(elementwise, dtype):
     """At every number of the dtype up to 13 in float32 arithmetic: what is lost beside half a step of the result."""
     h = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
     h = h[(h.abs() <= 13) & (h.abs() >= 2.0**-14)].to(DEVICE)

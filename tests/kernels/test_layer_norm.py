@@ -5,7 +5,6 @@ from typing import Any
 import minillm_kernels as mk
 import pytest
 import torch
-from minillm_kernels import row_norm
 from minillm_kernels.dispatch import Backend
 from torch.nn import functional
 
@@ -70,7 +69,7 @@ def test_torch_is_as_close_to_truth_as_reference(compare, shape, extra, options,
 @pytest.mark.parametrize("extra, options", OPTIONS)
 @pytest.mark.parametrize("shape", [*SHAPES, pytest.param((150, 60), id="many-rows")])
 @pytest.mark.usefixtures("poisoned")
-def test_kernel_is_as_close_to_truth_as_reference(compare, monkeypatch, shape, extra, options, dtype):
+def test_kernel_is_as_close_to_truth_as_reference(compare, monkeypatch, row_norm, shape, extra, options, dtype):
     monkeypatch.setattr(row_norm, "num_sms", lambda device: 1)  # three programs: of five tiles some have two
     one = {"eps": 1.0, "terms": 4.0} if shape[-1] == 1 else {}
     compare(mk.layer_norm, tensors(shape, extra), dtype, ("x", "residual"), name="fused", **one, **options)
@@ -79,7 +78,7 @@ def test_kernel_is_as_close_to_truth_as_reference(compare, monkeypatch, shape, e
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("extra, options", [OPTIONS[0], OPTIONS[-1]])
 @pytest.mark.usefixtures("poisoned")
-def test_kernel_for_wide_rows_is_as_close_to_truth(compare, monkeypatch, extra, options, dtype):
+def test_kernel_for_wide_rows_is_as_close_to_truth(compare, monkeypatch, row_norm, extra, options, dtype):
     """The loop over a row, at a width that the interpreter can afford: three steps, the last of them ragged."""
     for name, width in (
         ("MAX_FORWARD", 64),

@@ -5,7 +5,6 @@ from typing import Any
 import minillm_kernels as mk
 import pytest
 import torch
-from minillm_kernels import elementwise
 from minillm_kernels.dispatch import Backend
 from torch.nn import functional
 
@@ -53,7 +52,7 @@ def test_torch_is_as_close_to_truth_as_reference(compare, shape, bias, dtype):
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("shape", [*SHAPES, pytest.param((61, 300), id="many-tiles")])
 @pytest.mark.usefixtures("poisoned")
-def test_kernel_is_as_close_to_truth_as_reference(compare, monkeypatch, shape, bias, dtype):
+def test_kernel_is_as_close_to_truth_as_reference(compare, monkeypatch, elementwise, shape, bias, dtype):
     monkeypatch.setattr(elementwise, "num_sms", lambda device: 1)  # few programs: each sums several tiles
     compare(mk.relu2, tensors(shape, bias=bias), dtype, ("x",), name="fused")
 
