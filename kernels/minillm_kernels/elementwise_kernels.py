@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from minillm_kernels.philox_tiles import kept_tile
+from minillm_kernels.tiles import num_tiles
 
 NAN_STAYS = tl.constexpr(tl.PropagateNan.ALL)  # in a maximum or minimum, which else is the other operand
 
@@ -41,13 +42,13 @@ def logistic(w):
 @triton.jit
 def _row_tile(num_cols, BLOCK_C: tl.constexpr):
     """Return which row tile this program begins with; the column tiles of one row tile are neighbours."""
-    return tl.program_id(0) // tl.cdiv(num_cols, BLOCK_C)
+    return tl.program_id(0) // num_tiles(num_cols, BLOCK_C)
 
 
 @triton.jit
 def _first_column(num_cols, BLOCK_C: tl.constexpr):
     """Return the first column of this program, int64."""
-    return (tl.program_id(0) % tl.cdiv(num_cols, BLOCK_C)).to(tl.int64) * BLOCK_C
+    return (tl.program_id(0) % num_tiles(num_cols, BLOCK_C)).to(tl.int64) * BLOCK_C
 
 
 @triton.jit
@@ -112,7 +113,7 @@ def _unary_backward_kernel(
     if HAS_BIAS:
         bias = tl.load(bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
         dbias = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # rows are added at the end: there they cross warps
-    for row_tile in range(row_program, tl.cdiv(num_rows, BLOCK_R), row_programs):
+    for row_tile in range(row_program, num_tiles(num_rows, BLOCK_R), row_programs):
         offs_r = tl.cast(row_tile, tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
         mask = (offs_r < num_rows)[:, None] & mask_c[None, :]
         dy = tl.load(dy_ptr + offs_r[:, None] * dy_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)

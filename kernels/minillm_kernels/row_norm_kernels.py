@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 
 from minillm_kernels.philox_tiles import kept_row, kept_tile
+from minillm_kernels.tiles import num_tiles
 
 
 @triton.jit
@@ -145,7 +146,7 @@ def _row_norm_backward_kernel(
     weight = tl.load(weight_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
     dweight = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # rows are added at the end: there they cross warps
     dbias = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
-    for row_tile in tl.range(program, tl.cdiv(num_rows, BLOCK_R), tl.num_programs(0), num_stages=STAGES):
+    for row_tile in tl.range(program, num_tiles(num_rows, BLOCK_R), tl.num_programs(0), num_stages=STAGES):
         offs_r = tl.cast(row_tile, tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
         mask_r = offs_r < num_rows
         mask = mask_r[:, None] & mask_c[None, :]
@@ -311,7 +312,7 @@ def _row_norm_wide_weight_kernel(
     mask_c = offs_c < num_cols
     dweight = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     dbias = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
-    for row_tile in range(row_program, tl.cdiv(num_rows, BLOCK_R), tl.num_programs(1)):
+    for row_tile in range(row_program, num_tiles(num_rows, BLOCK_R), tl.num_programs(1)):
         offs_r = tl.cast(row_tile, tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
         mask_r = offs_r < num_rows
         mask = mask_r[:, None] & mask_c[None, :]

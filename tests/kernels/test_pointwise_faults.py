@@ -135,7 +135,7 @@ FAULTS = [
         layer(rows=200),
     ),
     Fault(
-        "only-the-first-tile", NORM, "range(program, tl.cdiv(num_rows, BLOCK_R)", "range(program, 1", layer(rows=300)
+        "only-the-first-tile", NORM, "range(program, num_tiles(num_rows, BLOCK_R)", "range(program, 1", layer(rows=300)
     ),
     Fault(
         "sums-of-the-first-program", SUMS, "start + tl.arange(0, BLOCK_P)", "0 * tl.arange(0, BLOCK_P)", layer(rows=99)

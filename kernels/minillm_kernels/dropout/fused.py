@@ -32,6 +32,7 @@ from minillm_kernels.launching import (
 )
 from minillm_kernels.philox import COLUMNS, seed_on
 from minillm_kernels.philox_tiles import kept_tile
+from minillm_kernels.tiles import num_tiles
 from minillm_kernels.variant import Variant
 
 # Elements of a program: 16 a thread, for two of the random generator's blocks. The forward pass of (8192, 14336) takes
@@ -51,7 +52,7 @@ def _dropout_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,  # 8 at least: that many columns share a block of random numbers
 ):
-    column_tiles = tl.cdiv(num_cols, BLOCK_C)
+    column_tiles = num_tiles(num_cols, BLOCK_C)
     start = tl.program_id(0) % column_tiles * BLOCK_C
     offs_r = (tl.program_id(0) // column_tiles).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     offs_c = start + tl.arange(0, BLOCK_C)
