@@ -47,7 +47,7 @@ OBJECTIVES = [pytest.param("causal_lm", CAUSAL, id="causal"), pytest.param("mask
 # learning rate of 0.03 it spreads until the maths by hand is 0.6 nats from itself in another dtype.
 LEARNING_RATE = 1e-2
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]  # half a minute each, interpreted
 
 
 def batch_of(step: int, objective: CausalLM | MaskedLM) -> Batch:
