@@ -16,6 +16,7 @@ from collections.abc import Callable
 import minillm_kernels as mk
 import torch
 import torch.nn.functional as F
+from minillm_kernels import dispatch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -123,8 +124,8 @@ def _flex(causal: bool, dims: Dims, device: torch.device) -> Run:
 
 def _hopper(causal: bool, dims: Dims, device: torch.device) -> Run:
     """Return this project's other forward kernel, which has to be asked for, and the backward pass of the usual one."""
-    if device.type != "cuda":
-        raise Unavailable("needs a GPU")  # before an import of Triton
+    if not dispatch.HAS_TRITON:
+        raise Unavailable("triton is not installed" if device.type == "cuda" else "needs a GPU")
     from minillm_kernels.attention import hopper_launcher
     from minillm_kernels.attention.masks import Masks
 

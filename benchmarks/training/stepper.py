@@ -84,7 +84,8 @@ class Stepper:
 
         on_gpu = self.device.type == "cuda"
         self._steps(1)
-        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
+        kinds = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
+        with profile(activities=kinds, acc_events=True) as profiled:  # else PyTorch 2.11 warns of cycles; there is one
             self._steps(1)
         self._give_back()
         found: dict[str, tuple[int, float]] = {}
