@@ -17,13 +17,16 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 def rotary_theta(keys: Keys, default: float) -> float:
     """Return the base of rotary positions: `rope_parameters`, or `rope_theta` of before.
 
+    transformers reads `rope_scaling`, the name of before, in the place of `rope_parameters` wherever it has any entry.
+
     Raises:
         InputError: positions that are scaled or turn a part of a head.
     """
     keys.only("partial_rotary_factor", 1.0)
-    unscaled(keys, "rope_scaling", keys.table_of("rope_scaling"))
-    found = unscaled(keys, "rope_parameters", keys.table_of("rope_parameters"))
+    tables = {name: keys.table_of(name) for name in ("rope_scaling", "rope_parameters")}
+    thetas = {name: unscaled(keys, name, table) for name, table in tables.items()}
     plain = keys.positive("rope_theta", default)
+    found = thetas["rope_scaling" if tables["rope_scaling"] else "rope_parameters"]
     return plain if found is None else found
 
 

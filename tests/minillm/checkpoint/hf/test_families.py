@@ -167,6 +167,8 @@ def test_variants_of_a_family(peer, name, settings, tmp_path) -> None:
 
 OLDER = [
     pytest.param("llama", {"rope_theta": 50.0}, id="llama-theta"),
+    pytest.param("llama", {"rope_scaling": {"rope_type": "default", "rope_theta": 50.0}}, id="llama-scaling"),
+    pytest.param("llama", {"rope_theta": 50.0, "rope_scaling": {"rope_type": "default"}}, id="llama-scaling-theta"),
     pytest.param("mistral", {"rope_theta": 50.0}, id="mistral-theta"),
     pytest.param("qwen3", {"rope_theta": 50.0, "layer_types": None}, id="qwen3-theta"),
     pytest.param("modernbert", {"global_rope_theta": 300.0, "local_rope_theta": 50.0}, id="modernbert-thetas"),
