@@ -36,7 +36,8 @@ from minillm.tokenizer.base import Tokenizer
 
 # Of a folder that a run came from these are not kept: they are written anew, or were true of its files alone.
 RENEWED = {"architectures", "dtype", "torch_dtype", "id2label", "label2id", "num_labels", "problem_type", "minillm"}
-RENEWED |= {"_name_or_path", "transformers_version", "n_ctx", "rope_parameters"}
+RENEWED |= {"_name_or_path", "transformers_version", "n_ctx"}
+RENEWED |= {"rope_parameters", "rope_scaling", "rope_theta", "global_rope_theta", "local_rope_theta"}  # one number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +272,8 @@ def _kept(family: Family, model: ModelConfig, origin: Origin | None) -> tuple[di
         own = _written(family, model)
         came = family.read(Keys(origin.settings, "imported/config.json"))
         was = _written(family, dataclasses.replace(came, head=model.head, head_bias=model.head_bias))
-        same = {name: origin.settings[name] for name in own.keys() & origin.settings if was.get(name) == own[name]}
+        there = (own.keys() & origin.settings) - RENEWED
+        same = {name: origin.settings[name] for name in there if was.get(name) == own[name]}
         if was == own:
             others = origin.settings.keys() - own.keys() - RENEWED
     return same, {name: value for name, value in origin.settings.items() if name in others}

@@ -202,6 +202,31 @@ def test_keys_of_older_folders(peer, name, settings, tmp_path) -> None:
     assert far(there.model(tokens).logits, wanted) > 100 * CLOSE
 
 
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("llama", {"rope_theta": 700.0, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}),
+        ("llama", {"rope_theta": 700.0, "rope_scaling": {"rope_type": "default", "rope_theta": 50.0}}),
+        ("modernbert", {"global_rope_theta": 700.0, "rope_parameters": {"full_attention": {"rope_theta": 50.0}}}),
+    ],
+    ids=["llama-parameters", "llama-scaling", "modernbert-parameters"],
+)
+@torch.no_grad()
+def test_a_rotary_base_that_is_said_twice_goes_out_as_it_is_read(peer, name, settings, tmp_path) -> None:
+    """The old key has another number, which counted as soon as the new one was left out."""
+    there = peer(name, ending(name))
+    shutil.copytree(there.folder, tmp_path / "theirs")
+    path = tmp_path / "theirs/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    import_folder(tmp_path / "theirs", tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "out")
+    tokens = torch.arange(3, 23)[None]
+    wanted = type(there.model).from_pretrained(tmp_path / "theirs").eval()(tokens).logits
+    assert torch.equal(type(there.model).from_pretrained(tmp_path / "out").eval()(tokens).logits, wanted)
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert written["global_rope_theta" if name == "modernbert" else "rope_theta"] == 50.0  # llama.cpp reads no other
+
+
 @pytest.mark.parametrize("name", ["mistral", "qwen3"])
 def test_a_window_of_null_is_none(peer, name, tmp_path) -> None:
     """The default is of a missing key alone; it is longer than these texts, so that no logit would show it."""
