@@ -202,7 +202,8 @@ class TextStream:
     """Tokens to text, piece by piece, such that what was given out never has to be taken back.
 
     Two things are held back until the next token decides: bytes that may be the beginning of a UTF-8 character, and
-    text that may be the beginning of a stop text.
+    text that may be the beginning of a stop text. Tokens without a text of their own wait, too: alone before the next
+    one they would stand for the beginning of the text, where a piece loses its space.
 
     Args:
         tokenizer: whose `decode` is called.
@@ -223,7 +224,7 @@ class TextStream:
         """Add a token and return the text that is now certain, often none."""
         self.pending.append(token)
         fresh = self._decode_pending()
-        if fresh.endswith(INCOMPLETE):
+        if not fresh or fresh.endswith(INCOMPLETE):
             return ""
         self.before, self.pending = self.pending, []
         return self._give(fresh, final=False)

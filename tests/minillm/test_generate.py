@@ -204,6 +204,13 @@ def test_only_the_first_piece_of_a_text_loses_its_space(context, expected):
     assert [stream.push(0), stream.push(1)] == expected
 
 
+@pytest.mark.parametrize("context", [[], [2]], ids=["first", "later"])
+def test_a_token_without_a_text_does_not_begin_the_text_anew(context):
+    """Such as a control symbol that only an imported file knows: the piece after it keeps its space."""
+    stream = TextStream(Pieces([" the", " cat", "I", ""], drops_space=True), context)
+    assert "".join(map(stream.push, (3, 0, 3, 3, 1))) + stream.finish() == ("the cat" if not context else " the cat")
+
+
 def test_what_is_streamed_is_the_text():
     """For each prompt the pieces add up to its text, a stop text is left out, and a row that has ended stays silent."""
     scripts = [
