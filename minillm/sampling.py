@@ -106,9 +106,12 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     >>> top_p(torch.tensor([0.2, 0.5, 0.3]).log(), 0.6).exp()
     tensor([0.0000, 0.5000, 0.3000])
     """
+    if p == 1.0:  # all of them; sums of float32 would reach 1 before the last one
+        return logits
     falling, order = logits.sort(dim=-1, descending=True, stable=True)
     share = falling.softmax(dim=-1)
     before = share.cumsum(dim=-1) - share  # (..., V) probability of all likelier tokens
+    before[..., 0] = -1.0  # the first stays, also where p is too small for the dtype and counts as 0
     dropped = torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, before >= p)
     return logits.masked_fill(dropped, -torch.inf)
 

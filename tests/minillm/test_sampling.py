@@ -64,6 +64,17 @@ def test_top_p_keeps_the_smallest_set_with_enough_mass(V, p):
     )
 
 
+@DTYPES
+@pytest.mark.parametrize("B, V", SHAPES)
+def test_the_extremes_of_top_p_keep_one_token_and_all(B, V, dtype):
+    """1e-300 is 0 in float32, and a sum of many shares in float32 reaches 1 before its last one."""
+    logits = logits_of(B, V, dtype)
+    assert kept(top_p(logits, 1e-300)) == [{int(row.argmax())} for row in logits]
+    assert kept(top_p(logits, 1.0)) == [set(range(V))] * B
+    flat = 5 * torch.randn(1, 50_000, generator=torch.Generator().manual_seed(0))
+    assert kept(top_p(flat, 1.0)) == [set(range(50_000))]
+
+
 @pytest.mark.parametrize("p", [0.05, 0.5, 1.0])
 @pytest.mark.parametrize("B, V", SHAPES)
 def test_min_p_keeps_a_share_of_the_likeliest(B, V, p):
