@@ -153,6 +153,6 @@ def _numbers(name: str, words: str | None) -> list[int] | None:
     """
     if words is None:
         return None
-    if not all(word.strip().isdecimal() for word in words.split(",")):
-        raise InputError(f"--{name} takes numbers from 0 such as 0,3, got {words!r}")
+    if not all(word.strip().isdecimal() and len(word) <= 18 for word in words.split(",")):
+        raise InputError(f"--{name} takes numbers from 0 such as 0,3, got {words[:40]!r}")
     return [int(word) for word in words.split(",")]

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     parser.json_option()
     arguments = parser.parse(argv)
 
-    if not 0 < arguments.shard_gigabytes < math.inf:
+    if not 0 < arguments.shard_gigabytes * GIGABYTE < math.inf:
         raise InputError(
             f"--shard-gigabytes takes a number above 0, got {arguments.shard_gigabytes}; leave it out for 5"
         )

@@ -129,6 +129,7 @@ def test_attention_of_a_pretrained_run_is_json(minillm, tiny_runs, kind):
     [
         (["--text", "I", "--attention", "--layers", "0,1"], "layers are counted from 0 to 0 in this model, got 1"),
         (["--text", "I", "--attention", "--heads", "x"], "--heads takes numbers from 0 such as 0,3, got 'x'"),
+        (["--text", "I", "--attention", "--heads", "9" * 5000], "--heads takes numbers from 0 such as 0,3, got '99"),
         (["--text", "I", "--attention", "--label", "x"], "--label is of the scores, not of --attention"),
         (["--text", "I", "--attention", "--pair", "x"], "the run reads single texts: leave out --pair"),
         (["--text", "I", "--layers", "0"], "--layers goes with --attention"),
@@ -136,7 +137,7 @@ def test_attention_of_a_pretrained_run_is_json(minillm, tiny_runs, kind):
         (["--text", "I am " * 99, "--attention"], "tokens, the model's context is 16; shorten it"),
         (["--text", "I"], "is a pretraining run and knows no labels"),
     ],
-    ids=["layer", "heads", "label", "pair", "alone", "empty", "long", "scores"],
+    ids=["layer", "heads", "digits", "label", "pair", "alone", "empty", "long", "scores"],
 )
 def test_what_has_no_attention_to_show_is_one_line_and_status_2(minillm, tiny_runs, words, message):
     status, out, err = minillm("explain", tiny_runs["encoder"], *words)

@@ -324,7 +324,7 @@ def test_a_run_that_no_family_has_is_refused_on_the_command_line(tiny_runs, tmp_
     assert "model.norm is rms_norm, not layer_norm" in line and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("size", ["nan", "inf", "-1", "0"])
+@pytest.mark.parametrize("size", ["nan", "inf", "1e300", "-1", "0"])
 def test_files_of_no_size_are_refused(tiny_runs, tmp_path, capsys, size) -> None:
     """One line; nothing is written."""
     words = ["export", str(tiny_runs["decoder"]), "--out", str(tmp_path / "out"), f"--shard-gigabytes={size}"]
