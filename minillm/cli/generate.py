@@ -68,11 +68,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def read_prompts(words: list[str] | None, file: Path | None) -> list[str]:
-    """Return the prompts from the command line and from a file, in this order; one empty prompt when there are none."""
+    """Return the prompts from the command line and from a file, in this order; one empty prompt when there are none.
+
+    Other characters than a newline that Unicode calls line ends belong to a prompt.
+    """
     prompts = list(words or [])
     if file is not None:
         try:
-            prompts += [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line]
+            prompts += [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line]
         except UnicodeDecodeError as error:
             raise InputError(f"--prompts {file} is not UTF-8 text: byte {error.start}") from error
         if not prompts:
