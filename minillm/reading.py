@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minillm.checkpoint.hf.family import TASK_PURPOSES
+from minillm.checkpoint.hf.folder import is_model_folder, open_folder
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.errors import InputError
 from minillm.finetune.config import TextConfig
 from minillm.finetune.encoding import Sequences, TextEncoder
-from minillm.finetune.predict import Finetuned, load_finetuned, seed_folders
+from minillm.finetune.predict import Finetuned, finetuned_from, load_finetuned, seed_folders
 from minillm.finetune.table import text_table
 from minillm.finetune.task_model import TaskModel
-from minillm.loading import Loaded, checkpoint_name, load
+from minillm.loading import Loaded, checkpoint_name, load, loaded_from
 from minillm.model.transformer import Transformer
 from minillm.tokenizer.base import Tokenizer
 
@@ -39,11 +41,18 @@ class Reading:
 
 
 def load_any(folder: Path, which: str | int = "best", *, device: torch.device | str = "cpu") -> Loaded | Finetuned:
-    """Return the model of a run folder, pretrained or fine-tuned; see `minillm.load` and `load_finetuned`.
+    """Return the model of a run, or of a Hugging Face folder, pretrained or with a task's head.
+
+    See `minillm.load` and `load_finetuned`.
 
     Raises:
-        InputError: no such run or checkpoint, or a damaged one.
+        InputError: no such run, folder or checkpoint, or a damaged one.
     """
+    if is_model_folder(folder):
+        source = open_folder(folder)
+        if source.purpose in TASK_PURPOSES:
+            return finetuned_from(source, device=device)
+        return loaded_from(source, device=device)
     several = bool(seed_folders(folder))
     if several or "task" in RunFolder(folder).load(checkpoint_name(which)).model_config:
         return load_finetuned(folder, which, device=device)

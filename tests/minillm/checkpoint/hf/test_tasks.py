@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from minillm.attention_maps import attention_of
 from minillm.checkpoint.hf.folder import open_folder
 from minillm.errors import InputError
 from minillm.exporting import export_run
@@ -17,6 +19,7 @@ from minillm.finetune.predict import load_finetuned, opened_task_model
 from minillm.finetune.table import text_table
 from minillm.finetune.task_model import TaskModel
 from minillm.importing import import_folder
+from minillm.reading import load_any
 
 CLOSE = 1e-5
 ENDINGS = ["SequenceClassification", "TokenClassification", "QuestionAnswering"]
@@ -138,6 +141,16 @@ def test_an_imported_classifier_predicts(peer, with_tokenizer, family, tmp_path)
         wanted = there.model(torch.from_numpy(tokens)[None].long()).logits[0].softmax(-1)
         came = torch.tensor([answer["probabilities"][f"LABEL_{n}"] for n in range(3)])
         assert (came - wanted).abs().max() < CLOSE
+
+
+@pytest.mark.parametrize("head", ["MaskedLM", "SequenceClassification"])
+def test_attention_of_a_folder_is_that_of_its_run(peer, with_tokenizer, head, tmp_path) -> None:
+    """`explain --attention` takes the folder itself, with a task's head or without."""
+    folder = with_tokenizer(peer("bert", head).folder, "bert")
+    import_folder(folder, tmp_path / "run")
+    came, wanted = (attention_of(load_any(path), "a cab") for path in (folder, tmp_path / "run"))
+    assert came.reading.pieces == wanted.reading.pieces and came.maps.keys() == wanted.maps.keys()
+    assert all(np.array_equal(came.maps[layer], wanted.maps[layer]) for layer in wanted.maps)
 
 
 @pytest.mark.parametrize(
