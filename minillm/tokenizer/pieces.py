@@ -95,8 +95,8 @@ class SentencePieceTokenizer(Tokenizer):
         return ids, spans
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of the tokens."""
-        return self._processor.Decode([int(i) for i in ids])
+        """Return the text of the tokens, also where a space has no piece and went as the bytes of U+2581."""
+        return self._processor.Decode([int(i) for i in ids]).replace(SPACE, " ")
 
     def piece(self, token: int) -> str:
         """Return the piece with its spaces as spaces."""

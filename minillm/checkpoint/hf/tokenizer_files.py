@@ -110,11 +110,11 @@ def _control(token: int, name: str) -> dict[str, Any]:
 
 
 def _spaces() -> dict[str, Any]:
-    """Return how sentencepiece writes a space, and how it and bytes come back."""
-    steps = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}]
+    """Return how sentencepiece writes a space, and how bytes, which may be such a space, and it come back."""
+    back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
     return {
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-        "decoder": {"type": "Sequence", "decoders": [*steps, {"type": "Fuse"}]},
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, back]},
     }
 
 

@@ -142,9 +142,10 @@ def test_a_model_that_normalises_has_no_offsets(monkeypatch, samples, changed):
 
 
 def test_a_space_without_a_piece_of_its_own():
-    """Where the training text had no space, one goes as the three bytes of U+2581, and still is one character."""
+    """Where the training text had no space, one goes as three bytes, those of U+2581, and comes back as a space."""
     tokenizer = train("bpe", ["ab\n" * 9])
     assert tokenizer.encode_with_offsets("a b")[1] == [(0, 1), (1, 2), (1, 2), (1, 2), (2, 3)]
+    assert tokenizer.decode(tokenizer.encode("a b")) == "a b"
 
 
 def test_no_vocabulary_at_all(monkeypatch):

@@ -116,6 +116,15 @@ def test_decoding(trained, theirs, kind):
         assert theirs[kind].decode([1, *trained[kind].encode(text), 2], skip_special_tokens=True) == text
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_space_that_has_no_piece_comes_back(kind, tmp_path):
+    """Of a text without spaces none is learnt: one goes as bytes."""
+    tokenizer = train_tokenizer(TokenizerConfig(kind=kind, vocab_size=300), ["abab\nbabb\n" * 9])
+    there = written(tokenizer, DECODER, tmp_path / kind)
+    assert ids(there, "ab a") == tokenizer.encode("ab a")
+    assert there.decode(tokenizer.encode("ab a")) == "ab a"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_frames(trained, theirs, kind, tmp_path):
     """A decoder's text begins with <s>, and one that is not to go on ends with </s>; an encoder's stands between [CLS]
