@@ -51,7 +51,8 @@ def tokenizer_files(tokenizer: Tokenizer, model: ModelConfig) -> Mapping[str, by
         "tokenizer_class": "PreTrainedTokenizerFast",  # the one that takes tokenizer.json as it stands
         "model_max_length": model.context,
         "clean_up_tokenization_spaces": False,
-        "padding_side": "left" if model.kind == "decoder" else "right",
+        # left for who goes on with texts; else GPT-2 would count the positions of a text behind padding from its start
+        "padding_side": "left" if _goes_on(model) else "right",
         "model_input_names": ["input_ids", "attention_mask"] + ["token_type_ids"] * (model.token_types > 0),
         **symbols,
     }

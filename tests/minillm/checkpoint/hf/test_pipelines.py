@@ -138,3 +138,21 @@ def test_a_decoder_with_a_head_reads_what_it_read_here(tiny_runs, task, tmp_path
         for answer, said in zip(loaded.predict(text_table(texts)), there(texts), strict=True):
             assert said["label"] == answer["label"]
             assert said["score"] == pytest.approx(answer["probabilities"][answer["label"]], abs=CLOSE)
+
+
+GPT2 = {"norm": "layer_norm", "position": "learned", "activation": "gelu_tanh", "bias": True, "qk_norm": False}
+
+
+@pytest.mark.parametrize("model", [GPT2, {}], ids=["gpt2", "qwen3"])
+def test_texts_of_a_batch_are_classified_as_alone(tiny_config, model, tmp_path) -> None:
+    """Of different lengths: padding moves no text, whose positions GPT-2 counts from the first column."""
+    settings = model | {"context": 32, "init_std": 0.2}
+    pretrain(tiny_config(model=settings, train={"max_steps": 2, "compute_dtype": "float32"}), tmp_path / "decoder")
+    rows = [("I like the warm garden", "glad"), ("The rain is cold", "sad"), ("A kind letter came", "glad")] * 6
+    lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in [*rows, ("No letter", "sad")]]
+    run = tuned(tmp_path / "decoder", tmp_path, lines, ".jsonl")
+    export_run(run, tmp_path / "out")
+    texts = ["A warm letter", "cold", "The rain came in"]
+    said = pipeline("text-classification", tmp_path / "out")(texts, batch_size=3)
+    for answer, there in zip(load_finetuned(run).predict(text_table(texts)), said, strict=True):
+        assert there["score"] == pytest.approx(answer["probabilities"][there["label"]], abs=CLOSE)
