@@ -20,7 +20,7 @@ from torch import Tensor
 from minillm.checkpoint.hf.entries import write_entries
 from minillm.checkpoint.hf.families import FAMILIES, family_of
 from minillm.checkpoint.hf.family import Family, Purpose
-from minillm.checkpoint.hf.folder import SHARD_BYTES, write_folder
+from minillm.checkpoint.hf.folder import SHARD_BYTES, read_model, write_folder
 from minillm.checkpoint.hf.keys import MEANINGLESS, Keys
 from minillm.checkpoint.hf.llama_cpp import llama_cpp_notes
 from minillm.checkpoint.hf.origin import GENERATION, HALVES, Origin
@@ -270,7 +270,7 @@ def _kept(family: Family, model: ModelConfig, origin: Origin | None) -> tuple[di
     others, same = MEANINGLESS - RENEWED, {}
     if origin.settings["model_type"] == family.model_type:
         own = _written(family, model)
-        came = family.read(Keys(origin.settings, "imported/config.json"))
+        came = read_model(family, Keys(origin.settings, "imported/config.json"))
         was = _written(family, dataclasses.replace(came, head=model.head, head_bias=model.head_bias))
         there = (own.keys() & origin.settings) - RENEWED
         same = {name: origin.settings[name] for name in there if was.get(name) == own[name]}

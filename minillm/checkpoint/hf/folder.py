@@ -125,13 +125,7 @@ def open_folder(path: Path) -> ModelFolder:
         keys.only(name, False)
     keys.absent("cross_attention_hidden_size")
     keys.absent("quantization_config")
-    try:
-        model = family.read(keys)
-    except InputError:
-        raise
-    except ValueError as error:  # what a ModelConfig says of settings that do not go together, and how to change ours
-        fact, _, _ = str(error).partition("; ")
-        raise InputError(f"{path / CONFIG} does not go together: {fact}; fetch it again") from error
+    model = read_model(family, keys)
     keys.share(family.dropout_key, 0.0)
     tensors = _renamed(path, map_tensors(path))
     if model.num_layers > len(tensors):
@@ -163,6 +157,21 @@ def open_folder(path: Path) -> ModelFolder:
         prefix=prefix,
         notes=tuple(notes),
     )
+
+
+def read_model(family: Family, keys: Keys) -> ModelConfig:
+    """Return the configuration that a family's settings describe.
+
+    Raises:
+        InputError: a setting that cannot be built here, or settings that do not go together.
+    """
+    try:
+        return family.read(keys)
+    except InputError:
+        raise
+    except ValueError as error:  # what a ModelConfig says of settings that do not go together, and how to change ours
+        fact, _, _ = str(error).partition("; ")
+        raise InputError(f"{keys.source} does not go together: {fact}; fetch it again") from error
 
 
 def _family(keys: Keys) -> Family:

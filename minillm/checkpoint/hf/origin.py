@@ -65,7 +65,7 @@ class Origin:
             return None
         unread = read_tensors(place / UNREAD) if (place / UNREAD).exists() else {}
         settings = read_table(place / "config.json")
-        if settings.get("model_type") not in FAMILIES:
+        if str(settings.get("model_type")) not in FAMILIES:
             raise InputError(f"{place / 'config.json'} is damaged: its model_type is none of {', '.join(FAMILIES)}")
         halves = read_table(place / DTYPES) if (place / DTYPES).exists() else {}
         if not all(isinstance(name, str) and name in HALVES for name in halves.values()):

@@ -59,6 +59,24 @@ def test_a_damaged_table_of_types(half) -> None:
         Origin.read(half[1])
 
 
+@pytest.mark.parametrize(
+    "changed, hint",
+    [
+        ({"model_type": ["bert"]}, "config.json is damaged: its model_type is none of bert"),
+        ({"hidden_size": 7}, r"does not go together: model.num_heads \(4\) must divide model.width \(7\)"),
+    ],
+    ids=["model_type", "hidden_size"],
+)
+@pytest.mark.parametrize("family", ["bert"], indirect=True)
+def test_damaged_settings_of_the_folder_that_it_came_from(half, changed, hint, tmp_path) -> None:
+    """One line; nothing is written."""
+    path = half[1] / "imported/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(InputError, match=hint):
+        export_run(half[1], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 TRAINING: dict[str, dict[str, Any]] = {
     "bert": {"initializer_range": 0.05, "hidden_dropout_prob": 0.3, "classifier_dropout": 0.4},
     "roberta": {"initializer_range": 0.05, "attention_probs_dropout_prob": 0.2, "classifier_dropout": 0.4},
