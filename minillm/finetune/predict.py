@@ -24,7 +24,7 @@ from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder, read_json
 from minillm.config import build, read_toml, to_table
 from minillm.errors import InputError
-from minillm.finetune.config import FinetuneConfig, TableConfig, TaskConfig, TaskModelConfig
+from minillm.finetune.config import FinetuneConfig, TableConfig, TaskConfig, TaskFacts, TaskModelConfig
 from minillm.finetune.encoding import TextEncoder
 from minillm.finetune.ensemble import ensemble
 from minillm.finetune.loader import SequenceLoader
@@ -122,14 +122,35 @@ def load_finetuned(
         raise InputError(
             f"{run} holds {len(loaded)} seeds, and answers of {asked.name} have no mean; take {members[0]}"
         )
-    kept = read_json(run.calibration_path) if run.calibration_path.exists() else {}
     return Finetuned(
         models=[model for model, _, _ in loaded],
         task=asked,
         tokenizer=tokenizer,
         encoder=TextEncoder(tokenizer, first.config.backbone, first.config.text, pairs=asked.facts.pairs),
-        calibration={name: kept[name] for name in ("temperature", "thresholds") if name in kept},
+        calibration=_calibration(run, asked.facts),
     )
+
+
+def _calibration(run: RunFolder, facts: TaskFacts) -> dict[str, Any]:
+    """Return what `calibration.json` says, as keywords of `Task.answers`; nothing where a run has none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = run.calibration_path
+    kept = read_json(path) if path.exists() else {}
+    found = {name: kept[name] for name in ("temperature", "thresholds") if name in kept}
+    temperature, thresholds = found.get("temperature", 1.0), found.get("thresholds", [])
+    wanted = len(facts.labels) if facts.name == "multi_label" and "thresholds" in found else 0
+    if not (_is_number(temperature) and temperature > 0):
+        raise InputError(f"{path} is damaged: temperature is {temperature!r:.40}, no number above 0; remove the file")
+    if not (isinstance(thresholds, list) and len(thresholds) == wanted and all(map(_is_number, thresholds))):
+        raise InputError(f"{path} is damaged: thresholds are {wanted} numbers, got {thresholds!r:.40}; remove the file")
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # JSON has no limit
 
 
 def finetuned_from(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -97,6 +98,24 @@ def test_what_cannot_be_explained_is_one_line_and_status_2(minillm, run, tmp_pat
     (tmp_path / "FILE").write_text("a file")
     words = [tmp_path / word if word == "FILE" else word for word in words]
     status, out, err = minillm("explain", run, *words)
+    assert (status, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["predict", "explain"])
+@pytest.mark.parametrize(
+    "kept, message",
+    [
+        ('{"temperature": 0}', "calibration.json is damaged: temperature is 0, no number above 0"),
+        ('{"temperature": NaN}', "calibration.json"),
+        ('{"temperature": "hot"}', "temperature is 'hot'"),
+        ('{"temperature": 1.5, "thresholds": [0.5, 0.5]}', "thresholds are 0 numbers, got [0.5, 0.5]"),
+    ],
+    ids=["zero", "nan", "word", "thresholds"],
+)
+def test_a_damaged_calibration_is_one_line_and_status_2(minillm, run, tmp_path, command, kept, message):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/calibration.json").write_text(kept)
+    status, out, err = minillm(command, tmp_path / "run", "--text", "ab")
     assert (status, out) == (2, "") and message in err and err.count("\n") == 1
 
 
