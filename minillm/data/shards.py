@@ -60,13 +60,16 @@ class TokenStore:
         meta = _read_meta(folder)
         try:
             facts = meta[split]
+            num_bytes = facts["bytes"]
             tokens = np.memmap(folder / f"{split}.tokens", dtype=meta["dtype"], mode="r")
             bounds = np.load(folder / f"{split}.bounds.npy", allow_pickle=False)
             if len(tokens) != facts["tokens"] or len(bounds) != facts["documents"] + 1 or bounds[-1] != len(tokens):
                 raise ValueError(f"{split} does not have the {facts['tokens']} tokens that {META} says")
-        except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
+            if isinstance(num_bytes, bool) or not isinstance(num_bytes, int) or num_bytes < 0:
+                raise ValueError(f"{META} says that {split} has {num_bytes!r:.40} bytes")
+        except (KeyError, TypeError, ValueError, ZeroDivisionError, OSError, EOFError) as error:
             raise InputError(f"the token shards in {folder} are not whole ({error}); remove the folder") from error
-        return cls(tokens=tokens, bounds=bounds, num_bytes=facts["bytes"])
+        return cls(tokens=tokens, bounds=bounds, num_bytes=num_bytes)
 
 
 def prepare(

@@ -122,6 +122,15 @@ DAMAGE = {
     "meta has another type": lambda folder: (folder / "meta.json").write_text(
         json.dumps(json.loads((folder / "meta.json").read_text()) | {"dtype": "words"})
     ),
+    "meta has a type of no size": lambda folder: (folder / "meta.json").write_text(
+        json.dumps(json.loads((folder / "meta.json").read_text()) | {"dtype": []})
+    ),
+    "meta lacks the bytes": lambda folder: (folder / "meta.json").write_text(
+        (folder / "meta.json").read_text().replace('"bytes"', '"letters"')
+    ),
+    "meta has bytes of another type": lambda folder: (folder / "meta.json").write_text(
+        (folder / "meta.json").read_text().replace('"bytes": ', '"bytes": 0.5e')
+    ),
     "tokens are missing": lambda folder: (folder / "train.tokens").unlink(),
     "tokens are empty": lambda folder: (folder / "train.tokens").write_bytes(b""),
     "tokens are cut": lambda folder: os.truncate(folder / "train.tokens", 1001),
