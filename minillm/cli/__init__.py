@@ -123,6 +123,9 @@ def _settle(stream: TextIO) -> None:
 
 def run() -> None:
     """Enter from the shell. What the terminal's encoding lacks is written as an escape, such as \\xe9."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed from the start (`>&-`): nothing comes, and nobody reads
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

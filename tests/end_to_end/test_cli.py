@@ -63,6 +63,26 @@ def test_output_on_a_full_disk():
     assert (done.returncode, done.stderr) == (2, "minillm: writing: the disk is full; free some space and run again\n")
 
 
+def closed(number, *words):
+    """Run minillm with one of its three streams closed, as `>&-` does."""
+    words = ["-m", "minillm", *map(str, words)]
+    program = f"import os, sys; os.close({number}); os.execv(sys.executable, [sys.executable, *{words!r}])"
+    return in_a_process("-c", program)
+
+
+@pytest.mark.parametrize("words", [("--help",), ("kernels",), ("kernels", "--json")], ids=" ".join)
+def test_output_that_is_closed(words):
+    """`minillm ... >&-`: status 0 and not a word."""
+    done = closed(1, *words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_errors_that_nobody_reads_are_no_part_of_the_output():
+    """`minillm ... 2>&-`: what Python prints to no stream goes to standard output."""
+    done = closed(2, "kernels", "--json", "--nonsense")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
 def test_a_terminal_that_lacks_a_letter(runs):
     """An ASCII stream gets escapes, in text and in JSON, in place of an exception."""
     words = ("-m", "minillm", "generate", runs / "decoder", "--prompt", "caf\u00e9", "--max-tokens", 1)
