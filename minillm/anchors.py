@@ -220,7 +220,7 @@ def cached(path: Path | None, settings: dict[str, Any], compute: Callable[[], li
     kept: dict[str, Any] = {}
     try:
         kept = json.loads(path.read_text(encoding="utf-8")) if path else {}
-        return [Anchor(**row) for row in kept[key]["anchors"]]
+        return [_checked(Anchor(**row)) for row in kept[key]["anchors"]]
     except (OSError, ValueError, KeyError, TypeError):
         anchors = compute()
     if path is not None and path.parent.is_dir():
@@ -229,3 +229,13 @@ def cached(path: Path | None, settings: dict[str, Any], compute: Callable[[], li
         with contextlib.suppress(InputError):
             write_text(path, json.dumps(kept, indent=1) + "\n")
     return anchors
+
+
+def _checked(anchor: Anchor) -> Anchor:
+    """Return an anchor that was read; ValueError where it has no figure to compare with, or one that is no number."""
+    figures = [f for f in (anchor.bits_per_byte, anchor.loss, anchor.masked_accuracy) if f is not None]
+    numbers = all(isinstance(figure, float) and math.isfinite(figure) for figure in figures)
+    words = isinstance(anchor.name, str) and isinstance(anchor.note, str)
+    if not (numbers and words) or (anchor.bits_per_byte is None and anchor.loss is None):
+        raise ValueError(f"no anchor: {anchor}")
+    return anchor

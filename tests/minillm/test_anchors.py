@@ -108,6 +108,10 @@ def test_cache_is_used_only_for_what_it_was_made_from(tmp_path):
         b'{"KEY": {}}',
         b'{"KEY": {"anchors": [{"colour": 1}]}}',
         b'{"KEY": {"anchors": 3}}',
+        b'{"KEY": {"anchors": [{"name": "a", "loss": "1.0"}]}}',
+        b'{"KEY": {"anchors": [{"name": "a", "loss": NaN}]}}',
+        b'{"KEY": {"anchors": [{"name": "a", "loss": null}]}}',
+        b'{"KEY": {"anchors": [{"name": 3, "loss": 1.0}]}}',
     ],
     ids=str,
 )
