@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
             config, folder = elsewhere(loaded.model.config, arguments.input), RunFolder(scratch)
         elif arguments.input is not None:
             held_out = (arguments.input, Path(scratch))
+        config = dataclasses.replace(config, model=loaded.model.config)  # config.toml may have been edited since
         tokenizer = loaded.require_tokenizer()
         material = gather(config, folder, tokenizer, held_out=held_out, own_hand=False, progress=progress)
         figures = material.evaluate(loaded.model)

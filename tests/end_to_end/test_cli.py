@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -209,6 +211,15 @@ def test_evaluate(minillm, runs, text, kind):
     assert "this model" in table and "beats" in table
     status, out, _ = minillm("evaluate", runs / kind, "--data.input", text, "--json")
     assert status == 0 and last_json(out)["loss"] > 0
+
+
+def test_evaluate_goes_by_the_model_that_is_there(minillm, runs, tmp_path):
+    """Not by what somebody has made of it in config.toml since."""
+    shutil.copytree(runs / "decoder", tmp_path / "run")
+    path = tmp_path / "run/config.toml"
+    path.write_text(re.sub(r"(?m)^context = .*", "context = 1000", path.read_text()))
+    figures = [last_json(minillm("evaluate", run, "--json")[1]) for run in (runs / "decoder", tmp_path / "run")]
+    assert figures[0] | {"run": ""} == figures[1] | {"run": ""}
 
 
 def test_tokenizer(minillm, text, tmp_path):
