@@ -96,7 +96,7 @@ def finetuned_content(
     tensors = named_tensors(kind, model.config.backbone, purpose, own, origin)
     settings = settings_for(kind, model.config.backbone, purpose, tokenizer=opened.tokenizer, origin=origin)
     settings |= dtype_of(tensors) | head_settings(kind, model, purpose)
-    control = set(opened.tokenizer.specials.ids()) - {opened.tokenizer.specials.eos}
+    control = [token for token in opened.tokenizer.specials.ids() if token != opened.tokenizer.specials.eos]
     if "last" in kind.task_heads[purpose].pooling and settings.get("pad_token_id") not in control:
         settings["pad_token_id"] = None  # else transformers would take a text's last token for padding
         notes.append("the tokenizer has no symbol for padding alone: transformers takes one text at a time")

@@ -153,6 +153,19 @@ def test_attention_of_a_folder_is_that_of_its_run(peer, with_tokenizer, head, tm
     assert all(np.array_equal(came.maps[layer], wanted.maps[layer]) for layer in wanted.maps)
 
 
+@pytest.mark.parametrize("padding", [[0], {"id": 0}, "[PAD]", None], ids=repr)
+def test_padding_that_is_no_number_goes_out_as_none(peer, with_tokenizer, padding, tmp_path) -> None:
+    """A decoder's classifier reads one text at a time there."""
+    folder = with_tokenizer(peer("llama", "SequenceClassification").folder, "llama")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token_id": padding}))
+    (folder / "vocab.txt").write_text((folder / "vocab.txt").read_text().replace("[PAD]", "[NO]"))
+    import_folder(folder, tmp_path / "run")
+    made = export_run(tmp_path / "run", tmp_path / "out")
+    assert any("one text at a time" in note for note in made.notes)
+    assert json.loads((tmp_path / "out/config.json").read_text())["pad_token_id"] is None
+
+
 @pytest.mark.parametrize(
     "problem, number, name",
     [("multi_label_classification", 2, "multi_label"), ("regression", 1, "regression"), (None, 1, "regression")],
