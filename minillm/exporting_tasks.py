@@ -43,6 +43,7 @@ from minillm.finetune.adapters.attach import detach, merge
 from minillm.finetune.heads import TextHead, TokenHead
 from minillm.finetune.predict import Finetuned, load_finetuned
 from minillm.finetune.task_model import TaskModel
+from minillm.tokenizer.json_file import JsonTokenizer
 
 
 def export_finetuned(
@@ -100,7 +101,12 @@ def finetuned_content(
     if "last" in kind.task_heads[purpose].pooling and settings.get("pad_token_id") not in control:
         settings["pad_token_id"] = None  # else transformers would take a text's last token for padding
         notes.append("the tokenizer has no symbol for padding alone: transformers takes one text at a time")
-    others = tokenizer_files(opened.tokenizer, model.config.backbone)
+    if model.config.text.long_texts == "windows" and purpose == "classification":
+        notes.append("a text that is too long is cut: transformers has no windows whose answers are averaged")
+    if model.config.text.max_length is not None and isinstance(opened.tokenizer, JsonTokenizer):
+        most = f"max_length={opened.encoder.max_length}"
+        notes.append(f"the tokenizer stays as it came: tell transformers to cut as here, with truncation=True, {most}")
+    others = tokenizer_files(opened.tokenizer, model.config.backbone, max_length=opened.encoder.max_length)
     return Content(settings=settings, tensors=tensors, others=others, notes=tuple(notes))
 
 
@@ -125,7 +131,8 @@ def check_head(family: Family, model: TaskModel, purpose: Purpose) -> None:
 
 def head_settings(family: Family, model: TaskModel, purpose: Purpose) -> dict[str, Any]:
     """Return what config.json says of the head and the labels."""
-    settings = write_task(to_table(model.config.task) | {"labels": list(model.config.task.labels)})
+    facts = to_table(model.config.task) | {"labels": list(model.config.task.labels)}
+    settings = write_task(facts, to_table(model.config.text))
     settings[family.dropout_key] = model.config.head.dropout
     if len(family.task_heads[purpose].pooling) > 1 and isinstance(model.head, TextHead):
         settings["classifier_pooling"] = model.head.pooling

@@ -134,7 +134,7 @@ def shape_of(folder: ModelFolder) -> TaskModelConfig:
     path = str(folder.path / "config.json")
     return TaskModelConfig(
         task=build(TaskFacts, folder.task(), source=path),
-        text=TextConfig(),
+        text=build(TextConfig, folder.text(), source=path, prefix="text."),
         backbone=folder.model,
         head=build(HeadConfig, folder.head(), source=path),
     )

@@ -229,6 +229,15 @@ def test_a_decoder_without_padding_reads_one_text_at_a_time_there(theirs, tables
     assert answer["probabilities"]["first"] == pytest.approx(float(shares[0]), abs=CLOSE)
 
 
+def test_an_export_says_what_transformers_does_otherwise_with_long_texts(theirs, tables, tmp_path) -> None:
+    options = ["--text.max_length", "8", "--text.long_texts", "windows", "--text.overlap", "2"]
+    tuned(theirs, tables, tmp_path / "run", "--train.max_steps", "1", "--head.pooling", "pooler", *options)
+    notes = export_run(tmp_path / "run", tmp_path / "out").notes
+    assert any("truncation=True, max_length=8" in note for note in notes) and any(
+        "no windows" in note for note in notes
+    )
+
+
 def test_several_seeds_are_exported_one_by_one(theirs, tables, tmp_path, capsys) -> None:
     """The line names the first of them."""
     tuned(theirs, tables, tmp_path / "run", "--seeds", "2", "--train.max_steps", "1", "--head.pooling", "pooler")

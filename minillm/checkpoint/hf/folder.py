@@ -29,7 +29,7 @@ from minillm.checkpoint.hf.entries import Entry, read_entries, unread_rows
 from minillm.checkpoint.hf.families import FAMILIES
 from minillm.checkpoint.hf.family import Family, Purpose
 from minillm.checkpoint.hf.keys import Keys
-from minillm.checkpoint.hf.labels import read_task
+from minillm.checkpoint.hf.labels import read_task, read_text
 from minillm.checkpoint.native import write_tensors
 from minillm.errors import InputError
 from minillm.model.config import ModelConfig
@@ -88,6 +88,10 @@ class ModelFolder:
     def task(self) -> dict[str, Any]:
         """Return the table of what its head is for."""
         return read_task(self.keys, self.purpose)
+
+    def text(self) -> dict[str, Any]:
+        """Return the table of how its texts are read."""
+        return read_text(self.keys)
 
     def head(self) -> dict[str, Any]:
         """Return the settings of the head: the table of a `HeadConfig`."""

@@ -6,7 +6,7 @@
     question_answering  two outputs, start and stop, without names
 
 Beside them there is a table "minillm" of what no key of transformers' own can say: whether an input is two texts, and
-whether a question may have no answer.
+whether a question may have no answer, and how long texts are cut.
 
 Read next: `families.py`.
 """
@@ -56,8 +56,16 @@ def read_task(keys: Keys, purpose: Purpose) -> dict[str, Any]:
     return {"name": name, **facts}
 
 
-def write_task(task: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a task, given the table of its `TaskFacts`."""
+def read_text(keys: Keys) -> dict[str, Any]:
+    """Return what a folder says of how texts are read, as the table of a `TextConfig`; empty where it says nothing."""
+    text = (keys.table_of("minillm") or {}).get("text", {})
+    if not isinstance(text, dict):
+        keys.wrong("minillm", 'a table, in which "text" is one of settings')
+    return text
+
+
+def write_task(task: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a task, given the tables of its `TaskFacts` and of the `TextConfig` beside it."""
     name = task["name"]
     labels: Sequence[str] = task["labels"] or ["LABEL_0", "LABEL_1"][: 1 if name == "regression" else 2]
     keys: dict[str, Any] = {
@@ -66,7 +74,7 @@ def write_task(task: Mapping[str, Any]) -> dict[str, Any]:
     }
     if name in PROBLEMS:
         keys["problem_type"] = PROBLEMS[name]
-    return keys | {"minillm": {name: task[name] for name in OURS}}
+    return keys | {"minillm": {**{name: task[name] for name in OURS}, "text": dict(text)}}
 
 
 def _labels(keys: Keys) -> list[str]:

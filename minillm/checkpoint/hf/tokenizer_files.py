@@ -33,15 +33,16 @@ BYTES = 256  # sentencepiece's pieces for bytes, right after the control symbols
 UNREACHABLE = 1000.0  # a control symbol's score lies this far below that of any piece of text
 
 
-def tokenizer_files(tokenizer: Tokenizer, model: ModelConfig) -> Mapping[str, bytes]:
+def tokenizer_files(tokenizer: Tokenizer, model: ModelConfig, *, max_length: int | None = None) -> Mapping[str, bytes]:
     """Return the content of the files that make transformers and llama.cpp give this tokenizer's ids, by name.
 
     Args:
         tokenizer: of any kind. One that came as a tokenizer.json goes out as it came, byte for byte, with the files
             that it came with.
         model: what the files stand beside. Texts are framed as the model reads them (`Tokenizer.frame`), but that a
-            decoder with its output weight is to go on with a text, which therefore does not end with eos; `context` is
-            their length at most. It does not change an imported tokenizer.
+            decoder with its output weight is to go on with a text, which therefore does not end with eos. It does not
+            change an imported tokenizer.
+        max_length: tokens that transformers cuts texts to when it is asked to cut; None: the model's context.
     Raises:
         InputError: the tokenizer is of a kind that has no such file.
     """
@@ -49,7 +50,7 @@ def tokenizer_files(tokenizer: Tokenizer, model: ModelConfig) -> Mapping[str, by
     symbols = {f"{role}_token": name for role, name in names.items()}
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # the one that takes tokenizer.json as it stands
-        "model_max_length": model.context,
+        "model_max_length": model.context if max_length is None else max_length,
         "clean_up_tokenization_spaces": False,
         # left for who goes on with texts; else GPT-2 would count the positions of a text behind padding from its start
         "padding_side": "left" if _goes_on(model) else "right",

@@ -98,6 +98,23 @@ def test_text_classification(encoder, tmp_path) -> None:
         assert said["score"] == pytest.approx(answer["probabilities"][answer["label"]], abs=CLOSE)
 
 
+def test_long_texts_are_read_as_far_as_here(encoder, tmp_path) -> None:
+    """text.max_length goes along: to transformers where it is asked to cut, and to ourselves."""
+    rows = [("I like the warm garden", "glad"), ("The rain is cold", "sad"), ("A kind letter came", "glad")] * 6
+    lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in [*rows, ("No letter came", "sad")]]
+    run = tuned(encoder, tmp_path, lines, ".jsonl", "--head.pooling", "pooler", "--text.max_length", "8")
+    export_run(run, tmp_path / "out")
+    import_folder(tmp_path / "out", tmp_path / "again")
+    texts = ["A warm letter came in the rain", "cold"]
+    ours = list(load_finetuned(run).predict(text_table(texts)))
+    assert ours == list(load_finetuned(tmp_path / "out").predict(text_table(texts)))
+    assert ours == list(load_finetuned(tmp_path / "again").predict(text_table(texts)))
+    for answer, said in zip(
+        ours, pipeline("text-classification", tmp_path / "out")(texts, truncation=True), strict=True
+    ):
+        assert said["score"] == pytest.approx(answer["probabilities"][said["label"]], abs=CLOSE)
+
+
 def test_token_classification(encoder, tmp_path) -> None:
     """The tag of every piece, and its probability."""
     rows = ["Dear O\nEllen B-PER\nthe O\nrain O\ncame O\n\n", "Tom B-PER\nis O\nwarm O\n\n"] * 6
