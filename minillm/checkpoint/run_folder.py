@@ -247,7 +247,8 @@ class RunFolder:
             model_config: the model's configuration, a dataclass made with `minillm.config.setting`.
             optimiser_tensors: by "slot.parameter name".
             state: numbers, texts, lists and tables, as JSON can hold them.
-            best: whether `best` shall point to it.
+            best: whether `best` shall point to it. It does too where its score is above that of the checkpoint that is
+                marked: a better one may have been judged that the disk did not take.
             unaveraged: the weights whose means `model_tensors` has; None: it has no means.
             random: states of random generators; None: none.
             score: how good an evaluation at this step found it, higher is better, the first number before the next;
@@ -285,6 +286,7 @@ class RunFolder:
         named = self._marked("best")
         if not best and named is not None and named >= step:
             self._mark_best_before(step)
+        best = best or self._beats_the_marked(score)
         # `best` first: after a crash between the two the run goes on from the older checkpoint, and comes here again;
         # with `latest` first it would go on after this one, and never say that it was the best
         for marker in ("best", "latest") if best else ("latest",):
@@ -316,6 +318,14 @@ class RunFolder:
             return
         with files.explained(self.checkpoints, self.safe()):
             (self.checkpoints / "best").unlink()
+
+    def _beats_the_marked(self, score: Sequence[float] | None) -> bool:
+        """Return whether a score is above that of the checkpoint that `best` names, or `best` names none."""
+        if score is None:
+            return False
+        named = self._marked("best")
+        marked = None if named is None else self._score(named)
+        return named is None or (marked is not None and list(score) > marked)
 
     def _by_score(self, steps: list[int]) -> list[int]:
         """Return those of the steps that have a score, the best and of equal ones the earliest first."""

@@ -163,3 +163,21 @@ def test_keep_last_best_and_every(make_trainer):
     )
     trainer.fit()
     assert trainer.folder.steps() == [4, 6, 8, 10, 12] and trainer.folder.load("best").step == 4
+
+
+@pytest.mark.parametrize(
+    "losses, best", [((5, 1, 3), 12), ((1, 5, 3), 4), ((5, 1, 6), 4)], ids=["last", "first", "old"]
+)
+def test_the_best_of_those_that_the_disk_took_is_marked(make_trainer, monkeypatch, losses, best):
+    """Judged are steps 4, 8 and 12, and the checkpoint of step 8 cannot be written."""
+    real, judged = RunFolder.save, iter(losses)
+
+    def refused(self, step, *words, **options):
+        if step == 8:
+            raise InputError("cannot write checkpoints/step-000008: full")
+        return real(self, step, *words, **options)
+
+    monkeypatch.setattr(RunFolder, "save", refused)
+    trainer = make_trainer(evaluate=lambda model: {"loss": float(next(judged))})
+    trainer.fit()
+    assert trainer.folder.load("best").step == best and trainer.folder.steps() == sorted({best, 12})
