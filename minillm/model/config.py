@@ -3,6 +3,7 @@
 Read next: `layers.py`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,7 @@ Norm = Literal["layer_norm", "rms_norm"]
 Position = Literal["learned", "sinusoidal", "rotary", "alibi", "none"]
 Activation = Literal["relu", "gelu", "gelu_tanh", "relu2", "swiglu", "geglu"]
 GATED = ("swiglu", "geglu")
+LARGEST = 2**31  # of a size; no machine holds one, and products of two stay below 2**63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +73,12 @@ class ModelConfig:
         for name in ("num_kv_heads", "head_width", "mlp_width", "window"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {value}; leave it out for the default")
+        for name in ("context", "width", "head_width"):
+            if (getattr(self, name) or 0) >= LARGEST:
+                raise ValueError(f"model.{name} must be below 2**31, got {getattr(self, name)}")
         if self.head_width is None and self.width % self.num_heads:
-            near = min(
-                (h for h in range(1, self.width + 1) if self.width % h == 0), key=lambda h: abs(h - self.num_heads)
-            )
+            small = [d for d in range(1, math.isqrt(self.width) + 1) if self.width % d == 0]
+            near = min((*small, *(self.width // d for d in small)), key=lambda h: (abs(h - self.num_heads), h))
             raise ValueError(f"model.num_heads ({self.num_heads}) must divide model.width ({self.width}); try {near}")
         if self.num_heads % self.kv_heads:
             raise ValueError(

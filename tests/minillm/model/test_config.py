@@ -18,6 +18,10 @@ MISTAKES = [
     pytest.param({"num_kv_heads": 5}, "model.num_kv_heads (5) must divide model.num_heads (12); try 1", id="key-heads"),
     pytest.param({"num_layers": 0}, "model.num_layers must be at least 1, got 0", id="layers"),
     pytest.param({"context": 0}, "model.context must be at least 1, got 0", id="context"),
+    pytest.param({"context": 2**62}, f"model.context must be below 2**31, got {2**62}", id="endless-context"),
+    pytest.param({"width": 2**40, "num_heads": 3}, f"model.width must be below 2**31, got {2**40}", id="endless-width"),
+    pytest.param({"head_width": 2**62}, f"model.head_width must be below 2**31, got {2**62}", id="endless-head"),
+    pytest.param({"width": 2**31 - 1, "num_heads": 9}, "must divide model.width (2147483647); try 1", id="prime-width"),
     pytest.param(
         {"window": 8},
         "model.window is the window of no layer, as all see everything with model.global_every = 1; "
