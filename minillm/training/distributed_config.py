@@ -12,6 +12,7 @@ from typing import Literal
 from minillm.config import setting
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets for each process
+LONGEST = 1e9  # seconds, 32 years; clocks count nanoseconds in 63 bits
 CommunicatedDtype = Literal["float32", "bfloat16"]
 
 
@@ -52,8 +53,9 @@ class DistributedConfig:
                         f"distributed.{name} = {getattr(self, name)} goes with fsdp and hybrid, and "
                         f"distributed.strategy is ddp; leave it out"
                     )
-        if not 1.0 <= self.timeout < float("inf"):
-            raise ValueError(f"distributed.timeout must be 1 second or more, got {self.timeout}")
+        if not 1.0 <= self.timeout <= LONGEST:
+            bounds = f"at most {LONGEST:g} seconds" if self.timeout > LONGEST else "1 second or more"
+            raise ValueError(f"distributed.timeout must be {bounds}, got {self.timeout}")
 
 
 def is_launched() -> bool:

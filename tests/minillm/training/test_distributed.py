@@ -233,6 +233,8 @@ def test_what_fsdp_cannot_do_is_refused(train, dtype, words):
         pytest.param({"param_dtype": "bfloat16"}, "goes with fsdp and hybrid", id="param-dtype-of-ddp"),
         pytest.param({"checkpoint": "sharded"}, "goes with fsdp and hybrid", id="shards-of-ddp"),
         pytest.param({"timeout": 0.0}, "1 second or more", id="timeout"),
+        pytest.param({"timeout": float("nan")}, "1 second or more", id="timeout-nan"),
+        pytest.param({"timeout": 1e14}, "at most 1e[+]09 seconds", id="timeout-beyond-clocks"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings, words):
