@@ -47,7 +47,7 @@ def memory_explained(train: TrainConfig, device: torch.device) -> Iterator[None]
 
 @contextmanager
 def size_explained(
-    what: str = "the model", smaller: str = "model.width, model.num_layers or model.vocab_size"
+    what: str = "the model", smaller: str = "model.width, model.num_layers, model.context or model.vocab_size"
 ) -> Iterator[None]:
     """Turn a model that does not fit into memory, built inside the block, into an InputError.
 

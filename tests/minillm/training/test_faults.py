@@ -13,7 +13,7 @@ from minillm.checkpoint import files
 from minillm.checkpoint.native import read_tensors
 from minillm.errors import InputError
 from minillm.training.config import OptimConfig, TrainConfig
-from minillm.training.failures import memory_explained
+from minillm.training.failures import memory_explained, size_explained
 from minillm.training.interrupt import SIGNALS, Interrupt
 from minillm.training.progress import Progress
 
@@ -196,6 +196,11 @@ class TestMemory:
         with pytest.raises(InputError, match=f"a single sequence does not fit .*; {advice}.*context, width or num"):
             with memory_explained(train, torch.device("cpu")):
                 raise MemoryError
+
+    def test_a_model_too_large_names_its_context_too(self):
+        """Learned positions and rotary's tables have a row for each place."""
+        with pytest.raises(InputError, match="does not fit into memory; lower .* model.context or"), size_explained():
+            torch.nn.Embedding(1 << 60, 16)
 
     def test_what_pytorchs_cpu_allocator_really_raises(self):
         with pytest.raises(InputError, match="do not fit into the memory of cpu"):
