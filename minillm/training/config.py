@@ -81,7 +81,9 @@ class TrainConfig:
     ema_decay: float | None = setting(
         None, "decay of a running mean of the weights that is evaluated, saved and used in their place; none: no mean"
     )
-    compile: bool = setting(False, "run the model through torch.compile; the first step then takes a minute or so")
+    compile: bool = setting(
+        False, "run the model through torch.compile: needs a C++ compiler, and the first step takes a minute or so"
+    )
     threads: int | None = setting(None, "CPU threads of one op; none: PyTorch's own choice")
 
     def __post_init__(self) -> None:

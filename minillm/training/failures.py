@@ -19,6 +19,9 @@ CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator: not enough memory", "DefaultCPUAlloca
 TOO_LARGE = (*CPU_OUT_OF_MEMORY, "Storage size calculation overflowed")  # while a model is built
 TOO_LARGE += ("cannot be represented as a SymInt",)  # of a size near 2**63
 
+# What torch.compile says on a CPU, and Triton on a GPU, where what they wrote cannot be made into a program.
+NO_COMPILER = ("No working C++ compiler found", "Failed to find C compiler")
+
 # A scaler enlarges gradients, and halves its scale at each one that overflows. Below 1 they overflow as they are, or
 # are no numbers at all, which no scale mends: each step would change nothing, to the end of the run.
 SMALLEST_SCALE = 1.0
@@ -42,6 +45,25 @@ def memory_explained(train: TrainConfig, device: torch.device) -> Iterator[None]
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in CPU_OUT_OF_MEMORY):
             raise out_of_memory(train, device) from error
+        raise
+
+
+@contextmanager
+def compiler_explained(on: bool) -> Iterator[None]:
+    """Turn the lack of a compiler, which `train.compile` needs, into an InputError.
+
+    Args:
+        on: False: change nothing.
+    Raises:
+        InputError: torch.compile ran inside the block and found none.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if on and any(words in str(error) for words in NO_COMPILER):
+            raise InputError(
+                "train.compile needs a C++ compiler, and none is here; install one, such as g++, or leave it out"
+            ) from error
         raise
 
 

@@ -28,7 +28,14 @@ from minillm.training.config import OptimConfig, TrainConfig
 from minillm.training.determinism import deterministic
 from minillm.training.distributed import Processes
 from minillm.training.ema import EMA
-from minillm.training.failures import NO_SCALE_DOES, SMALLEST_SCALE, memory_explained, not_finite, too_many_skipped
+from minillm.training.failures import (
+    NO_SCALE_DOES,
+    SMALLEST_SCALE,
+    compiler_explained,
+    memory_explained,
+    not_finite,
+    too_many_skipped,
+)
 from minillm.training.figures import StepFigures
 from minillm.training.gradient import Objective, add_gradient, clip_gradients, gradient_norm, targets_in, tokens_in
 from minillm.training.host_memory import keep_freed_memory
@@ -155,7 +162,7 @@ class Trainer:
                 stopwatch = Stopwatch()
                 while not self._done() and not (asked := self._asked_to_stop(interrupt)):
                     self.saver.check()
-                    with memory_explained(self.train, self.device):
+                    with memory_explained(self.train, self.device), compiler_explained(self.train.compile):
                         figures = self.take_step()
                         stopwatch.tokens, stopwatch.steps = self.state.tokens - before[0], self.state.step - before[1]
                         self._follow_up(figures, records, stopwatch)

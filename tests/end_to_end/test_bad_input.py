@@ -252,6 +252,18 @@ def test_overwrite_removes_nothing_before_the_new_text_is_known_to_do(minillm, r
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
 
+def test_compiling_without_a_compiler(text, tmp_path):
+    """One line that says what is missing, and no run folder is left."""
+    words = ("-m", "minillm", "pretrain", "--preset", "tiny-decoder", "--data.input", text, "--out", tmp_path / "run")
+    nothing = {"PATH": str(tmp_path), "CXX": "g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = in_a_process(*words, *options(), "--train.compile", "true", "--quiet", environment=nothing)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip() == (
+        "minillm: train.compile needs a C++ compiler, and none is here; install one, such as g++, or leave it out"
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_overwrite_takes_another_text(minillm, runs, text, tmp_path):
     """The digest of the old text does not stand in the way of a new run in its place."""
     shutil.copytree(runs / "decoder", tmp_path / "run")
