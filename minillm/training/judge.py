@@ -47,7 +47,7 @@ class Judge:
             trainer.model.train()
         state, loss, figure = trainer.state, valid["loss"], valid[self.best_by]
         if loss is None or not math.isfinite(loss):
-            raise not_finite("the validation loss", state.step, trainer.safe())
+            raise not_finite("the validation loss", state.step, trainer.safe_for_all())
         state.valid_loss = float(loss)
         self.step, self.score = state.step, None if figure is None else self.score_of(figure, loss)
         if self.score is not None and self.score > state.best_score:  # any list is above an empty one

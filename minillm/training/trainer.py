@@ -305,7 +305,7 @@ class Trainer:
         state.skipped_in_a_row += 1
         what = "the loss or the gradient"
         if (reason := too_many_skipped(self.train, state)) is not None:
-            raise not_finite(what, state.step, self.safe(), where=self._where(state.step), advice=reason)
+            raise not_finite(what, state.step, self.safe_for_all(), where=self._where(state.step), advice=reason)
         self.progress.warn(
             f"{what} is not a finite number at step {state.step} ({self._where(state.step)}); the step is skipped, "
             f"{state.skipped_steps} so far"
@@ -339,10 +339,10 @@ class Trainer:
         """Fetch the figures of all steps since the last call, and stop the run where one is not a finite number."""
         broken = self._figures.read(self.state, scaled=self.scaler is not None)
         if broken is not None:
-            raise not_finite(*broken, self.safe(), where=self._where(broken[1]))
+            raise not_finite(*broken, self.safe_for_all(), where=self._where(broken[1]))
         if self.scaler is not None and self.scaler.get_scale() < SMALLEST_SCALE:
             step = self.state.step
-            raise not_finite("the gradient", step, self.safe(), where=self._where(step), advice=NO_SCALE_DOES)
+            raise not_finite("the gradient", step, self.safe_for_all(), where=self._where(step), advice=NO_SCALE_DOES)
 
     def _log(
         self,
@@ -407,6 +407,10 @@ class Trainer:
         """Return, for an error's text, what of this run is on the disk, the write in flight awaited."""
         self.saver.wait()
         return self.folder.safe()
+
+    def safe_for_all(self) -> str:
+        """Return what `safe` does where all processes end alike; the others wait for the write of the first one too."""
+        return self.processes.first_then_rest(self.safe, self.safe)
 
     def _write_failed(self, error: InputError, further: str = "the next checkpoint is tried as usual") -> None:
         """Do what `train.on_failed_write` says about what could not be written amid the run."""

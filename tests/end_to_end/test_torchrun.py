@@ -118,6 +118,20 @@ cli.run()
 """
 
 
+BREAKS_AT_STEP_4 = """
+from minillm.training import trainer
+
+add_gradient, asked = trainer.add_gradient, []
+
+def breaks(*words, **options):
+    loss, excess = add_gradient(*words, **options)
+    asked.append(loss)
+    return (loss if len(asked) < 4 else loss * float("nan")), excess
+
+trainer.add_gradient = breaks
+"""
+
+
 @pytest.mark.parametrize("whom", ["first", pytest.param("all", marks=pytest.mark.slow)])
 def test_sigterm_lets_the_first_process_finish_its_save_and_begins_nothing_anew(text, tmp_path, whom):
     """torchrun sends SIGTERM to those that still run when one has failed, and when it is sent one itself."""
@@ -136,6 +150,18 @@ def test_sigterm_lets_the_first_process_finish_its_save_and_begins_nothing_anew(
     assert err.count("2 processes (ddp) on cpu") == err.count("stopped after step") == 1, err
     assert run.returncode == 0 or whom == "all", "torchrun's own signal is its status"
     assert figures(out)["step"][-1] == RunFolder(out).load().step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["skip", "stop"])
+def test_an_end_of_all_processes_is_said_once_and_knows_the_write_in_flight(text, tmp_path, rule):
+    """Step 4 has no finite loss, nor any after it, while the first process still saves step 3."""
+    out, script = tmp_path / "run", tmp_path / "slow_saves.py"
+    script.write_text(BREAKS_AT_STEP_4 + SLOW_SAVES)
+    words = pretraining(out, text, train__checkpoint_every=3, train__eval_every=0, train__on_non_finite=rule)
+    done = torchrun(script, *words[2:], "--train.max_skips_in_a_row", 0, "--quiet")
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("minillm: ")]
+    assert "no longer a finite number at step 4" in said and "the checkpoint of step 3 is safe" in said, said
 
 
 @pytest.mark.slow
