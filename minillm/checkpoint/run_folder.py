@@ -205,6 +205,11 @@ class RunFolder:
         if not self.is_run():
             raise InputError(f"{self.path} is not a run folder: it has neither config.toml nor checkpoints")
 
+    def check_tokenizer_free(self) -> None:
+        """Raise InputError where a run stands here: a new tokenizer in place of its own would end the use of it."""
+        if self.is_run() and self.tokenizer_path.exists():
+            raise InputError(f"{self.path} is a run, whose tokenizer would be replaced; choose another --out")
+
     def shards_of(self, step: int) -> Path:
         """Return where processes write their shares of a checkpoint before `save` takes them in."""
         return self.checkpoints / f"{files.WRITING}shards-{step:06d}"

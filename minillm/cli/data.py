@@ -75,6 +75,8 @@ def prepare(argv: Sequence[str]) -> None:
 
     if arguments.out.is_file():
         raise InputError(f"--out {arguments.out} is a file; name a folder")
+    if arguments.tokenizer is None:
+        RunFolder(arguments.out).check_tokenizer_free()
     corpus = open_corpus(arguments.input, valid_fraction=arguments.valid_fraction)
     if arguments.tokenizer is not None:
         inside = RunFolder(arguments.tokenizer).tokenizer_path

@@ -42,12 +42,17 @@ def train(argv: Sequence[str]) -> None:
     override_settings(table, arguments, TokenizerConfig)
     config = build(TokenizerConfig, table, source="the command line")
 
+    from minillm.checkpoint.run_folder import RunFolder
     from minillm.data.config import DataConfig
     from minillm.data.corpora import open_corpus
     from minillm.tokenizer.training import train_tokenizer
 
     if arguments.out.is_file():
         raise InputError(f"--out {arguments.out} is a file; name a folder")
+    place = arguments.out.resolve()
+    around = RunFolder(place.parent)
+    if place == around.tokenizer_path:
+        around.check_tokenizer_free()
     corpus = open_corpus(arguments.input, valid_fraction=DataConfig().valid_fraction)
     tokenizer = train_tokenizer(config, corpus.texts("train"))
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -441,6 +441,22 @@ def test_out_is_a_file(minillm, text, tmp_path, words):
 
 
 @pytest.mark.parametrize(
+    "words, place",
+    [
+        pytest.param(("data", "prepare"), ".", id="data prepare"),
+        pytest.param(("tokenizer", "train"), "tokenizer", id="tokenizer train"),
+    ],
+)
+def test_out_is_a_run_with_a_tokenizer(minillm, runs, text, tmp_path, words, place):
+    """A run without its own tokenizer cannot be used any more."""
+    shutil.copytree(runs / "decoder", tmp_path / "run")
+    before = files_of(tmp_path / "run")
+    line = one_line(minillm(*words, "--data.input", text, "--out", tmp_path / "run" / place))
+    assert "run is a run, whose tokenizer would be replaced; choose another --out" in line
+    assert files_of(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
     "content, hint",
     [(b"The cat\nA \xff dog\n", "not UTF-8 text: byte 10"), (b"\n\n", "no prompt"), (None, "prompts.txt")],
     ids=["not UTF-8", "empty", "missing"],
