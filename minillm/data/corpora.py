@@ -182,7 +182,7 @@ def open_corpus(name: str, *, valid_fraction: float = 0.1) -> Corpus:
 
     Args:
         name: stdlib-docs, stdlib-code, a .txt or .md file, or a folder in which such files are looked for, its
-            sub-folders included, hidden and empty ones left out.
+            sub-folders included, hidden and empty ones left out. A file of several names, by links, has the first.
         valid_fraction: share that is held out, in (0, 1).
     Raises:
         InputError: the name is empty, there is nothing of that name (the nearest embedded one is named), or no such
@@ -211,6 +211,8 @@ def open_corpus(name: str, *, valid_fraction: float = 0.1) -> Corpus:
             raise InputError(f"the folder {name} holds no .txt or .md file with text in it")
         for key, _ in found:
             _check_name(key)
+        once = {_identity(file): (key, file) for key, file in reversed(found)}  # else one text lies on both sides
+        found = sorted(once.values())
         return Corpus(name, [Source(key, lambda file=file: read_parts(file)) for key, file in found], valid_fraction)
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
@@ -277,6 +279,12 @@ def _marked(parts: Iterator[str]) -> Iterator[tuple[str, bool]]:
 def _share(name: str) -> float:
     """Return a number in [0, 1) that depends on a name alone."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    """Return what a file has in common with all of its names, and with no other file."""
+    facts = file.stat()
+    return facts.st_dev, facts.st_ino
 
 
 def _hidden(relative: Path) -> bool:

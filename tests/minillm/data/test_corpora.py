@@ -95,6 +95,18 @@ def test_folder(tmp_path):
     assert [corpus.num_documents(split) for split in SPLITS] == [1, 1]
 
 
+def test_a_file_of_several_names_is_one_document(tmp_path):
+    """Under each name it could be on another side, and the held-out text would be trained on."""
+    (tmp_path / "b.txt").write_text("one\n")
+    (tmp_path / "c.txt").write_text("two\n")
+    for name in ("a.txt", "d.txt"):
+        (tmp_path / name).symlink_to("b.txt")
+    os.link(tmp_path / "c.txt", tmp_path / "e.md")
+    (tmp_path / "nothing.txt").symlink_to("gone.txt")
+    corpus = open_corpus(str(tmp_path), valid_fraction=0.5)
+    assert sorted(text for split in SPLITS for text in corpus.documents(split)) == ["one\n", "two\n"]
+
+
 def test_a_folder_with_one_text_is_cut_like_a_file(tmp_path):
     """An empty neighbour does not make two documents of it."""
     (tmp_path / "a.txt").write_text("0123456789")
