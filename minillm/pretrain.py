@@ -115,6 +115,7 @@ def pretrain(
             config, material, model = processes.first_then_rest(
                 lambda: _begun(config, draft, init, own_hand, progress), lambda: _followed(draft, own_hand)
             )
+            processes.largest(0)  # all have read the draft: it goes where the first process fails
             trainer = _trainer(config, folder, material, model, processes, progress)
             # not before all of that is known to do: a run that stands here is removed
             put_in_place(folder, draft, processes)

@@ -95,10 +95,18 @@ def test_fine_tuning_runs_the_same_way(minillm, runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mistake_is_said_once(tmp_path):
-    done = torchrun(*pretraining(tmp_path / "run", "nowhere.txt"))
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        pytest.param({"data__input": "nowhere.txt"}, "nowhere.txt", id="text"),
+        pytest.param({"train__batch_size": 5}, "must be a multiple of the number of processes (2)", id="batch"),
+    ],
+)
+def test_a_mistake_is_said_once(text, tmp_path, settings, words):
+    """Found by the first process while it prepares the run, or by all of them when it is prepared."""
+    done = torchrun(*pretraining(tmp_path / "run", text, **settings))
     assert done.returncode != 0
-    assert done.stderr.count("minillm: ") == 1 and "nowhere.txt" in done.stderr
+    assert done.stderr.count("minillm: ") == 1 and words in done.stderr
     assert not (tmp_path / "run").exists()
 
 
