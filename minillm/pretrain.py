@@ -197,10 +197,12 @@ def _of_finetuning(folder: RunFolder) -> InputError:
 
 def _resumed(folder: RunFolder, overrides: Mapping[str, Any], progress: Progress) -> Result:
     """Do what `resume` says in a folder that is held."""
-    done = folder.load().step  # says what is missing before anything else happens
+    checkpoint = folder.load()  # says what is missing before anything else happens
+    done = checkpoint.step
     table = settings_of(folder)
     change(table, overrides, otherwise=f", and --init {folder} begins a new run with these weights")
     kept: PretrainConfig = build(PretrainConfig, table, source=str(folder.config_path))
+    checkpoint.check_model(kept.model)  # before any is built of a config.toml that is not its own
     config = rehearsal(kept, progress.note, done=done)
     with joined(config.distributed, choose_device(config.train.device)) as processes:
         progress = progress if processes.is_first else Mute()

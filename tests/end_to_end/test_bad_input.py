@@ -334,6 +334,15 @@ def test_resume_refuses_another_model(minillm, runs):
     assert "model.width" in line
 
 
+@pytest.mark.parametrize("kept", [[], ["[model]", "context = 16"]], ids=["empty", "cut"])
+def test_resume_with_a_config_that_has_lost_its_model(minillm, runs, tmp_path, kept):
+    """The size of the vocabulary is among what is lost, and no model can be built without it."""
+    shutil.copytree(runs / "decoder", tmp_path / "run")
+    (tmp_path / "run/config.toml").write_text("\n".join(kept))
+    line = one_line(minillm("pretrain", "--resume", tmp_path / "run", "--train.max_steps", 9))
+    assert "is of another architecture: model." in line and "use the [model] section" in line
+
+
 @pytest.mark.parametrize("rule, lines", [("stop", 1), ("go_on", 2)])
 def test_full_disk(tmp_path, text, rule, lines):
     """No room for a checkpoint: status 2 in the end, one line for each of the two, and nothing half-written."""
