@@ -120,7 +120,7 @@ def prepare(
                         stream.write(np.asarray(ids, dtype=wanted["dtype"]).tobytes())
                         at += len(ids)
                         opened = last
-                        if last:
+                        if last and at > bounds[-1]:  # a document without a token is none: no row begins there
                             bounds.append(at)
                     done += sum(len(text.encode()) for text in texts)
                     if on_progress is not None:

@@ -93,6 +93,22 @@ def test_only_the_splits_that_are_needed(tmp_path):
         TokenStore.open(tmp_path, "train")
 
 
+def test_a_document_without_a_token_is_none(tmp_path):
+    """As of an imported tokenizer that leaves nothing of it and sets nothing around it."""
+
+    class Letters(ByteTokenizer):
+        def encode(self, text):
+            return super().encode("".join(filter(str.isalpha, text)))
+
+    (tmp_path / "texts").mkdir()
+    for number in range(20):
+        (tmp_path / f"texts/{number:02d}.txt").write_text("0123" if number % 2 else f"some text, {number}")
+    prepare(open_corpus(str(tmp_path / "texts"), valid_fraction=0.5), Letters(), tmp_path / "shards")
+    for split in ("train", "valid"):
+        store = TokenStore.open(tmp_path / "shards", split)
+        assert len(store.bounds) > 2 and (np.diff(store.bounds) == len("sometext")).all()
+
+
 @pytest.mark.parametrize("size, dtype", [(65_536, np.uint16), (65_537, np.uint32)])
 def test_width_of_a_token(tmp_path, size, dtype):
     """Two bytes as long as the largest id fits."""
