@@ -281,10 +281,10 @@ def _share(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
 
 
-def _identity(file: Path) -> tuple[int, int]:
+def _identity(file: Path) -> Path | tuple[int, int]:
     """Return what a file has in common with all of its names, and with no other file."""
-    facts = file.stat()
-    return facts.st_dev, facts.st_ino
+    facts = file.stat()  # its number is asked for where it has a second name alone: some file systems number none
+    return (facts.st_dev, facts.st_ino) if facts.st_nlink > 1 else file.resolve()
 
 
 def _hidden(relative: Path) -> bool:

@@ -12,13 +12,11 @@ import minillm_kernels as mk
 import numpy as np
 import pytest
 import torch
-from minillm_kernels import dispatch
+import triton
+import triton.language as tl
+from minillm_kernels import dispatch, interpreted
 from planting import INTERPRETED
-
-triton = pytest.importorskip("triton", reason="there is no Triton for this system")
-tl = pytest.importorskip("triton.language")
-interpreter = pytest.importorskip("triton.runtime.interpreter")
-interpreted = pytest.importorskip("minillm_kernels.interpreted")
+from triton.runtime import interpreter
 
 if dispatch.INTERPRETED:
     interpreted.install()

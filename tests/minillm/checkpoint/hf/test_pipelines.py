@@ -21,6 +21,10 @@ CLOSE = 1e-5
 BERT = {"norm": "layer_norm", "norm_position": "post", "norm_eps": 1e-12, "position": "learned", "activation": "gelu"}
 BERT |= {"bias": True, "qk_norm": False, "embedding_norm": True, "token_types": 2, "context": 32, "init_std": 0.2}
 
+TEXTS = [("I like the warm garden", "glad"), ("The rain is cold", "sad"), ("A kind letter came", "glad")] * 6
+TEXTS += [("No letter came", "sad")]
+MOODS = [json.dumps({"text": text, "label": label}) + "\n" for text, label in TEXTS]
+
 
 @pytest.fixture(scope="module")
 def encoder(tiny_config, tmp_path_factory) -> Path:
@@ -87,9 +91,7 @@ def tuned(encoder: Path, folder: Path, lines: list[str], suffix: str, *options: 
 
 def test_text_classification(encoder, tmp_path) -> None:
     """The label and its probability."""
-    rows = [("I like the warm garden", "glad"), ("The rain is cold", "sad"), ("A kind letter came", "glad")] * 6
-    lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in [*rows, ("No letter came", "sad")]]
-    run = tuned(encoder, tmp_path, lines, ".jsonl", "--head.pooling", "pooler")
+    run = tuned(encoder, tmp_path, MOODS, ".jsonl", "--head.pooling", "pooler")
     export_run(run, tmp_path / "out")
     texts = ["A warm letter", "cold  rain </s> [MASK]", "Grüße"]
     ours = list(load_finetuned(run).predict(text_table(texts)))
@@ -100,9 +102,7 @@ def test_text_classification(encoder, tmp_path) -> None:
 
 def test_long_texts_are_read_as_far_as_here(encoder, tmp_path) -> None:
     """text.max_length goes along: to transformers where it is asked to cut, and to ourselves."""
-    rows = [("I like the warm garden", "glad"), ("The rain is cold", "sad"), ("A kind letter came", "glad")] * 6
-    lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in [*rows, ("No letter came", "sad")]]
-    run = tuned(encoder, tmp_path, lines, ".jsonl", "--head.pooling", "pooler", "--text.max_length", "8")
+    run = tuned(encoder, tmp_path, MOODS, ".jsonl", "--head.pooling", "pooler", "--text.max_length", "8")
     export_run(run, tmp_path / "out")
     import_folder(tmp_path / "out", tmp_path / "again")
     texts = ["A warm letter came in the rain", "cold"]
