@@ -231,6 +231,8 @@ def _kernels(row: Part) -> Iterator[str]:
     """Yield where the time of a step goes, by kernel."""
     kernels, busy = row["kernels"], sum(seconds for _, _, seconds in row["kernels"])
     said = f"{time_of(busy)} in {len(kernels)} kinds of kernel"
+    if "idle" in row:
+        said += f", and {time_of(row['idle'])} in which the GPU computes nothing"
     yield f"What a step of {row['contender']} goes to, from torch.profiler: {said}."
     yield ""
     first, rest = kernels[:MOST_KERNELS], kernels[MOST_KERNELS:]

@@ -19,7 +19,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from benchmarks.training.work import Work, counted
 from minillm.model.count import count_parameters
 from minillm.training.trainer import Trainer
 
+PROFILED_STEPS = {"cuda": 3, "cpu": 1}  # on a GPU enough for the host to be ahead of it, as in training
 WARM_STEPS = 3  # the first compiles, the second takes memory, the third tells how long a step lasts
 # What PyTorch calls spans of a program on a GPU, whose kernels are listed beside them: optimisers, compiled graphs
 SPAN = re.compile(r"Optimizer\.|ProfilerStep|## ")
@@ -79,23 +80,29 @@ class Stepper:
         return {"seconds": self.seconds, "steps": number, "loss": loss}
 
     def profile(self) -> Line:
-        """Take one step under torch.profiler; return what each kernel (on a CPU: op) took of it, the longest first."""
+        """Take steps under torch.profiler; return what each kernel (on a CPU: op) took of one, the longest first.
+
+        On a GPU also how long of a step it computed nothing.
+        """
         from torch.profiler import ProfilerActivity, profile
 
-        on_gpu = self.device.type == "cuda"
+        on_gpu, steps = self.device.type == "cuda", PROFILED_STEPS[self.device.type]
         self._steps(1)
         kinds = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
         with profile(activities=kinds, acc_events=True) as profiled:  # else PyTorch 2.11 warns of cycles; there is one
-            self._steps(1)
+            self._steps(steps)
         self._give_back()
         found: dict[str, tuple[int, float]] = {}
+        busy: list[tuple[float, float]] = []
         for event in profiled.events() or ():
             if str(event.device_type).endswith("CUDA") == on_gpu and not SPAN.match(event.name):
                 calls, seconds = found.get(event.name, (0, 0.0))
                 taken = event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total
                 found[event.name] = calls + 1, seconds + 1e-6 * taken
+                busy.append((1e-6 * event.time_range.start, 1e-6 * event.time_range.end))
         longest = sorted(found.items(), key=lambda item: -item[1][1])
-        return {"kernels": [[name[:LONGEST_NAME], *taken] for name, taken in longest]}
+        of_one = [[name[:LONGEST_NAME], round(calls / steps), taken / steps] for name, (calls, taken) in longest]
+        return {"kernels": of_one, **({"idle": idle(busy) / steps} if on_gpu else {})}
 
     def _steps(self, number: int) -> tuple[float, float]:
         """Return the seconds of one of `number` steps, and the loss of the last."""
@@ -131,6 +138,19 @@ class Stepper:
         if self.device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
+
+
+def idle(busy: Iterable[tuple[float, float]]) -> float:
+    """Return the seconds between the first start and the last stop in which no (start, stop) of these lies.
+
+    >>> idle([(0.0, 2.0), (1.0, 3.0), (4.0, 5.0), (4.5, 4.75)])
+    1.0
+    """
+    spent, end = 0.0, math.inf
+    for start, stop in sorted(busy):
+        spent += max(0.0, start - end)
+        end = stop if end == math.inf else max(end, stop)
+    return spent
 
 
 def resident_bytes(name: str) -> int | None:

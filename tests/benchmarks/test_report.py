@@ -57,6 +57,8 @@ def test_page_says_where_the_time_of_a_step_goes(result):
     named = [line for line in lines if line.startswith("| `")]
     assert len(named) == parts.MOST_KERNELS + 1
     assert named[0] == "| `kernel_0` | 2 | 30 ms | 6 % |" and named[-1] == "| `all others` | 20 | 55 ms | 12 % |"
+    result["sections"]["recipes"]["rows"][0]["idle"] = 0.002
+    assert "30 kinds of kernel, and 2 ms in which the GPU computes nothing." in report.page(result)
 
 
 def test_wrong_rows_have_no_speedup(result):

@@ -1,5 +1,6 @@
 """Recipes: contenders train the same model on the same batches by the trainer's own step, and what cheats is found."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -214,6 +215,28 @@ def test_a_profile_says_what_a_step_goes_to():
     assert {name: calls for name, calls, _ in kernels}["aten::linalg_matrix_exp"] == 3
     seconds = [taken for *_, taken in kernels]
     assert seconds == sorted(seconds, reverse=True) and min(seconds) >= 0
+
+
+def test_on_a_gpu_a_profile_is_of_one_of_several_steps_and_says_how_long_nothing_ran(monkeypatch):
+    """The profiler's part is played: two kernels a step, the second a millisecond after the first."""
+    span = lambda start, stop: SimpleNamespace(start=start, end=stop, elapsed_us=lambda: stop - start)  # noqa: E731
+    steps = stepper.PROFILED_STEPS["cuda"]
+    events = [
+        SimpleNamespace(name=name, device_type="DeviceType.CUDA", time_range=span(8000 * step + at, 8000 * step + end))
+        for step in range(steps)
+        for name, at, end in (("first", 0, 2000), ("second", 3000, 8000), ("Optimizer.step#AdamW.step", 0, 8000))
+    ]
+    played = contextlib.nullcontext(SimpleNamespace(events=lambda: events))
+    monkeypatch.setattr(torch.profiler, "profile", lambda **given: played)
+    timed, taken = made(), []
+    timed.device = SimpleNamespace(type="cuda")
+    monkeypatch.setattr(timed, "_steps", taken.append)
+    monkeypatch.setattr(timed, "_give_back", lambda: None)
+    told = timed.profile()
+    assert taken == [1, steps]
+    assert [[name, calls] for name, calls, _ in told["kernels"]] == [["second", 1], ["first", 1]]
+    assert [seconds for *_, seconds in told["kernels"]] == pytest.approx([5e-3, 2e-3])
+    assert told["idle"] == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize(
