@@ -100,21 +100,21 @@ def is_plain(layer: nn.Module) -> TypeGuard[Linear]:
     return type(layer) is Linear and not any(hooks) and "forward" not in vars(layer)
 
 
-def project(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
-    """Return layer(x) for each of some layers, (..., out) each for x (..., in): in training by one product.
+def project(x: Tensor, head_width: int, *layers: nn.Module) -> tuple[Tensor, ...]:
+    """Return layer(x) in heads for each of some layers, (B, T, out/D, D) for x (B, T, in): in training by one product.
 
-    A GPU multiplies 65,536 tokens of width 768 with a matrix of 768 columns at 457 TFLOP/s and with one of 3072 at 737
-    (an H200, bfloat16, 2026-11-27), and the gradient of x comes from one product too, without two additions. The copy
-    of the weights side by side is the cast to the compute dtype; where none is due each layer is asked for itself, and
-    so without gradients, as in generation, where a step has few tokens and reads little but weights.
+    The gradient of x comes from one product too, without two additions: 92 us a layer of 65,536 tokens of width 768 (an
+    H200, bfloat16, 2026-11-27). The copy of the weights side by side is the cast to the compute dtype; where none is
+    due each layer is asked for itself, and so without gradients, as in generation, where a step has few tokens and
+    reads little but weights.
     """
     plain = [layer for layer in layers if is_plain(layer) and layer.weight.dtype != x.dtype]
     biases = [layer.bias.to(x.dtype) for layer in plain if layer.bias is not None]
     if len(plain) < len(layers) or len(biases) not in (0, len(layers)) or not torch.is_grad_enabled():
-        return tuple(layer(x) for layer in layers)
+        return tuple(layer(x).unflatten(-1, (-1, head_width)) for layer in layers)
     weight = torch.cat([layer.weight.to(x.dtype) for layer in plain])
     y = F.linear(x, weight, torch.cat(biases) if biases else None)
-    return y.split([layer.out_features for layer in plain], dim=-1)
+    return y.unflatten(-1, (-1, head_width)).split([layer.out_features // head_width for layer in plain], dim=2)
 
 
 class Embedding(nn.Module):
@@ -313,12 +313,9 @@ class Attention(nn.Module):
     def queries_and_seen(self, x: Tensor, now: Pass) -> tuple[Tensor, Seen]:
         """Return the queries (B, T, H, D) of x (B, T, C), and what they look at."""
         if self.rotary is None and self.q_norm is None:
-            q, k, v = project(x, self.q, self.k, self.v)
+            q, k, v = project(x, self.head_width, self.q, self.k, self.v)
         else:  # v, kept for the backward pass, would keep alive the q and k beside it that nobody needs any more
-            q, k, v = self.q(x), self.k(x), self.v(x)
-        q = rearrange(q, "B T (H D) -> B T H D", D=self.head_width)
-        k = rearrange(k, "B T (Hkv D) -> B T Hkv D", D=self.head_width)
-        v = rearrange(v, "B T (Hkv D) -> B T Hkv D", D=self.head_width)
+            q, k, v = (rearrange(f(x), "B T (H D) -> B T H D", D=self.head_width) for f in (self.q, self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary is not None:

@@ -316,8 +316,81 @@ def test_ops_pass_opcheck(option):
     torch.library.opcheck(fused.attention_forward, arguments)
     y, lse = fused.attention_forward(*arguments)
     plain = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
-    for wanted in ([True, True, True, arguments[3] is not None], [False, True, False, False], [False] * 4):
-        torch.library.opcheck(fused.attention_backward, (dy, y.detach(), lse.detach(), *plain, wanted))
+    everything = [True, True, True, arguments[3] is not None]
+    for wanted, joined in ((everything, False), ([False, True, False, False], False), ([False] * 4, False)):
+        torch.library.opcheck(fused.attention_backward, (dy, y.detach(), lse.detach(), *plain, wanted, joined))
+
+
+# --- queries, keys and values that are neighbours ---
+
+
+def heads_of_one_product(T=5, H=4, Hkv=2, D=16):
+    """Return a product (B, T, (H + 2 Hkv) D) on the device, and what takes q, k and v out of it."""
+    x = torch.randn(2, T, (H + 2 * Hkv) * D, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    return x, lambda x: x.unflatten(-1, (-1, D)).split([H, Hkv, Hkv], dim=2)
+
+
+@pytest.mark.parametrize("fewest", ["B", "T", "H", "Hkv", "none"])
+def test_gradients_of_neighbours_are_neighbours_and_have_the_same_bits(fewest):
+    sizes = (
+        {"T": 1} if fewest == "T" else {"H": 2, "Hkv": 2} if fewest == "Hkv" else {"Hkv": 1} if fewest == "H" else {}
+    )
+    x, split = heads_of_one_product(**sizes)
+    x = x[:1] if fewest == "B" else x
+    parts = [part.requires_grad_() for part in split(x)]
+    apart = [part.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for part in parts]
+    dy = torch.randn(parts[0].shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    with mk.backend("fused"):
+        found = torch.autograd.grad(mk.attention(*parts, causal=True), parts, dy)
+        expected = torch.autograd.grad(mk.attention(*apart, causal=True), apart, dy)
+    assert [torch.equal(*pair) for pair in zip(found, expected, strict=True)] == [True] * 3
+    assert fused.are_neighbours(*found) and not fused.are_neighbours(*expected)
+    assert {part.untyped_storage().data_ptr() for part in found} == {found[0].untyped_storage().data_ptr()}
+
+
+def test_one_gradient_alone_of_neighbours_is_no_part_of_a_larger_one():
+    x, split = heads_of_one_product()
+    q, k, v = (part.detach() for part in split(x))
+    with mk.backend("fused"):
+        (dk,) = torch.autograd.grad(mk.attention(q, k.requires_grad_(), v, causal=True).sum(), k)
+    assert dk.untyped_storage().nbytes() == dk.nbytes
+
+
+@pytest.mark.parametrize("triton", [True, False], ids=["kernels", "without-triton"])
+def test_compiled_gradients_of_neighbours_are_joined_by_what_the_compiler_takes_away(triton, monkeypatch):
+    """A cat of all parts of a split, in their order and along its dimension: inductor puts the whole in its place."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    monkeypatch.setattr(dispatch, "launches", lambda tensor: triton)
+    torch.use_deterministic_algorithms(False)
+    graphs = []
+    keep = aot_autograd(
+        fw_compiler=lambda graph, _: make_boxed_func(graph.forward),
+        bw_compiler=lambda graph, _: graphs.append(graph) or make_boxed_func(graph.forward),
+    )
+    x, split = heads_of_one_product()
+    with mk.backend("fused"):
+        loss = lambda x: mk.attention(*split(x), causal=True).square().sum()  # noqa: E731
+        (found,) = torch.autograd.grad(torch.compile(loss, backend=keep, fullgraph=True)(x.requires_grad_()), x)
+        (expected,) = torch.autograd.grad(loss(x), x)
+    torch.testing.assert_close(found, expected)
+    (graph,) = graphs
+    (cat,) = (node for node in graph.graph.nodes if node.target == torch.ops.aten.cat.default)
+    parts, dim = cat.args
+    (source,) = {part.args[0] for part in parts}
+    assert [part.args[1] for part in parts] == [0, 1, 2]
+    assert source.target == torch.ops.aten.split_with_sizes.default
+    assert source.args[1:] == ([4, 2, 2], dim)
+
+
+def test_joined_op_passes_opcheck():
+    torch.use_deterministic_algorithms(False)
+    x, split = heads_of_one_product()
+    arguments = (*split(x), *[None] * 9, None, 0, None, 0.0, 0.3)
+    y, lse = fused.attention_forward(*arguments)
+    wanted = [True, True, True, False]
+    torch.library.opcheck(fused.attention_backward, (torch.ones_like(y), y, lse, *arguments, wanted, True))
 
 
 def test_decode_op_passes_opcheck():
