@@ -158,14 +158,17 @@ def _with_bias(inputs: Callable[..., Tensors], dims: Dims, dtype: torch.dtype, s
 TILE_THREADS = WARP, 512  # the fewest and the most
 CONSTANTS: tuple[
     tuple[str, str, int, int, str, Direction], ...
-] = (  # module, name, smallest and largest setting, op that judges it, direction
+] = (  # module, name, smallest and largest setting, op that judges it (and at which shape), direction
     ("row_norm", "FORWARD_TILE", 1024, 16384, "layer_norm", "forward"),
     ("row_norm", "BACKWARD_TILE", 512, 8192, "layer_norm_residual", "forward+backward"),
     ("row_norm", "THREADS_PER_SM", 384, 1536, "layer_norm_residual", "forward+backward"),
+    ("row_norm", "THREADS_PER_SM_OF_SHORT", 256, 1536, "layer_norm_residual, small", "forward+backward"),
     ("row_norm", "STAGES", 1, 4, "layer_norm_residual", "forward+backward"),
     ("elementwise", "FORWARD_TILE", 512, 8192, "gelu", "forward"),
+    ("elementwise", "FORWARD_TILE_WITH_DROPOUT", 512, 8192, "gelu_bias_dropout", "forward"),
     ("elementwise", "BACKWARD_TILE", 512, 8192, "gelu", "forward+backward"),
     ("elementwise", "BACKWARD_TILE_WITH_BIAS", 512, 8192, "gelu_bias_dropout", "forward+backward"),
+    ("elementwise", "STAGES_WITH_BIAS", 1, 4, "gelu_bias_dropout", "forward+backward"),
     ("elementwise", "THREADS", 64, 512, "gelu", "forward+backward"),
     ("dropout.fused", "BLOCK", 256, 8192, "dropout", "forward"),
     ("rotary.fused", "TILE", 1024, 16384, "rotary", "forward"),
@@ -183,7 +186,8 @@ def constants() -> list[Knob]:
 def constant_knob(module: str, name: str, low: int, high: int, op: str, direction: Direction) -> Knob:
     """Return a constant as a knob; its neighbours are half of it and twice, of a tile and its threads also of both."""
     owner = importlib.import_module(f"minillm_kernels.{module}")
-    shape = BENCHMARKS[op].shapes["cuda"][0]
+    op, _, size = op.partition(", ")
+    shape = next(s for s in BENCHMARKS[op].shapes["cuda"] if s.name == size or not size)
     return Knob(
         f"{KERNELS}/{module.replace('.', '/')}.py",
         name,
@@ -199,16 +203,17 @@ def constant_knob(module: str, name: str, low: int, high: int, op: str, directio
 def near_constant(value: Any, low: int, high: int) -> list[Any]:
     """Return the settings one step from that of a constant, or of the elements and threads of a tile.
 
-    >>> near_constant(512, 512, 4096), near_constant((1024, 64), 1024, 4096)
-    ([1024], [(2048, 64), (1024, 32), (1024, 128), (2048, 128)])
+    >>> near_constant(512, 512, 4096), near_constant((1024, 64, 8), 1024, 4096)
+    ([1024], [(2048, 64, 8), (1024, 32, 8), (1024, 128, 8), (2048, 128, 8)])
     """
     if isinstance(value, int):
         return [n for n in (value // 2, value * 2) if low <= n <= high]
-    (elements, threads), (least, most) = value, TILE_THREADS
+    (elements, threads, *of_wider), (least, most) = value, TILE_THREADS
     near = [(n, threads) for n in near_constant(elements, low, high)]
     near += [(elements, n) for n in near_constant(threads, least, most)]
     both = ((elements // 2, threads // 2), (elements * 2, threads * 2))  # as many elements a thread
-    return near + [(n, t) for n, t in both if low <= n <= high and least <= t <= most]
+    near += [(n, t) for n, t in both if low <= n <= high and least <= t <= most]
+    return [(n, t, *of_wider) for n, t in near]
 
 
 def cross_entropy_knob() -> Knob:

@@ -1,7 +1,8 @@
 """Launchers and registration of the element-wise kernels, whose equations (1) to (5) are in `elementwise_kernels.py`.
 
 A tile is 2048 elements for 128 threads: 16 each, two 16-byte loads in a 16-bit dtype. In the backward pass with a bias
-it is half that: its accumulator beside twice the elements would spill registers where there is dropout too.
+it is half that: its accumulator beside twice the elements would spill registers where there is dropout too. There a
+program walks down its rows, and the next tiles are on their way meanwhile, as in `row_norm.py`.
 What has neither bias nor dropout nor gaps is walked as one long row.
 
 Read next: `relu/fused.py`, then `gelu/fused.py`; `row_norm.py` for kernels that need whole rows.
@@ -34,11 +35,15 @@ from minillm_kernels.philox import COLUMNS, seed_on
 from minillm_kernels.variant import Variant
 
 FORWARD_TILE = 2048  # elements: 16 a thread
-BACKWARD_TILE = 2048  # gelu's both passes take 86.6 us beside 93.8 with 1024 (H200, 2026-11-27, Triton 3.6, erf)
-BACKWARD_TILE_WITH_BIAS = 1024  # 8 a thread, beside an accumulator
+# Of one input of 16 bits with dropout. gelu with bias and dropout takes 264.5 us beside 290.7 with 2048 (65,536 x 3072,
+# an H200, bfloat16, 2026-11-28, Triton 3.6, as the figures below).
+FORWARD_TILE_WITH_DROPOUT = 4096
+BACKWARD_TILE = 2048  # gelu's both passes: 469.8 us beside 482.4 with 1024
+BACKWARD_TILE_WITH_BIAS = 1024  # 8 a thread, beside an accumulator; both passes with dropout: 656 beside 799 with 2048
 MAX_BLOCK_C = 256  # with rows: 512 bytes of one row in a 16-bit dtype
 THREADS = 128
 DROPOUT_TYPES: dict[str, Any] = {"seed_ptr": "*i64", "dropout": ("fp32", "fp32")}
+STAGES_WITH_BIAS = 3  # in 16 bits: the row tile that is worked on, and two that are there or on their way
 PROGRAMS_PER_SM = 8  # of the backward pass with a bias: all resident at 64 registers, so that none waits for a turn
 
 
@@ -49,11 +54,13 @@ class Function:
     value: h -> f(h).
     gradient: h, dy -> dy * f'(h).
     narrow: what stands for them in tensors of 16 bits, which show fewer digits; None: they themselves.
+    backward_tile: elements of dx's tile where there is no bias; None: BACKWARD_TILE.
     """
 
     value: Any
     gradient: Any
     narrow: Function | None = None
+    backward_tile: int | None = None
 
     def on(self, dtype: torch.dtype) -> Function:
         """Return what stands for f in tensors of `dtype`."""
@@ -64,6 +71,21 @@ def _blocks(num_rows: int, num_cols: int, elements: int) -> dict[str, int]:
     """Return the tile of a tensor (R, C), of as few rows as its width lets it."""
     block_c = min(max(COLUMNS, next_power_of_2(num_cols)), elements if num_rows == 1 else MAX_BLOCK_C)
     return {"BLOCK_R": 1 if num_rows == 1 else elements // block_c, "BLOCK_C": block_c}
+
+
+def _unary_forward_tile(dtype: torch.dtype, has_dropout: bool) -> int:
+    """Return the elements of a tile of the forward pass of one input."""
+    return FORWARD_TILE_WITH_DROPOUT if has_dropout and dtype.itemsize == 2 else FORWARD_TILE
+
+
+def _unary_backward_tile(function: Function, has_bias: bool) -> int:
+    """Return the elements of a tile of the backward pass of one input."""
+    return BACKWARD_TILE_WITH_BIAS if has_bias else function.backward_tile or BACKWARD_TILE
+
+
+def _stages(dtype: torch.dtype, has_bias: bool) -> int:
+    """Return the stages of the backward pass of one input; 1: load, then work."""
+    return STAGES_WITH_BIAS if has_bias and dtype.itemsize == 2 else 1
 
 
 def _walked(*tensors: Tensor, by_rows: bool) -> list[Tensor]:
@@ -80,7 +102,7 @@ def unary_forward(x: Tensor, bias: Tensor | None, seed: Tensor | None, function:
         return y
     (rows,) = _walked(x, by_rows=bias is not None or seed is not None)
     R, C = rows.shape
-    blocks = _blocks(R, C, FORWARD_TILE)
+    blocks = _blocks(R, C, _unary_forward_tile(x.dtype, seed is not None))
     grid = (cdiv(R, blocks["BLOCK_R"]) * cdiv(C, blocks["BLOCK_C"]),)
     launch(
         kernels._unary_forward_kernel,
@@ -110,7 +132,7 @@ def unary_backward(
         return dx, x.new_empty(0) if bias is None else torch.zeros_like(bias)
     dy_rows, x_rows = _walked(dy, x, by_rows=bias is not None or seed is not None)
     R, C = x_rows.shape
-    blocks = _blocks(R, C, BACKWARD_TILE if bias is None else BACKWARD_TILE_WITH_BIAS)
+    blocks = _blocks(R, C, _unary_backward_tile(function, bias is not None))
     row_tiles, col_tiles = cdiv(R, blocks["BLOCK_R"]), cdiv(C, blocks["BLOCK_C"])
     row_programs, partial = row_tiles, None
     if bias is not None:
@@ -133,6 +155,7 @@ def unary_backward(
         with_factor(dropout_p),
         GRADIENT=function.on(x.dtype).gradient,
         HAS_BIAS=bias is not None,
+        STAGES=_stages(x.dtype, bias is not None),
         **blocks,
         threads=THREADS,
     )
@@ -332,9 +355,11 @@ def unary_variants(op: str, functions: Mapping[str, Function]) -> Iterator[Varia
         off |= {} if "dropout" in on else {"seed_ptr": None}
         same = {"HAS_BIAS": "bias" in on, **off}
         num_rows = 2 if on else 1
-        forward = {**same, "VALUE": functions[form].on(dtype).value, **_blocks(num_rows, 4096, FORWARD_TILE)}
-        tile = BACKWARD_TILE_WITH_BIAS if "bias" in on else BACKWARD_TILE
+        tile = _unary_forward_tile(dtype, "dropout" in on)
+        forward = {**same, "VALUE": functions[form].on(dtype).value, **_blocks(num_rows, 4096, tile)}
+        tile = _unary_backward_tile(functions[form], "bias" in on)
         backward = {**same, "GRADIENT": functions[form].on(dtype).gradient, **_blocks(num_rows, 4096, tile)}
+        backward["STAGES"] = _stages(dtype, "bias" in on)
         if "bias" not in on:
             backward["partial_ptr"] = None
         for way, kernel, given in (

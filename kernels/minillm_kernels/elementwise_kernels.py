@@ -106,6 +106,7 @@ def _unary_backward_kernel(
     HAS_BIAS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,  # 8 at least: that many columns share a block of random numbers
+    STAGES: tl.constexpr,  # 1: load, then work; more: row tiles at work and on their way
 ):
     row_program, start = _row_tile(num_cols, BLOCK_C), _first_column(num_cols, BLOCK_C)
     offs_c = start + tl.arange(0, BLOCK_C)
@@ -113,7 +114,7 @@ def _unary_backward_kernel(
     if HAS_BIAS:
         bias = tl.load(bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
         dbias = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # rows are added at the end: there they cross warps
-    for row_tile in range(row_program, num_tiles(num_rows, BLOCK_R), row_programs):
+    for row_tile in tl.range(row_program, num_tiles(num_rows, BLOCK_R), row_programs, num_stages=STAGES):
         offs_r = tl.cast(row_tile, tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
         mask = (offs_r < num_rows)[:, None] & mask_c[None, :]
         dy = tl.load(dy_ptr + offs_r[:, None] * dy_row_stride + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)

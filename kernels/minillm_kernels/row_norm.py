@@ -1,12 +1,15 @@
 """Launchers and registration of the kernels that rms_norm and layer_norm share, and the table of launch configurations.
 
-A tile of the forward pass holds 4096 elements for 256 threads: 16 each, in a 16-bit dtype two 16-byte loads from
-every tensor. So a program owns 32 rows of width 128, 4 of 1024, and one of 4096; from there on there are 512 threads.
+A tile of the forward pass holds 2048 elements for 64 threads, so that a row's sums meet in two warps at most: with
+eight of them layer norm took 71.6 us where it takes 52.8 now, and a copy of as many bytes 50.5 (65,536 rows of 768, an
+H200, 2026-11-28, bfloat16). So a program owns 16 rows of width 128, and 2 of 1024; of a wider row a thread has 16
+elements, as long as 512 threads suffice.
+
 The backward pass takes half as many rows, and copies those of its next tile into shared memory meanwhile, in 16 bits
-and up to width 2048: the bytes that are on their way in registers alone kept it at 2.4 of 4.2 TB/s (65,536 rows of
-768, an H200, 2026-11-27). That takes three stages: with two there is room for one tile, whose copy begins when the
-tile before it has been worked on, and is waited for at once. A row too wide for its accumulators to stay in registers
-is walked in a loop, and the sums over rows get a kernel of their own.
+and up to width 2048, plain rms_norm's up to 4096: the bytes that are on their way in registers alone kept it at 2.4 of
+4.2 TB/s. That takes three stages: with two there is room for one tile, whose copy begins when the tile before it has
+been worked on, and is waited for at once. A row too wide for its accumulators to stay in registers is walked in a loop,
+and the sums over rows get a kernel of their own.
 
 Read next: `rms_norm/fused.py`, then `layer_norm/fused.py`.
 """
@@ -34,9 +37,10 @@ from minillm_kernels.launching import (
 from minillm_kernels.philox import COLUMNS, keep, seed_on
 from minillm_kernels.variant import Variant
 
-FORWARD_TILE = (4096, 256)  # elements of a tile of whole rows, and threads: 16 a thread
-BACKWARD_TILE = (2048, 256)  # 8 a thread, beside which two accumulators and three inputs stay below 96 registers
-WIDE_TILE_THREADS = 512  # of a row that is wider than such a tile
+# Elements of a tile of whole rows, its threads, and the elements that a thread has of a row which is wider than that.
+FORWARD_TILE = (2048, 64, 16)
+BACKWARD_TILE = (1024, 128, 8)  # beside which two accumulators and three inputs stay below 96 registers
+MOST_THREADS = 512
 MAX_FORWARD = 16384  # columns; wider rows are walked in a loop
 MAX_BACKWARD = 8192  # the backward pass also has the accumulators of its sums in registers
 MAX_BACKWARD_WITH_MORE = 4096  # a second accumulator or random numbers beside them: 8192 columns spill on sm_100
@@ -44,42 +48,53 @@ WIDE_BLOCK_C = 2048  # columns at a time of a row that is walked in a loop: 8 a 
 WIDE_THREADS = 256
 WEIGHT_TILE = {"BLOCK_R": 4, "BLOCK_C": 256}  # of the sums over wide rows: 8 a thread
 WEIGHT_THREADS = 128
-# Of the backward pass, rounded up to whole programs. At 80 registers three of 256 threads are resident, so that none
-# waits for a turn. Two of 512 took 173 us where one took 211 (8192 rows of 4096, layer norm with a residual, an H200);
-# for rows of 8192, which take more registers, the second has to wait.
-# Layer norm with a bias and dropout takes up to 110.
+# Of the backward pass, rounded up to whole programs, as many as are resident, so that none waits for a turn. Two of 512
+# took 173 us where one took 211 (8192 rows of 4096, layer norm with a residual, an H200); for rows of 8192, which take
+# more registers, the second has to wait. Short rows have partial sums of few columns, which fewer programs finish
+# sooner: 84.6 us beside 90.7 (65,536 rows of 256). Layer norm with a bias and dropout takes up to 110 registers.
 THREADS_PER_SM = 768
+THREADS_PER_SM_OF_SHORT = 512
+SHORT = 256  # columns
 THREADS_PER_SM_WITH_ALL = 512
 STAGES = 3  # of the backward pass: the row tile that is worked on, and two that are there or on their way
-MAX_STAGED = 4096  # bytes of a tensor's tile, above which there is one: 16 bits and rows of 4096 would spill registers
+# Bytes of a tensor's tile, above which there is one stage. In 16 bits rows of 4096 leave room for it in rms_norm alone
+# and without dropout: both passes take 92.5 us beside 101.9 (8192 rows). Layer norm's take 111.9 beside 106.7, since
+# one program is resident then in place of two.
+MAX_STAGED = 8192
+MAX_STAGED_WITH_MORE = 4096
 
 Statistics = tuple[Tensor, Tensor, Tensor, Tensor]  # y, s, mean, rstd
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]  # dx, dresidual, dweight, dbias
 
 
-def tile(num_cols: int, size: tuple[int, int]) -> tuple[int, int, int]:
+def tile(num_cols: int, size: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return the rows and columns of a tile of whole rows, and the threads of its program.
 
-    Args:
-        size: elements and threads where a row leaves the choice.
-
-    >>> tile(768, FORWARD_TILE), tile(768, BACKWARD_TILE), tile(8192, BACKWARD_TILE)
-    ((4, 1024, 256), (2, 1024, 256), (1, 8192, 512))
+    >>> [tile(C, FORWARD_TILE) for C in (128, 768, 4096, 16384)]
+    [(16, 128, 64), (2, 1024, 64), (1, 4096, 256), (1, 16384, 512)]
+    >>> [tile(C, BACKWARD_TILE) for C in (128, 768, 4096, 8192)]
+    [(8, 128, 128), (1, 1024, 128), (1, 4096, 512), (1, 8192, 512)]
     """
-    elements, threads = size
+    elements, threads, per_thread = size
     block_c = max(COLUMNS, next_power_of_2(num_cols))
-    block_r = max(1, elements // max(block_c, 64))  # at most 64 rows: narrower ones are rare
-    return block_r, block_c, threads if block_c <= elements else WIDE_TILE_THREADS
+    block_r = max(1, elements // max(block_c, 64))  # at most as many rows as of 64 columns: narrower ones are rare
+    return block_r, block_c, threads if block_c <= elements else min(MOST_THREADS, block_c // per_thread)
 
 
-def stages(tile_bytes: int) -> int:
-    """Return the stages of the backward pass for tiles of so many bytes in each tensor; 1: load, then work."""
-    return STAGES if tile_bytes <= MAX_STAGED else 1
+def stages(tile_bytes: int, plain: bool) -> int:
+    """Return the stages of the backward pass for tiles of so many bytes in each tensor; 1: load, then work.
+
+    Args:
+        plain: whether rows are neither centred nor have a bias or dropout.
+    """
+    return STAGES if tile_bytes <= (MAX_STAGED if plain else MAX_STAGED_WITH_MORE) else 1
 
 
-def threads_per_sm(has_bias: bool, has_dropout: bool) -> int:
+def threads_per_sm(num_cols: int, has_bias: bool, has_dropout: bool) -> int:
     """Return how many threads of the backward pass a multiprocessor has at work."""
-    return THREADS_PER_SM_WITH_ALL if has_bias and has_dropout else THREADS_PER_SM
+    if has_bias and has_dropout:
+        return THREADS_PER_SM_WITH_ALL
+    return THREADS_PER_SM_OF_SHORT if num_cols <= SHORT else THREADS_PER_SM
 
 
 def walks_backward(num_cols: int, has_bias: bool, has_dropout: bool) -> bool:
@@ -167,7 +182,7 @@ def backward(
         block_r, col_tiles, threads = WEIGHT_TILE["BLOCK_R"], cdiv(C, WEIGHT_TILE["BLOCK_C"]), WEIGHT_THREADS
     else:
         col_tiles = 1
-    programs = cdiv(num_sms(s.device) * cdiv(threads_per_sm(has_bias, seed is not None), threads), col_tiles)
+    programs = cdiv(num_sms(s.device) * cdiv(threads_per_sm(C, has_bias, seed is not None), threads), col_tiles)
     programs = min(cdiv(R, block_r), programs)
     partial = torch.empty(1 + has_bias, programs, C, dtype=torch.float32, device=s.device)
     dweights, dbiases = partial[0], partial[1] if has_bias else None
@@ -209,7 +224,7 @@ def backward(
             CENTRE=centre,
             BLOCK_R=block_r,
             BLOCK_C=block_c,
-            STAGES=stages(block_r * block_c * s.itemsize),
+            STAGES=stages(block_r * block_c * s.itemsize, not (centre or has_bias or seed is not None)),
             threads=threads,
         )
     column_sums.add_up(partial, dweight, dbias if has_bias else None)
@@ -400,7 +415,7 @@ def _backward_variants(
     types = _types(dtype) | {"row_strides": ("i32", "i32", "i32")}
     if not walks_backward(width, "HAS_BIAS" in on, "HAS_DROPOUT" in on):
         constants = {"CENTRE": centre, **no_bias, **none, "BLOCK_R": block_r, "BLOCK_C": block_c}
-        constants["STAGES"] = stages(block_r * block_c * dtype.itemsize)
+        constants["STAGES"] = stages(block_r * block_c * dtype.itemsize, not centre and on in ((), ("HAS_DS",)))
         kernel: Any = kernels._row_norm_backward_kernel
         yield make_variant(op, f"backward {name}", kernel, types, constants, threads=threads, warp=warp)
         return

@@ -226,3 +226,12 @@ def test_loads_and_stores_are_16_bytes_wide_on_hopper(op, variant, loads, stores
     """At least as many 16-byte accesses as the activations need, by the record of the compile report."""
     (row,) = [r for r in RECORD["rows"] if (r["op"], r["variant"], r["target"]) == (op, variant, "sm_90")]
     assert row["loads"].get("128", 0) >= loads and row["stores"].get("128", 0) >= stores, row
+
+
+@pytest.mark.parametrize("form", ["none", "tanh"])
+@pytest.mark.parametrize("switches, tensors", [("bias", 2), ("bias dropout", 3)])
+def test_with_a_bias_the_next_tiles_are_on_their_way_while_one_is_worked_on(form, switches, tensors):
+    """Before a tile is read there is no wait for all copies, but for all save those of the tile that follows."""
+    found = compile_report.machine_code_of("gelu", f"backward {form} torch.bfloat16 {switches}", "sm_90")
+    waits = [line.split("SB0,")[1].split()[0] for line in found["sass"].splitlines() if "DEPBAR.LE SB0" in line]
+    assert waits == [hex(tensors), "0x0"]  # in the loop (dy, x and the seed), and after it

@@ -21,6 +21,6 @@ def test_no_program_of_the_backward_pass_waits_for_a_turn(width):
     assert len(rows) >= 18
     for row in rows:
         if row["target"].startswith("sm_"):
-            at_work = row_norm.threads_per_sm("HAS_BIAS" in row["variant"], "HAS_DROPOUT" in row["variant"])
+            at_work = row_norm.threads_per_sm(width, "HAS_BIAS" in row["variant"], "HAS_DROPOUT" in row["variant"])
             programs = row["resident_warps"] // row["warps"]
             assert programs >= -(-at_work // (32 * row["warps"])), (row["op"], row["variant"], row["target"])

@@ -3,12 +3,13 @@
 sm_90's rows "forward", "dk_dv" and "dq" were measured at widths 64 and 128: of a dozen settings each the fastest that
 spills no register in causal rows (an H200, 2026-11-27, Triton 3.6, bfloat16, 2048 tokens: `benchmarks/GPU_LADDER.md`).
 Small tiles won: 64 queries beside 64 keys for 4 warps took 0.86 of the time of 128 queries in the forward pass. Widths
-16 and 32 follow 64; dk_dv of grouped heads spills 32 bytes a lane. All other entries come from the compile report
-(`../../COMPILE_REPORT.md`), so that no register is spilled to memory.
+16 and 32 follow 64; dk_dv of grouped heads spills 32 bytes a lane.
 
 With a dropout, a bias, a softcap, alibi or segments ("heavy") a pair of query and key takes more registers: a random
-number several, the address of a bias two. Those calls have smaller tiles. Only a call with all of these at once spills
-much in dk_dv.
+number several, the address of a bias two. Those calls have smaller tiles, measured likewise with dropout (2026-11-28):
+four warps in place of eight in dk_dv took both passes at width 64 from 1549 us to 977. At width 128 it spills 12 bytes
+a lane, and is the fastest still; only a call with all of these at once spills much. All other entries come from the
+compile report (`../../COMPILE_REPORT.md`), so that no register is spilled to memory.
 
 float16 and bfloat16 use the warpgroup instructions on sm_90, but for decoding: its tile has 16 rows, those want 64.
 float32 multiplies as "ieee", without tensor cores: tf32x3 keeps some 22 of 24 bits, and an error may be no more than
@@ -63,9 +64,9 @@ _HOPPER = {
     "dk_dv": _row((64, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3), (32, 128, 8, 3), (32, 64, 8, 2)),
     "dq": _row((64, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3), (128, 64, 8, 3), (64, 32, 4, 2)),
     "decode": _row((16, 64, 4, 3), (16, 64, 4, 3), (16, 64, 4, 3), (16, 64, 4, 2), (16, 32, 4, 2)),
-    "forward heavy": _row((64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 4, 2), (64, 16, 4, 2), (64, 16, 8, 2)),
-    "dk_dv heavy": _row((16, 64, 8, 2), (16, 64, 8, 2), (16, 64, 8, 2), (16, 64, 8, 2), (16, 64, 8, 1)),
-    "dq heavy": _row((64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2), (64, 16, 8, 2), (64, 16, 8, 1)),
+    "forward heavy": _row((64, 32, 4, 3), (64, 32, 4, 3), (64, 32, 4, 3), (64, 16, 4, 3), (64, 16, 8, 2)),
+    "dk_dv heavy": _row((16, 64, 4, 2), (16, 64, 4, 2), (16, 64, 4, 2), (16, 64, 4, 2), (16, 64, 8, 1)),
+    "dq heavy": _row((64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 4, 2), (64, 16, 4, 2), (64, 16, 8, 1)),
     "dbias heavy": _row((64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 8, 1)),
     "decode heavy": _row((16, 32, 4, 2), (16, 32, 4, 2), (16, 32, 4, 2), (16, 32, 4, 2), (16, 32, 4, 1)),
     "forward float32": _row((32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2), (32, 16, 8, 2), (16, 16, 4, 1)),

@@ -29,8 +29,8 @@ from minillm_kernels.launching import TRITON_TYPE, cdiv, launch, make_variant, n
 from minillm_kernels.rotary import reference
 from minillm_kernels.variant import Variant
 
-TILE = 4096  # bytes of either half of the pairs of a tile (tokens, heads, D/2): 16 a thread
-THREADS = 256
+TILE = 2048  # bytes of either half of the pairs of a tile (tokens, heads, D/2): 16 a thread
+THREADS = 128
 
 
 @triton.jit
