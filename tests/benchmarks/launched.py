@@ -67,8 +67,9 @@ def compiled(self, *arguments, grid, warmup, **options):
 def call(benchmark, dims, direction):
     """Call an op once, forward or both ways."""
     if benchmark.name == "linear_cross_entropy":  # its products would take minutes: only what is done with a chunk
-        R, V = dims["R"], dims["V"]
-        most = chunks.rows_per_chunk(chunks.default_budget("cuda", R * V * DTYPE.itemsize), V, DTYPE, None, True)
+        R, V, C = dims["R"], dims["V"], dims["C"]
+        budget = chunks.default_budget("cuda", R, chunks.padded(V, True), C, DTYPE.itemsize)
+        most = chunks.rows_per_chunk(budget, V, DTYPE, None, True)
         rows = math.ceil(R / math.ceil(R / most))
         logits = torch.empty(rows, V + -V % chunks.ALIGNMENT, dtype=DTYPE)[:, :V]
         targets, options = torch.zeros(rows, dtype=torch.int64), (-100, 0.0, 0.0, None)

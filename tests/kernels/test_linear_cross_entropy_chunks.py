@@ -206,14 +206,29 @@ def test_chunks_are_of_whole_tiles_where_they_can_be(per_chunk, sizes):
     assert [len(c) for c in chunks._chunks(1000, torch.arange(300), per_chunk)] == sizes
 
 
-@pytest.mark.parametrize("rows", [8192, 16384, 65536])
-def test_gpt2_on_a_gpu_has_sixteen_chunks_of_whole_tiles(monkeypatch, rows):
+@pytest.mark.parametrize(
+    "rows, sizes",
+    [(1024, [512, 512]), (8192, [512] * 16), (16384, [3328] * 4 + [3072]), (65536, [4096] * 16)],
+    ids=lambda value: str(value)[:5],
+)
+def test_gpt2_on_a_gpu_has_chunks_of_whole_tiles(monkeypatch, rows, sizes):
     own = chunks.default_budget
-    monkeypatch.setattr(chunks, "default_budget", lambda kind, all_logits: own("cuda", all_logits))
+    monkeypatch.setattr(chunks, "default_budget", lambda kind, *given: own("cuda", *given))
     hidden, weight = (torch.empty(n, 768, dtype=torch.bfloat16, device="meta") for n in (rows, 50257))
     budget = chunks._budget(hidden, weight, None, True)
     per_chunk = chunks.rows_per_chunk(budget, chunks.padded(50257, True), torch.bfloat16, None, True)
-    assert [c.stop - c.start for c in chunks._chunks(rows, None, per_chunk)] == [rows // 16] * 16
+    assert [c.stop - c.start for c in chunks._chunks(rows, None, per_chunk)] == sizes
+
+
+@pytest.mark.parametrize("rows", [1, 100, 1000, 2458, 9830, 20_000, 100_000])
+@pytest.mark.parametrize("width, classes", [(768, 30522), (4096, 32000), (4096, 128_256), (64, 512)])
+def test_budget_of_a_gpu_is_the_eighth_where_there_is_one_and_never_all_logits_beyond_the_least(rows, width, classes):
+    budget = chunks.default_budget("cuda", rows, classes, width, 2)
+    least, most = chunks.GPU_BUDGETS
+    all_logits, others = 2 * rows * classes, 6 * classes * width + 4 * rows * width
+    assert least <= budget <= max(least, min(most, all_logits / 2, 4096 * 2 * classes))
+    if 3 * all_logits / 8 - others >= least:  # there is room in an eighth
+        assert budget + others <= 3 * all_logits / 8
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
@@ -280,7 +295,7 @@ def test_a_chunk_and_what_is_made_of_it_keep_to_the_budget(gradient, softcap, dt
 def test_the_default_budget_of_a_gpu_leaves_an_eighth_of_the_memory(monkeypatch):
     """Of three numbers a logit: GPT-2's 8192 tokens, each size an eighth; the kernel's work takes no memory."""
     N, C, V, dtype = 1024, 96, 6282, torch.bfloat16  # V no multiple of 16
-    budget = chunks.default_budget("cuda", 8192 * 50257 * dtype.itemsize) // 64
+    budget = chunks.default_budget("cuda", 8192, 50272, 768, dtype.itemsize) // 64
     monkeypatch.setattr(chunks, "_kernel", lambda: lambda x, *_: (x.new_zeros(len(x), dtype=torch.float32), x))
     hidden, weight = (torch.randn(n, C, dtype=dtype).requires_grad_() for n in (N, V))
     within = watch_inside(monkeypatch, Held(above=0))

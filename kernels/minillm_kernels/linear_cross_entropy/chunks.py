@@ -23,13 +23,14 @@ from minillm_kernels.linear_cross_entropy import composed
 from minillm_kernels.precision import without_autocast, working_dtype
 
 # A CPU's chunk stays in its cache. On a GPU every chunk reads and writes all of dW, 8 V C bytes beside 6 R V C
-# operations: with 4.2 TB/s and 700 TFLOP/s that is 222 / R of the products' time, 5 % at the 4096 rows that GPT-2's
-# 65,536 come in. A smaller call has smaller chunks, so that GPT-2's 8192 tokens take less than an eighth of the memory
-# of a loss that holds three numbers for each logit, as PyTorch's does. Most of it are dW in float32 and the copy of the
-# weight: calls of fewer tokens, or of wider ones, cannot do as well.
+# operations: with 4.2 TB/s and 700 TFLOP/s that is 222 / R of the products' time, 5 % at 4096 rows. There the product
+# that adds to dW ran at 744 TFLOP/s, at 512 rows at 285 (V of 50,257 and 30,522, C = 768, an H200, 2026-11-28).
 CPU_BUDGET = 32 * 2**20
 GPU_BUDGETS = 32 * 2**20, 512 * 2**20  # bytes: the least and the most
-GPU_SHARE = 16  # of all the logits there could be, this part
+GPU_ROWS = 4096  # at most: more of them save little
+GPU_SHARE = (
+    8  # of the memory of a loss that holds three numbers for each logit, as PyTorch's does, this part is aimed at
+)
 # cuBLAS has fast products for matrices whose rows are multiples of 16 bytes: with V = 50257 as it is, the three of a
 # chunk ran at 92, 124 and 437 TFLOP/s (an H200, 2026-11-27). So the fused backend's logits and its copy of the weight
 # have more classes, of weight 0, up to a multiple of this: 766 TFLOP/s for the three.
@@ -72,8 +73,8 @@ def losses(
 def _budget(hidden: Tensor, weight: Tensor, memory_budget: int | None, fused: bool) -> int:
     if memory_budget is not None:
         return memory_budget
-    all_logits = hidden.shape[0] * padded(weight.shape[0], fused) * hidden.dtype.itemsize
-    return default_budget(hidden.device.type, all_logits)
+    (N, C), V = hidden.shape, padded(weight.shape[0], fused)
+    return default_budget(hidden.device.type, N, V, C, hidden.dtype.itemsize)
 
 
 def padded(num_classes: int, fused: bool) -> int:
@@ -85,16 +86,23 @@ def padded(num_classes: int, fused: bool) -> int:
     return num_classes + (-num_classes % ALIGNMENT if fused else 0)
 
 
-def default_budget(kind: str, all_logits: int) -> int:
-    """Return the memory budget in bytes on a kind of device, for logits of so many bytes if all were there.
+def default_budget(kind: str, num_rows: int, num_classes: int, width: int, itemsize: int) -> int:
+    """Return the memory budget in bytes on a kind of device.
 
-    >>> [default_budget("cuda", rows * 50272 * 2) // 2**20 for rows in (1024, 8192, 65536)]
-    [32, 49, 392]
+    On a GPU what an eighth of the memory of PyTorch's loss has room for beside dW in float32, the copy of the weight
+    and the gradient of hidden. Where those leave none, for few rows or wide ones, as much as the first two take, since
+    less would cost time and save little; but never more than half of the logits.
+
+    >>> [default_budget("cuda", rows, 50272, 768, 2) // 2**20 for rows in (1024, 8192, 65536)]
+    [49, 49, 392]
     """
     if kind != "cuda":
         return CPU_BUDGET
+    all_logits, held = num_rows * num_classes * itemsize, num_classes * width * (4 + itemsize)
     least, most = GPU_BUDGETS
-    return max(least, min(most, all_logits // GPU_SHARE))
+    room = 3 * all_logits // GPU_SHARE - held - 2 * num_rows * width * itemsize
+    wanted = room if room >= least else held
+    return max(least, min(wanted, most, all_logits // 2, GPU_ROWS * num_classes * itemsize))
 
 
 def _wanted(*inputs: Tensor | None) -> list[bool]:
