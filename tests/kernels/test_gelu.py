@@ -109,6 +109,9 @@ def test_nan_stays(outputs_and_gradients, name, approximate, dtype):
     assert all(t.isnan().tolist() == [True, False] for t in found.values())
 
 
+LAST_NORMAL = 12.9375  # Phi(-u) is a normal number of float32 up to here, 12.95; a GPU's exp2 makes 0 of smaller ones
+
+
 def narrow() -> Any:
     """Return what the kernels compute for 16-bit tensors; on float32 ones its own error shows."""
     from minillm_kernels.gelu import fused
@@ -132,15 +135,16 @@ def test_error_of_the_tail_is_what_its_comment_says(elementwise):
     u = torch.arange(13 * 2048 + 1, device=DEVICE) / 2048
     tail = elementwise.unary_forward(u, None, None, elementwise.Function(fused.normal_tail, None), 0.0).cpu()
     error = (tail.double() / truths(-u)[0] - 1).abs()
-    near = u.cpu() <= 5.5
-    assert 0.8e-5 < error[near].max() < 1.2e-5 and 5e-5 < error.max() < 8e-5
+    near, normal = u.cpu() <= 5.5, u.cpu() <= LAST_NORMAL
+    assert 0.8e-5 < error[near].max() < 1.2e-5 and 5e-5 < error[normal].max() < 8e-5
+    assert tail[~normal].max() < 1.01 * tail[normal].min()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_polynomial_loses_nothing_that_16_bits_show(elementwise, dtype):
-    """At every number of the dtype up to 13 in float32 arithmetic: what is lost beside half a step of the result."""
+    """At every number of the dtype up to there in float32 arithmetic: what is lost beside half a step of the result."""
     h = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
-    h = h[(h.abs() <= 13) & (h.abs() >= 2.0**-14)].to(DEVICE)
+    h = h[(h.abs() <= LAST_NORMAL) & (h.abs() >= 2.0**-14)].to(DEVICE)
     value = elementwise.unary_forward(h, None, None, narrow(), 0.0).double().cpu()
     slope = elementwise.unary_backward(torch.ones_like(h), h, None, None, narrow(), 0.0)[0].double().cpu()
     distribution, true_slope = truths(h)
@@ -148,7 +152,7 @@ def test_polynomial_loses_nothing_that_16_bits_show(elementwise, dtype):
     for found, true, allowed in ((value, h.double().cpu() * distribution, 0.05), (slope, true_slope, 0.1)):
         half_step = torch.exp2(true.abs().clamp(min=info.tiny).log2().floor()) * info.eps / 2
         lost = (found - true).abs() / half_step
-        lost[(h.cpu() + 0.75179).abs() < 5e-3] = 0  # where the slope is 0: float32 has few digits of it either way
+        lost[(h.cpu() + 0.75179).abs() < 0.01] = 0  # where the slope is 0: float32 has few digits of it either way
         assert lost.max() < allowed, f"{lost.max():.3f} at {h[lost.argmax()]}"
 
 

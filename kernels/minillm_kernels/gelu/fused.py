@@ -19,7 +19,8 @@ Triton 3.6). So tensors of 16 bits get Phi from its tail, by one polynomial unde
 
 q has the least largest relative error of Phi(-u), by reweighted least squares in float64, weighed 5 to 1 up to u = 5.5,
 where float16 has one digit left of u Phi(-u), and exact at u = 0.7518, where the slope (4) is 0. In float32 arithmetic
-Phi(-u) is 1.2e-5 off for u <= 5.5 and 8e-5 beyond: 1/20 of half a step of float16 and 1/24 of one of bfloat16.
+Phi(-u) is 1.2e-5 off for u <= 5.5 and 8e-5 beyond: 1/20 of half a step of float16 and 1/24 of one of bfloat16. From
+u = 12.95 on it is less than the smallest normal number of float32, and 0 on a GPU.
 
 Read next: `../elementwise_kernels.py`, `../elementwise.py`, then `../relu2/fused.py`.
 """
