@@ -297,10 +297,10 @@ def test_the_default_budget_of_a_gpu_leaves_an_eighth_of_the_memory(monkeypatch)
     N, C, V, dtype = 1024, 96, 6282, torch.bfloat16  # V no multiple of 16
     budget = chunks.default_budget("cuda", 8192, 50272, 768, dtype.itemsize) // 64
     monkeypatch.setattr(chunks, "_kernel", lambda: lambda x, *_: (x.new_zeros(len(x), dtype=torch.float32), x))
-    hidden, weight = (torch.randn(n, C, dtype=dtype).requires_grad_() for n in (N, V))
+    hidden, weight = (torch.randn(n, C, dtype=dtype, device=DEVICE).requires_grad_() for n in (N, V))
     within = watch_inside(monkeypatch, Held(above=0))
     with Held(above=0) as around, mk.backend("fused"):
-        targets = torch.zeros(N, dtype=torch.int64)
+        targets = torch.zeros(N, dtype=torch.int64, device=DEVICE)
         mk.linear_cross_entropy(hidden, weight, targets, reduction="mean", memory_budget=budget).backward()
     inputs = hidden.nbytes + weight.nbytes  # parts of which are taken, and so counted
     assert max(within.most - inputs, around.most) <= 3 * N * V * dtype.itemsize / 8
