@@ -28,9 +28,16 @@ $(READY): constraints.txt pyproject.toml
 quickstart: $(READY)
 	@$(BIN)/python -m minillm.quickstart
 
-# TEST holds options of pytest, such as TEST="-n auto --dist loadfile --no-loadscope-reorder", a process on each core.
+# The kernels' and the benchmark's tests by a process on each core, then all others by one. TEST holds options of pytest
+# for a single run in their place, such as TEST="-n auto --dist loadfile --no-loadscope-reorder" or a file.
+KERNELS := tests/kernels tests/benchmarks kernels/minillm_kernels benchmarks
 test: $(READY)
+ifdef TEST
 	$(BIN)/python -m pytest -q --durations=5 $(TEST)
+else
+	$(BIN)/python -m pytest -q --durations=5 -n auto --dist loadfile --no-loadscope-reorder $(KERNELS)
+	$(BIN)/python -m pytest -q --durations=5 $(addprefix --ignore=,$(KERNELS))
+endif
 
 test-full: $(READY)
 	$(BIN)/python -m pytest -q -m 'not interop' --durations=20
