@@ -10,7 +10,7 @@ Read next: `fill.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,13 +65,14 @@ def generate(
     prompts: Sequence[str],
     config: GenerateConfig | None = None,
     *,
+    ends: Collection[int] = (),
     on_text: Callable[[int, str], object] | None = None,
 ) -> list[Generation]:
     """Continue each prompt, all of them as one batch.
 
     A prompt is read as the beginning of a document: after the tokenizer's bos where it has one, or after what an
-    imported tokenizer's file puts before a text, which may be nothing. Control symbols other
-    than the end of document are never drawn. A sequence of n prompt tokens in a context of M gets M - n + 1 new ones at
+    imported tokenizer's file puts before a text, which may be nothing. Control symbols that do not end a text are never
+    drawn. A sequence of n prompt tokens in a context of M gets M - n + 1 new ones at
     most: the last of them needs no place, since nothing is predicted from it.
 
     Args:
@@ -79,6 +80,7 @@ def generate(
         tokenizer: the one that the model was trained with.
         prompts: any number, of unequal length; empty ones need a tokenizer with bos or eos.
         config: None: `GenerateConfig()`.
+        ends: tokens that end a text as the tokenizer's eos does: `Loaded.ends` of an imported model.
         on_text: called with (number of the prompt, new text) as soon as text is complete: never with a cut UTF-8
             character, nor with the beginning of a stop text. The pieces of a prompt add up to its `Generation.text`.
     Returns:
@@ -96,9 +98,11 @@ def generate(
         _Row(number, _prompt_tokens(tokenizer, prompt, model.config.context), model.config.context, tokenizer, config)
         for number, prompt in enumerate(prompts)
     ]
+    ending = frozenset(ends) | {token for token in (tokenizer.specials.eos,) if token is not None}
     if rows:
         with inference(model):
-            _run(model, rows, _never_drawn(model, tokenizer), config, row_generators(config.seed, prompts), on_text)
+            never = _never_drawn(model, tokenizer, ending)
+            _run(model, rows, never, ending, config, row_generators(config.seed, prompts), on_text)
     return [Generation(text=row.stream.text, tokens=row.count, stop=row.ended or "length") for row in rows]
 
 
@@ -106,6 +110,7 @@ def _run(
     model: Decoder,
     rows: Sequence[_Row],
     never: Tensor,
+    ending: frozenset[int],
     config: GenerateConfig,
     generators: Sequence[torch.Generator],
     on_text: Callable[[int, str], object] | None,
@@ -134,7 +139,7 @@ def _run(
         check_finite(logits)
         new = choose(logits.masked_fill(never, -torch.inf), seen, config, generators)  # (B,) on the CPU
         for row, token in zip(rows, new.tolist(), strict=True):
-            fresh = row.take(token)
+            fresh = row.take(token, ends=token in ending)
             if fresh and on_text is not None:
                 on_text(row.number, fresh)
         if all(row.ended for row in rows):
@@ -158,11 +163,11 @@ def _prompt_tokens(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]
     return tokens
 
 
-def _never_drawn(model: Decoder, tokenizer: Tokenizer) -> Tensor:
-    """Return (V,) bool: control symbols other than eos, and rows of the output weight that stand for no token."""
+def _never_drawn(model: Decoder, tokenizer: Tokenizer, ending: frozenset[int]) -> Tensor:
+    """Return (V,) bool: control symbols that end no text, and rows of the output weight that stand for no token."""
     never = torch.zeros(model.output_weight.shape[0], dtype=torch.bool)
     never[tokenizer.vocab_size :] = True
-    never[[symbol for symbol in tokenizer.specials.ids() if symbol != tokenizer.specials.eos]] = True
+    never[sorted(tokenizer.control_ids() - ending)] = True
     return never.to(model.output_weight.device)
 
 
@@ -174,20 +179,19 @@ class _Row:
     ) -> None:
         self.number = number
         self.prompt = prompt
-        self.eos = tokenizer.specials.eos
         self.room = context - len(prompt) + 1
         self.limit = min(config.max_tokens, self.room)
         self.stream = TextStream(tokenizer, prompt, config.stop)
         self.count = 0
         self.ended: Stop | None = None
 
-    def take(self, token: int) -> str:
-        """Add a token and return the text that became complete; nothing once the row has ended."""
+    def take(self, token: int, *, ends: bool) -> str:
+        """Add a token, which may end the text, and return what became complete; nothing once the row has ended."""
         if self.ended:
             return ""
         self.count += 1
         fresh = ""
-        if token == self.eos:
+        if ends:
             self.ended = "eos"
         else:
             fresh = self.stream.push(token)

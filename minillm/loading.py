@@ -52,6 +52,15 @@ class Loaded:
     origin: Origin | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a text beside the tokenizer's eos, as an imported model's files name them.
+
+        Raises:
+            InputError: they are damaged.
+        """
+        return frozenset() if self.origin is None else self.origin.ends()
+
     def require_tokenizer(self) -> Tokenizer:
         """Return the tokenizer.
 

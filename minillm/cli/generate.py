@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
         untold.clear()
 
     tokenizer = loaded.require_tokenizer()
-    results = generate(loaded.model, tokenizer, prompts, settings, on_text=write if stream else None)
+    results = generate(loaded.model, tokenizer, prompts, settings, ends=loaded.ends, on_text=write if stream else None)
     if arguments.json:
         shown = [{"prompt": p, **dataclasses.asdict(r)} for p, r in zip(prompts, results, strict=True)]
         print_json({"run": str(arguments.run), "results": shown})

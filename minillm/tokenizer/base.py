@@ -97,6 +97,10 @@ class Tokenizer(ABC):
         back U+2581 as a space, and that an imported one (`json`) may lower the case, drop spaces, and the like.
         """
 
+    def control_ids(self) -> set[int]:
+        """Return the ids of all control symbols; an imported file may have some that are none of `Specials`."""
+        return set(self.specials.ids())
+
     @abstractmethod
     def piece(self, token: int) -> str:
         """Return one token as a person reads it: its text, a control symbol's name, or <0x0A> for a byte."""

@@ -116,6 +116,10 @@ class JsonTokenizer(Tokenizer):
         """Return the text of the tokens, as the file's decoder puts it together; control symbols are left out."""
         return self._backend.decode([int(i) for i in ids if int(i) not in self._control], skip_special_tokens=True)
 
+    def control_ids(self) -> set[int]:
+        """Return the ids of all control symbols, those too that the file calls special and that have no role."""
+        return {*self.specials.ids(), *self._control}
+
     def piece(self, token: int) -> str:
         """Return the piece as a person reads it; WordPiece's ## stays, and a part of a character shows its bytes."""
         if token in self._control:

@@ -245,6 +245,19 @@ def test_control_symbols_and_rows_without_a_token_are_never_drawn():
         assert generate(model, BYTES, ["a"], GenerateConfig(temperature=0.0, max_tokens=2))[0].text == "kk"
 
 
+def test_a_control_symbol_without_a_role_is_drawn_only_where_it_ends_a_text():
+    """As an imported file may have some: none of `Specials`, but symbols all the same."""
+    tokenizer = Pieces(["a", "b", "<|im_end|>", "</s>"], Specials(eos=3))
+    tokenizer.control_ids = lambda: {2, 3}
+    config = GenerateConfig(temperature=0.0, max_tokens=3)
+    wanted = {(): ("bbb", 3, "length"), (2,): ("b", 2, "eos"), (2, 3): ("b", 2, "eos")}
+    for ends, found in wanted.items():
+        (out,) = generate(Scripted([[1, 2, 1]], 4, second=1), tokenizer, ["a"], config, ends=ends)
+        assert (out.text, out.tokens, out.stop) == found
+    (out,) = generate(Scripted([[1, 3, 1]], 4, second=1), tokenizer, ["a"], config, ends=(2,))
+    assert (out.text, out.stop) == ("b", "eos")  # the tokenizer's own stays one
+
+
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no-cache"])
 @pytest.mark.parametrize("prompts, padded", [(["ab", "cd"], False), (["ab"], False), (["a", "bcd"], True)])
 def test_only_padding_brings_a_mask(prompts, padded, use_cache, monkeypatch):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from minillm.checkpoint import files
 from minillm.checkpoint.hf.families import FAMILIES
-from minillm.checkpoint.hf.folder import ModelFolder, read_table
+from minillm.checkpoint.hf.folder import CONFIG, ModelFolder, read_table
 from minillm.checkpoint.native import read_tensors, write_tensors
 from minillm.errors import InputError
 
@@ -33,7 +33,7 @@ HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """settings: of its config.json. unread: rows, halves: names of `HALVES`; by the file's names without prefix.
-    generation: the content of generation_config.json, which nothing here reads; None: there is none.
+    generation: the content of generation_config.json; None: there is none.
     """
 
     settings: Mapping[str, Any]
@@ -71,6 +71,27 @@ class Origin:
         if not all(isinstance(name, str) and name in HALVES for name in halves.values()):
             raise InputError(f"{place / DTYPES} is damaged: it names another type than {', '.join(HALVES)}")
         return cls(settings=settings, unread=unread, halves=halves, generation=_content(place / GENERATION))
+
+    def ends(self) -> frozenset[int]:
+        """Return the tokens that end a text, as generation_config.json has them; where there is none, config.json.
+
+        Raises:
+            InputError: that file is damaged.
+        """
+        table, name = self.settings, CONFIG
+        if self.generation is not None:
+            name = GENERATION
+            try:
+                table = json.loads(self.generation)
+                if not isinstance(table, dict):
+                    raise ValueError("no JSON object")
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{GENERATION} is damaged ({error}); take it from where it was made") from error
+        found = table.get("eos_token_id")
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        if not all(isinstance(token, int) and token >= 0 for token in ids):
+            raise InputError(f"{name}: eos_token_id must be the number of a token, or a list of such, got {found!r}")
+        return frozenset(ids)
 
     def write(self, run: Path) -> None:
         """Keep it in a run's folder.

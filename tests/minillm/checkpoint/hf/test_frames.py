@@ -9,7 +9,7 @@ from typing import Any
 import json_models
 import pytest
 from tokenizers import processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
 import minillm
 from minillm.cli import main
@@ -173,6 +173,60 @@ def test_an_imported_model_goes_on_as_its_pipeline_does(peer, tokenizer_folder, 
     writer = pipeline("text-generation", str(tmp_path / "theirs"), device="cpu")
     (theirs,) = writer("the sun", max_new_tokens=8, do_sample=False, return_full_text=False)
     assert ours["text"] == theirs["generated_text"]
+
+
+@pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
+def test_an_imported_model_ends_where_its_pipeline_does(peer, tokenizer_folder, where, tmp_path, capsys) -> None:
+    """At any of the tokens that its files name, from the folder and from a run that was made of it."""
+    ids = {"vocab_size": 500, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    theirs = tmp_path / "theirs"
+    peer("gpt2", "CausalLM", **ids).model.save_pretrained(theirs)
+    tokenizer_folder(FRAMES["byte level"], LLAMA, theirs)
+    prompt = AutoTokenizer.from_pretrained(theirs)("the sun", return_tensors="pt")
+    model = AutoModelForCausalLM.from_pretrained(theirs)
+    drawn = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :].tolist()
+    place = next(i for i, token in enumerate(drawn) if i > 0 and token not in drawn[:i])
+    if where == "config.json":
+        (theirs / "generation_config.json").unlink()
+    table = json.loads((theirs / where).read_text())
+    (theirs / where).write_text(json.dumps(table | {"eos_token_id": [2, drawn[place]]}))
+    import_folder(theirs, tmp_path / "run")
+    (said,) = pipeline("text-generation", str(theirs), device="cpu")(
+        "the sun", max_new_tokens=8, do_sample=False, return_full_text=False
+    )
+    for folder in (theirs, tmp_path / "run"):
+        words = ["generate", str(folder), "--prompt", "the sun", "--json", "--temperature", "0", "--max-tokens", "8"]
+        assert main(words) == 0
+        (ours,) = json.loads(capsys.readouterr().out)["results"]
+        assert (ours["tokens"], ours["stop"]) == (place + 1, "eos")
+        assert said["generated_text"].startswith(ours["text"])  # theirs shows the last token too, as it is no symbol
+
+
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        ("{", "generation_config.json is damaged"),
+        ("[2]", "generation_config.json is damaged .no JSON object."),
+        (
+            '{"eos_token_id": "</s>"}',
+            "generation_config.json: eos_token_id must be the number of a token, or a list of such, got '</s>'",
+        ),
+        ('{"eos_token_id": [2, -1]}', "got .2, -1."),
+    ],
+)
+def test_a_generation_config_that_cannot_be_read_is_told_to_who_asks(
+    peer, tokenizer_folder, content, told, tmp_path, capsys
+) -> None:
+    ids = {"vocab_size": 500, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    peer("gpt2", "CausalLM", **ids).model.save_pretrained(tmp_path / "theirs")
+    tokenizer_folder(FRAMES["byte level"], LLAMA, tmp_path / "theirs")
+    (tmp_path / "theirs/generation_config.json").write_text(content)
+    loaded = minillm.load(tmp_path / "theirs")  # what does not write needs no end
+    with pytest.raises(InputError, match=told):
+        _ = loaded.ends
+    capsys.readouterr()
+    assert main(["generate", str(tmp_path / "theirs"), "--prompt", "the sun"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 def test_a_hole_is_filled_as_its_pipeline_fills_it(peer, tokenizer_folder, tmp_path) -> None:
