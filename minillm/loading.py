@@ -23,7 +23,7 @@ from minillm.errors import InputError
 from minillm.model.config import ModelConfig
 from minillm.model.init import Undrawn
 from minillm.model.transformer import Decoder, Encoder, build_model
-from minillm.tokenizer.base import Tokenizer, load_tokenizer
+from minillm.tokenizer.base import FILE, Tokenizer, load_tokenizer
 from minillm.tokenizer.hf import import_tokenizer
 from minillm.training.failures import size_explained
 
@@ -127,6 +127,19 @@ def load(folder: Path | str, which: str | int = "latest", *, device: torch.devic
         step=checkpoint.step,
         origin=Origin.read(run.path),
     )
+
+
+def tokenizer_at(folder: Path) -> Tokenizer:
+    """Return the tokenizer of a run, of a folder that holds nothing else, or of a Hugging Face folder.
+
+    Raises:
+        InputError: there is none, or it cannot be used.
+    """
+    inside = RunFolder(folder).tokenizer_path
+    if inside.is_dir():
+        return load_tokenizer(inside)
+    imported = None if (folder / FILE).is_file() else import_tokenizer(folder)
+    return load_tokenizer(folder) if imported is None else imported
 
 
 def loaded_from(source: ModelFolder, *, device: torch.device | str = "cpu") -> Loaded:

@@ -57,7 +57,12 @@ def prepare(argv: Sequence[str]) -> None:
     """Write token shards, with a tokenizer that is there or a new one."""
     parser = _parser("prepare", "Turn a corpus into token shards; --data.cache of pretrain takes the folder.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where shards and tokenizer go")
-    parser.add_argument("--tokenizer", type=Path, metavar="RUN|DIR", help="use this one (default: train one)")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="RUN|DIR",
+        help="use this one: of a run, its own or a Hugging Face folder (default: train one)",
+    )
     parser.add_argument("--encoder", action="store_true", help="put cls and sep around documents, not bos and eos")
     add_settings(parser, TokenizerConfig)
     arguments = parser.parse(argv)
@@ -68,8 +73,8 @@ def prepare(argv: Sequence[str]) -> None:
 
     from minillm.checkpoint.run_folder import RunFolder
     from minillm.data.corpora import open_corpus
+    from minillm.loading import tokenizer_at
     from minillm.material import token_stores
-    from minillm.tokenizer.base import load_tokenizer
     from minillm.tokenizer.training import train_tokenizer
     from minillm.training.progress import Progress
 
@@ -79,8 +84,7 @@ def prepare(argv: Sequence[str]) -> None:
         RunFolder(arguments.out).check_tokenizer_free()
     corpus = open_corpus(arguments.input, valid_fraction=arguments.valid_fraction)
     if arguments.tokenizer is not None:
-        inside = RunFolder(arguments.tokenizer).tokenizer_path
-        tokenizer = load_tokenizer(inside if inside.is_dir() else arguments.tokenizer)
+        tokenizer = tokenizer_at(arguments.tokenizer)
     else:
         tokenizer = train_tokenizer(config, corpus.texts("train"))
         tokenizer.save(arguments.out / "tokenizer")

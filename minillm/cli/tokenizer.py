@@ -78,11 +78,16 @@ def train(argv: Sequence[str]) -> None:
 def encode(argv: Sequence[str]) -> None:
     """Print the tokens of a text, with their pieces."""
     parser = Parser(prog="minillm tokenizer encode", description="Show the tokens of a text.")
-    parser.add_argument("folder", type=Path, metavar="RUN|DIR", help="a run folder, or a tokenizer's own")
+    parser.add_argument(
+        "folder", type=Path, metavar="RUN|DIR", help="a run, a tokenizer's own or a Hugging Face folder"
+    )
     parser.add_argument("--text", required=True, metavar="TEXT", help="what to encode")
     parser.json_option()
     arguments = parser.parse(argv)
-    tokenizer = _load(arguments.folder)
+
+    from minillm.loading import tokenizer_at
+
+    tokenizer = tokenizer_at(arguments.folder)
     tokens = tokenizer.encode(arguments.text)
     pieces = [tokenizer.piece(token) for token in tokens]
     if arguments.json:
@@ -95,11 +100,16 @@ def encode(argv: Sequence[str]) -> None:
 def decode(argv: Sequence[str]) -> None:
     """Print the text of tokens."""
     parser = Parser(prog="minillm tokenizer decode", description="Turn tokens into text.")
-    parser.add_argument("folder", type=Path, metavar="RUN|DIR", help="a run folder, or a tokenizer's own")
+    parser.add_argument(
+        "folder", type=Path, metavar="RUN|DIR", help="a run, a tokenizer's own or a Hugging Face folder"
+    )
     parser.add_argument("--tokens", required=True, metavar="IDS", help="numbers with spaces or commas between them")
     parser.json_option()
     arguments = parser.parse(argv)
-    tokenizer = _load(arguments.folder)
+
+    from minillm.loading import tokenizer_at
+
+    tokenizer = tokenizer_at(arguments.folder)
     words = arguments.tokens.replace(",", " ").split()
     for word in words:
         if not word.isdecimal() or len(word) > 18 or int(word) >= tokenizer.vocab_size:
@@ -109,11 +119,3 @@ def decode(argv: Sequence[str]) -> None:
         print_json({"text": text})
         return
     print(text)
-
-
-def _load(folder: Path):
-    from minillm.checkpoint.run_folder import RunFolder
-    from minillm.tokenizer.base import load_tokenizer
-
-    inside = RunFolder(folder).tokenizer_path
-    return load_tokenizer(inside if inside.is_dir() else folder)

@@ -175,6 +175,30 @@ def test_an_imported_model_goes_on_as_its_pipeline_does(peer, tokenizer_folder, 
     assert ours["text"] == theirs["generated_text"]
 
 
+def test_commands_that_need_only_a_tokenizer_take_the_folder(peer, tokenizer_folder, tmp_path, capsys) -> None:
+    """Its tokens are transformers'; shards made with it are those that a run which begins from the folder takes."""
+    ids = {"vocab_size": 500, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    theirs, text = tmp_path / "theirs", tmp_path / "text.txt"
+    peer("llama", "CausalLM", **ids).model.save_pretrained(theirs)
+    tokenizer_folder(LLAMA_TEMPLATE, LLAMA, theirs)
+    text.write_text("The sun is warm.\n\nIt rains.\n" * 60)
+    tokens = AutoTokenizer.from_pretrained(theirs)("the sun", add_special_tokens=False)["input_ids"]
+    capsys.readouterr()
+    assert main(["tokenizer", "encode", str(theirs), "--text", "the sun", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == tokens
+    assert main(["tokenizer", "decode", str(theirs), "--tokens", " ".join(map(str, tokens))]) == 0
+    assert capsys.readouterr().out == "the sun\n"
+    shards = tmp_path / "shards"
+    words = ["--data.input", str(text), "--out", str(shards), "--tokenizer", str(theirs), "--json"]
+    assert main(["data", "prepare", *words]) == 0
+    made = json.loads(capsys.readouterr().out)
+    before = {path.name: path.stat().st_mtime_ns for path in shards.rglob("*") if path.is_file()}
+    run = ["--init", str(theirs), "--data.input", str(text), "--data.cache", str(shards), "--train.max_steps", "1"]
+    assert main(["pretrain", "--preset", "tiny-decoder", *run, "--out", str(tmp_path / "run")]) == 0
+    assert made["tokens"]["train"] > 0
+    assert before and {path.name: path.stat().st_mtime_ns for path in shards.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
 def test_an_imported_model_ends_where_its_pipeline_does(peer, tokenizer_folder, where, tmp_path, capsys) -> None:
     """At any of the tokens that its files name, from the folder and from a run that was made of it."""
