@@ -28,15 +28,16 @@ $(READY): constraints.txt pyproject.toml
 quickstart: $(READY)
 	@$(BIN)/python -m minillm.quickstart
 
-# The kernels' and the benchmark's tests by a process on each core, then all others by one. TEST holds options of pytest
-# for a single run in their place, such as TEST="-n auto --dist loadfile --no-loadscope-reorder" or a file.
-KERNELS := tests/kernels tests/benchmarks kernels/minillm_kernels benchmarks
+# A process on each core, and then by one what starts processes itself: beside the others one of torchrun's died in malloc
+# in two of three runs (why is not known), in none of 65 without them. TEST holds options of pytest for a single run in
+# their place, such as a file.
+TORCHRUN := tests/minillm/training/test_distributed.py tests/end_to_end/test_torchrun.py tests/end_to_end/test_several_machines.py
 test: $(READY)
 ifdef TEST
 	$(BIN)/python -m pytest -q --durations=5 $(TEST)
 else
-	$(BIN)/python -m pytest -q --durations=5 -n auto --dist loadfile --no-loadscope-reorder $(KERNELS)
-	$(BIN)/python -m pytest -q --durations=5 $(addprefix --ignore=,$(KERNELS))
+	$(BIN)/python -m pytest -q --durations=5 -n auto --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(TORCHRUN))
+	$(BIN)/python -m pytest -q --durations=5 $(TORCHRUN)
 endif
 
 test-full: $(READY)
