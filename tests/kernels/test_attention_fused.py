@@ -384,6 +384,47 @@ def test_compiled_gradients_of_neighbours_are_joined_by_what_the_compiler_takes_
     assert source.args[1:] == ([4, 2, 2], dim)
 
 
+@pytest.mark.parametrize("are_heads_of_one", [True, False], ids=["one-product", "three"])
+@torch._dynamo.config.patch(capture_scalar_outputs=True)
+def test_compiles_where_the_number_of_tokens_depends_on_data(are_heads_of_one):
+    """Whether they are neighbours is asked while the number is not known."""
+    torch.use_deterministic_algorithms(False)
+    torch.compiler.reset()
+    x, split = heads_of_one_product()
+
+    def loss_of(x, number):
+        T = number.item()
+        torch._check(T >= 0)
+        torch._check(T <= x.shape[1])
+        q, k, v = split(x[:, :T] * 2)
+        if not are_heads_of_one:
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        return mk.attention(q, k, v, causal=True).square().sum()
+
+    number = torch.tensor(3)
+    found = []
+    for function in (loss_of, torch.compile(loss_of, backend="aot_eager", fullgraph=True)):
+        leaf = x.clone().requires_grad_()
+        with mk.backend("fused"):
+            found += torch.autograd.grad(function(leaf, number), leaf)
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("lengths", [{}, {"B": 0}, {"T": 0}], ids=["overlapping", "no-row", "no-token"])
+def test_gradients_of_what_only_lies_as_neighbours_do_are_the_same(lengths):
+    """Keys that are the values too, in a longer product: three gradients of two tensors."""
+    x, _ = heads_of_one_product(H=4, Hkv=2, D=16)
+    x = x.unflatten(-1, (-1, 16))[: lengths.get("B", 2), : lengths.get("T", 3)].requires_grad_()
+    apart = x.detach().clone().requires_grad_()
+    with mk.backend("fused"):
+        (q, k), (q2, k2) = ((x[:, :, 1:5], x[:, :, 2:4]) for x in (x, apart))
+        (found,) = torch.autograd.grad(mk.attention(q, k, k, causal=True).square().sum(), x)
+        q2, k2 = q2.contiguous(), k2.contiguous()
+        (expected,) = torch.autograd.grad(mk.attention(q2, k2, k2.clone(), causal=True).square().sum(), apart)
+    assert fused.are_neighbours(q, k, k)
+    torch.testing.assert_close(found, expected)
+
+
 def test_joined_op_passes_opcheck():
     torch.use_deterministic_algorithms(False)
     x, split = heads_of_one_product()
