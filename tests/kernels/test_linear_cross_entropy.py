@@ -197,6 +197,32 @@ def test_compiles_as_one_graph(known, reduction, name):
     torch.testing.assert_close(found[1], found[0])
 
 
+@pytest.mark.parametrize("name", ["torch", "fused"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_compiles_as_one_graph_where_the_number_of_rows_depends_on_data(monkeypatch, reduction, name):
+    """With a GPU's budget too, which branches on that number."""
+    asked = []
+    own = chunks.default_budget
+    monkeypatch.setattr(chunks, "default_budget", lambda kind, *given: asked.append(given) or own("cuda", *given))
+    torch.compiler.reset()
+    made = tensors((21,), 5, 101)
+    there = made["targets"] != -100
+
+    def loss_of(hidden, targets, there, weight, bias):
+        return mk.linear_cross_entropy(hidden[there], weight, targets[there], bias=bias, reduction=reduction).sum()
+
+    found = []
+    for function in (loss_of, torch.compile(loss_of, backend="aot_eager", fullgraph=True, dynamic=True)):
+        leaves = {key: made[key].clone().requires_grad_() for key in ("hidden", "weight", "bias")}
+        with mk.backend(name):
+            loss = function(targets=made["targets"], there=there, **leaves)
+        found.append((loss.detach(), *torch.autograd.grad(loss, list(leaves.values()))))
+    torch.testing.assert_close(found[1], found[0])
+    classes = chunks.padded(101, name == "fused")
+    assert set(asked) == {(int(there.sum()), classes, 5, made["hidden"].itemsize)}
+
+
 @pytest.mark.parametrize("fused", [False, True], ids=["torch", "fused"])
 @pytest.mark.parametrize("known", [None, 5])
 def test_operators_keep_the_rules_of_torch_library(known, fused):

@@ -211,12 +211,10 @@ def test_chunks_are_of_whole_tiles_where_they_can_be(per_chunk, sizes):
     [(1024, [512, 512]), (8192, [512] * 16), (16384, [3328] * 4 + [3072]), (65536, [4096] * 16)],
     ids=lambda value: str(value)[:5],
 )
-def test_gpt2_on_a_gpu_has_chunks_of_whole_tiles(monkeypatch, rows, sizes):
-    own = chunks.default_budget
-    monkeypatch.setattr(chunks, "default_budget", lambda kind, *given: own("cuda", *given))
-    hidden, weight = (torch.empty(n, 768, dtype=torch.bfloat16, device="meta") for n in (rows, 50257))
-    budget = chunks._budget(hidden, weight, None, True)
-    per_chunk = chunks.rows_per_chunk(budget, chunks.padded(50257, True), torch.bfloat16, None, True)
+def test_gpt2_on_a_gpu_has_chunks_of_whole_tiles(rows, sizes):
+    classes, dtype = chunks.padded(50257, True), torch.bfloat16
+    budget = chunks.default_budget("cuda", rows, classes, 768, dtype.itemsize)
+    per_chunk = chunks.rows_per_chunk(budget, classes, dtype, None, True)
     assert [c.stop - c.start for c in chunks._chunks(rows, None, per_chunk)] == sizes
 
 

@@ -24,16 +24,14 @@ from minillm_kernels.precision import without_autocast, working_dtype
 
 # A CPU's chunk stays in its cache. On a GPU every chunk reads and writes all of dW, 8 V C bytes beside 6 R V C
 # operations: with 4.2 TB/s and 700 TFLOP/s that is 222 / R of the products' time, 5 % at 4096 rows. There the product
-# that adds to dW ran at 744 TFLOP/s, at 512 rows at 285 (V of 50,257 and 30,522, C = 768, an H200, 2026-11-28).
+# that adds to dW ran at 744 TFLOP/s, at 512 rows at some 280 (V of 50,257 and 30,522, C = 768, an H200, 2026-11-28).
 CPU_BUDGET = 32 * 2**20
 GPU_BUDGETS = 32 * 2**20, 512 * 2**20  # bytes: the least and the most
 GPU_ROWS = 4096  # at most: more of them save little
-GPU_SHARE = (
-    8  # of the memory of a loss that holds three numbers for each logit, as PyTorch's does, this part is aimed at
-)
+GPU_SHARE = 8  # the aim is this part of the memory of a loss that holds three numbers for each logit, as PyTorch's does
 # cuBLAS has fast products for matrices whose rows are multiples of 16 bytes: with V = 50257 as it is, the three of a
 # chunk ran at 92, 124 and 437 TFLOP/s (an H200, 2026-11-27). So the fused backend's logits and its copy of the weight
-# have more classes, of weight 0, up to a multiple of this: 766 TFLOP/s for the three.
+# have more classes, of weight 0, up to a multiple of this: 765 TFLOP/s for the three.
 ALIGNMENT = 16
 TILE_ROWS = 128  # of a matrix product
 HALF_SCALE = 1024.0  # of float16's dlogits: from 2^-34, so that they are not flushed to 0, to 64
@@ -50,9 +48,8 @@ def total(
     fused: bool = False,
 ) -> Tensor:
     """Return the sum () of the losses of hidden (N, C)."""
-    budget = _budget(hidden, weight, memory_budget, fused)
     wanted = _wanted(hidden, weight, bias)
-    return _total(hidden, weight, bias, targets, *options, budget, num_targets, fused, wanted)[0]
+    return _total(hidden, weight, bias, targets, *options, memory_budget, num_targets, fused, wanted)[0]
 
 
 def losses(
@@ -66,15 +63,7 @@ def losses(
     fused: bool = False,
 ) -> Tensor:
     """Return the losses (N,) of hidden (N, C), 0 where ignored."""
-    budget = _budget(hidden, weight, memory_budget, fused)
-    return _losses(hidden, weight, bias, targets, *options, budget, num_targets, fused)
-
-
-def _budget(hidden: Tensor, weight: Tensor, memory_budget: int | None, fused: bool) -> int:
-    if memory_budget is not None:
-        return memory_budget
-    (N, C), V = hidden.shape, padded(weight.shape[0], fused)
-    return default_budget(hidden.device.type, N, V, C, hidden.dtype.itemsize)
+    return _losses(hidden, weight, bias, targets, *options, memory_budget, num_targets, fused)
 
 
 def padded(num_classes: int, fused: bool) -> int:
@@ -89,9 +78,10 @@ def padded(num_classes: int, fused: bool) -> int:
 def default_budget(kind: str, num_rows: int, num_classes: int, width: int, itemsize: int) -> int:
     """Return the memory budget in bytes on a kind of device.
 
-    On a GPU what an eighth of the memory of PyTorch's loss has room for beside dW in float32, the copy of the weight
-    and the gradient of hidden. Where those leave none, for few rows or wide ones, as much as the first two take, since
-    less would cost time and save little; but never more than half of the logits.
+    On a GPU what an eighth of the memory of PyTorch's loss has room for beside dW in float32, the copy of the weight,
+    and the gradient of hidden before and after it is scaled. Where those leave none, for few rows or wide ones, as much
+    as the first two take: larger chunks are faster, and it all is at most twice as much as without them. Beyond the
+    least never more than half of the logits.
 
     >>> [default_budget("cuda", rows, 50272, 768, 2) // 2**20 for rows in (1024, 8192, 65536)]
     [49, 49, 392]
@@ -130,7 +120,7 @@ def walk(
     bias: Tensor | None,
     targets: Tensor,
     options: Options,
-    budget: int,
+    memory_budget: int | None,
     num_targets: int | None,
     row_gradients: Tensor | None,
     wanted: Sequence[bool],
@@ -143,6 +133,7 @@ def walk(
 
     Args:
         hidden, weight, bias, targets: (N, C), (V, C), (V,), (N,).
+        memory_budget: in bytes; None: `default_budget`, here because it branches on a size that may depend on data.
         num_targets: the number of rows that count; None: not known.
         row_gradients: (N,) upstream gradients of the losses; None: ones.
         wanted: which gradients: of hidden, weight, bias.
@@ -150,7 +141,7 @@ def walk(
     Returns:
         losses (N,), and the gradients in the order of `wanted`, an empty tensor for each that is not wanted.
     """
-    N, V = hidden.shape[0], weight.shape[0]
+    (N, C), V = hidden.shape, weight.shape[0]
     check_targets(targets, V, options[0])  # the public function cannot look under torch.compile
     check_count(targets, options[0], num_targets)
     losses = hidden.new_zeros(N, dtype=working_dtype(hidden.dtype))
@@ -172,6 +163,9 @@ def walk(
         counting = None
     else:
         counting = _places(kept, num_targets)
+    budget = memory_budget
+    if budget is None:
+        budget = default_budget(hidden.device.type, N, num_classes, C, hidden.dtype.itemsize)
     per_chunk = rows_per_chunk(budget, num_classes, hidden.dtype, options[3], fused)
     step = _kernel() if in_place else composed.losses_and_dlogits
     buffer = None
@@ -313,14 +307,14 @@ def _total(
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
-    budget: int,
+    memory_budget: int | None,
     num_targets: int | None,
     fused: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the sum of the losses, and its gradients as `walk` does."""
     options = (ignore_index, label_smoothing, z_loss, softcap)
-    losses, gradients = walk(hidden, weight, bias, targets, options, budget, num_targets, None, wanted, fused)
+    losses, gradients = walk(hidden, weight, bias, targets, options, memory_budget, num_targets, None, wanted, fused)
     return losses.sum(), *gradients  # pyright: ignore
 
 
@@ -369,13 +363,13 @@ def _losses(
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
-    budget: int,
+    memory_budget: int | None,
     num_targets: int | None,
     fused: bool,
 ) -> Tensor:
     """Return the losses (N,)."""
     options = (ignore_index, label_smoothing, z_loss, softcap)
-    return walk(hidden, weight, bias, targets, options, budget, num_targets, None, (False,) * 3, fused)[0]
+    return walk(hidden, weight, bias, targets, options, memory_budget, num_targets, None, (False,) * 3, fused)[0]
 
 
 @_losses.register_fake
@@ -393,7 +387,7 @@ def _losses_backward(
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
-    budget: int,
+    memory_budget: int | None,
     num_targets: int | None,
     fused: bool,
     row_gradients: Tensor,
@@ -401,7 +395,7 @@ def _losses_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients as `walk` does."""
     options = (ignore_index, label_smoothing, z_loss, softcap)
-    found = walk(hidden, weight, bias, targets, options, budget, num_targets, row_gradients, wanted, fused)
+    found = walk(hidden, weight, bias, targets, options, memory_budget, num_targets, row_gradients, wanted, fused)
     return tuple(found[1])  # pyright: ignore
 
 
