@@ -4,6 +4,7 @@ The distance to the truth is in each op's own file. Here one small case of each 
 """
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -226,6 +227,50 @@ def test_loads_and_stores_are_16_bytes_wide_on_hopper(op, variant, loads, stores
     """At least as many 16-byte accesses as the activations need, by the record of the compile report."""
     (row,) = [r for r in RECORD["rows"] if (r["op"], r["variant"], r["target"]) == (op, variant, "sm_90")]
     assert row["loads"].get("128", 0) >= loads and row["stores"].get("128", 0) >= stores, row
+
+
+SEED = torch.tensor(7)
+LAUNCHED = ["rms_norm", "layer_norm", "gelu none", "gelu tanh", "embedding"]  # those whose settings depend on the call
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("which", LAUNCHED)
+def test_what_is_launched_is_on_record(monkeypatch, which, dtype):
+    """Tile, stages and threads of the same kernel in the same dtype; nothing runs, so that sizes may be a GPU's."""
+    launched: list[tuple[Any, int, dict[str, Any]]] = []
+
+    def launch(kernel, grid, *tensors, threads, **constants):
+        launched.append((kernel, threads, constants))
+
+    row_norm, elementwise, column_sums, gelu, embedding = (
+        importlib.import_module(f"minillm_kernels.{name}")
+        for name in ("row_norm", "elementwise", "column_sums", "gelu.fused", "embedding.fused")
+    )
+    for module in (row_norm, elementwise, column_sums, embedding):
+        monkeypatch.setattr(module, "launch", launch)
+    op, _, form = which.partition(" ")
+    x, C = torch.zeros(4, 1024, dtype=dtype), 1024
+    switches = [(None, None), (torch.zeros(C), None), (None, SEED), (torch.zeros(C), SEED)]
+    if op == "embedding":
+        embedding.forward(torch.zeros(4, dtype=torch.int64), x)
+        embedding.backward(torch.zeros(300, dtype=torch.int64), x.new_zeros(300, C), 4)
+    elif op == "gelu":
+        for bias, seed in switches:
+            y = elementwise.unary_forward(x, bias, seed, gelu.FUNCTIONS[form], 0.1)
+            elementwise.unary_backward(y, x, bias, seed, gelu.FUNCTIONS[form], 0.1)
+    else:
+        centre, weight = op == "layer_norm", torch.zeros(C)
+        for residual, bias, seed in ((None, None, None), (x, None, None), (x, torch.zeros(C), SEED)):
+            y, s, mean, rstd = row_norm.forward(x, weight, bias, residual, seed, 1e-6, 0.1, centre)
+            bias_dtype = None if bias is None else bias.dtype
+            row_norm.backward(y, residual, s if s.numel() else x, weight, mean, rstd, seed, 0.1, bias_dtype, centre)
+    found = importlib.import_module(f"minillm_kernels.{op}.fused").variants()
+    variants = [v for v in found if "sm_90" in v.targets]
+    assert len({kernel.fn.__name__ for kernel, *_ in launched}) >= 3
+    for kernel, threads, constants in launched:
+        kinds = [v for v in variants if v.kernel is kernel and (str(dtype) in v.name or "sums" in v.name)]
+        same = [v for v in kinds if v.num_warps == threads // 32 and constants.items() <= dict(v.constants).items()]
+        assert same, (kernel.fn.__name__, threads, constants)
 
 
 @pytest.mark.parametrize("form", ["none", "tanh"])
