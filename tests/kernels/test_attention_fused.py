@@ -348,6 +348,17 @@ def test_gradients_of_neighbours_are_neighbours_and_have_the_same_bits(fewest):
     assert {part.untyped_storage().data_ptr() for part in found} == {found[0].untyped_storage().data_ptr()}
 
 
+def test_without_triton_gradients_of_neighbours_are_those_of_each(monkeypatch):
+    monkeypatch.setattr(dispatch, "launches", lambda tensor: False)
+    x, split = heads_of_one_product()
+    parts = [part.requires_grad_() for part in split(x)]
+    apart = [part.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for part in parts]
+    with mk.backend("fused"):
+        found, expected = (torch.autograd.grad(mk.attention(*given).square().sum(), given) for given in (parts, apart))
+    assert fused.are_neighbours(*found)
+    torch.testing.assert_close(found, expected)
+
+
 def test_one_gradient_alone_of_neighbours_is_no_part_of_a_larger_one():
     x, split = heads_of_one_product()
     q, k, v = (part.detach() for part in split(x))

@@ -259,11 +259,13 @@ def test_what_is_launched_is_on_record(monkeypatch, which, dtype):
             y = elementwise.unary_forward(x, bias, seed, gelu.FUNCTIONS[form], 0.1)
             elementwise.unary_backward(y, x, bias, seed, gelu.FUNCTIONS[form], 0.1)
     else:
-        centre, weight = op == "layer_norm", torch.zeros(C)
-        for residual, bias, seed in ((None, None, None), (x, None, None), (x, torch.zeros(C), SEED)):
-            y, s, mean, rstd = row_norm.forward(x, weight, bias, residual, seed, 1e-6, 0.1, centre)
-            bias_dtype = None if bias is None else bias.dtype
-            row_norm.backward(y, residual, s if s.numel() else x, weight, mean, rstd, seed, 0.1, bias_dtype, centre)
+        centre = op == "layer_norm"
+        for width in (1024, 4096) if dtype == torch.bfloat16 else (1024,):  # float32 is on record at one
+            x, weight = torch.zeros(4, width, dtype=dtype), torch.zeros(width)
+            for residual, bias, seed in ((None, None, None), (x, None, None), (x, weight, SEED)):
+                y, s, mean, rstd = row_norm.forward(x, weight, bias, residual, seed, 1e-6, 0.1, centre)
+                bias_dtype = None if bias is None else bias.dtype
+                row_norm.backward(y, residual, s if s.numel() else x, weight, mean, rstd, seed, 0.1, bias_dtype, centre)
     found = importlib.import_module(f"minillm_kernels.{op}.fused").variants()
     variants = [v for v in found if "sm_90" in v.targets]
     assert len({kernel.fn.__name__ for kernel, *_ in launched}) >= 3

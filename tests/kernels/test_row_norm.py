@@ -4,12 +4,21 @@ import pytest
 from minillm_kernels import compile_report, row_norm
 
 
-@pytest.mark.parametrize("switch", ["plain", "HAS_BIAS", "HAS_DS", "HAS_DROPOUT"])
-def test_the_next_tiles_copies_are_on_their_way_while_one_is_worked_on(switch):
+@pytest.mark.parametrize(
+    "op, variant, tensors",  # dy, s, rstd, of layer_norm mean, and ds or the seed
+    [
+        ("layer_norm", "C=1024 plain", 4),
+        ("layer_norm", "C=1024 HAS_BIAS", 4),
+        ("layer_norm", "C=1024 HAS_DS", 5),
+        ("layer_norm", "C=1024 HAS_DROPOUT", 5),
+        ("rms_norm", "C=4096 plain", 3),
+        ("rms_norm", "C=4096 HAS_DS", 4),
+    ],
+)
+def test_the_next_tiles_copies_are_on_their_way_while_one_is_worked_on(op, variant, tensors):
     """Before a tile is read there is no wait for all copies, but for all save those of the tile that follows."""
-    found = compile_report.machine_code_of("layer_norm", f"backward torch.bfloat16 C=1024 {switch}", "sm_90")
+    found = compile_report.machine_code_of(op, f"backward torch.bfloat16 {variant}", "sm_90")
     waits = [line.split("SB0,")[1].split()[0] for line in found["sass"].splitlines() if "DEPBAR.LE SB0" in line]
-    tensors = 5 if switch in ("HAS_DS", "HAS_DROPOUT") else 4  # dy, s, mean, rstd, and ds or the seed
     assert waits == [hex(tensors), "0x0"]  # in the loop, and after it
 
 
