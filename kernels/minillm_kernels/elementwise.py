@@ -1,8 +1,9 @@
 """Launchers and registration of the element-wise kernels, whose equations (1) to (5) are in `elementwise_kernels.py`.
 
-A tile is 2048 elements for 128 threads: 16 each, two 16-byte loads in a 16-bit dtype. In the backward pass with a bias
-it is half that: its accumulator beside twice the elements would spill registers where there is dropout too. There a
-program walks down its rows, and the next tiles are on their way meanwhile, as in `row_norm.py`.
+A tile is 2048 elements for 128 threads: 16 each, two 16-byte loads in a 16-bit dtype; twice that where dropout's random
+numbers are drawn in the forward pass of one input of 16 bits. In the backward pass with a bias it is 1024: its
+accumulator beside twice the elements would spill registers where there is dropout too. There a program walks down its
+rows, and in 16 bits the next tiles are on their way meanwhile, as in `row_norm.py`.
 What has neither bias nor dropout nor gaps is walked as one long row.
 
 Read next: `relu/fused.py`, then `gelu/fused.py`; `row_norm.py` for kernels that need whole rows.
