@@ -101,7 +101,9 @@ class Stepper:
                 found[event.name] = calls + 1, seconds + 1e-6 * taken
                 busy.append((1e-6 * event.time_range.start, 1e-6 * event.time_range.end))
         longest = sorted(found.items(), key=lambda item: -item[1][1])
-        of_one = [[name[:LONGEST_NAME], round(calls / steps), taken / steps] for name, (calls, taken) in longest]
+        of_one = [
+            [name[:LONGEST_NAME], max(1, round(calls / steps)), taken / steps] for name, (calls, taken) in longest
+        ]
         return {"kernels": of_one, **({"idle": idle(busy) / steps} if on_gpu else {})}
 
     def _steps(self, number: int) -> tuple[float, float]:
