@@ -436,6 +436,28 @@ def test_gradients_of_what_only_lies_as_neighbours_do_are_the_same(lengths):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.slow  # inductor asks for a C++ compiler
+def test_inductor_takes_away_what_joins_them():
+    from torch._inductor.utils import run_and_get_code
+
+    torch.use_deterministic_algorithms(False)
+    torch.compiler.reset()
+    hidden, weight = torch.randn(2, 5, 32, device=DEVICE), torch.randn(32, 128, device=DEVICE).requires_grad_()
+    _, split = heads_of_one_product()
+
+    def loss_of(weight):
+        return mk.attention(*split(hidden @ weight), causal=True).square().sum()
+
+    with mk.backend("fused"):
+        compiled = torch.compile(loss_of, fullgraph=True)
+        found, code = run_and_get_code(lambda: torch.autograd.grad(compiled(weight), weight)[0])
+        (expected,) = torch.autograd.grad(loss_of(weight), weight)
+    torch.testing.assert_close(found, expected)
+    backward = next(text for text in code if "attention_backward" in text)
+    after = backward.split("attention_backward.default(")[1].split("return (")[0]
+    assert ".mm(" in after and "fused_" not in after  # no kernel of its own between the op and the product
+
+
 def test_joined_op_passes_opcheck():
     torch.use_deterministic_algorithms(False)
     x, split = heads_of_one_product()
