@@ -144,7 +144,7 @@ def attention_backward(  # noqa: PLR0913
     dropout_p: float,
     scale: float,
     wanted: list[bool],
-    joined: bool,
+    joined: bool = False,  # what inductor keeps on disk may have been compiled before this was
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return dq, dk, dv and dbias; those of q, k, v and bias that are not `wanted` are empty.
 
@@ -212,7 +212,8 @@ def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 @attention_backward.register_fake
 def _(dy: Tensor, y: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *rest: Any):
-    return _empty_gradients(q, k, v, bias, *rest[-2:])
+    wanted, joined = [*rest[_NUM_TENSORS - 4 + _NUM_NUMBERS :], False][:2]  # a default is left out
+    return _empty_gradients(q, k, v, bias, wanted, joined)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -234,7 +235,7 @@ def _differentiate(ctx: Any, dy: Tensor, _dlse: Tensor | None) -> tuple[Tensor |
     return *(x if one else None for x, one in zip(gradients, wanted, strict=True)), *[None] * constants
 
 
-_NUM_TENSORS = 12  # of the arguments of attention_forward, q to seed
+_NUM_TENSORS, _NUM_NUMBERS = 12, 5  # of the arguments of attention_forward, q to seed and left to scale
 attention_forward.register_autograd(_differentiate, setup_context=_save)
 
 
@@ -253,7 +254,8 @@ def backward_flops(
 
     The kernels do 7 for all: the other 2 are their way, not the task.
     """
-    return forward_flops(q_shape, k_shape) * (2 + sum(rest[-2][:3])) // 2
+    wanted = rest[_NUM_TENSORS - 2 + _NUM_NUMBERS]
+    return forward_flops(q_shape, k_shape) * (2 + sum(wanted[:3])) // 2
 
 
 def _masks(
