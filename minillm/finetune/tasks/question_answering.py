@@ -1,7 +1,7 @@
 r"""Extractive question answering: the answer to a question is a part of a context, character for character.
 
     encoder   cls question sep context sep           places   0 .. T - 1
-    decoder   bos question eos context eos
+    decoder   bos question eos context eos          an imported one that ends with the context gets an eos there
     p(start = t)  softmax over places of z_start,   p(stop = t) of z_stop,   z (2, T) from a dense layer on each token
     loss          - log p(first token of the answer) - log p(last token)     a sum, and 2 targets a sequence
 
@@ -160,7 +160,8 @@ class QuestionAnswering:
         """
         contexts = table.texts(_context(table, columns))
         answers = read_answers(table, columns) if labelled else None
-        room = encoder.room(pair=True)
+        after = _behind(encoder)
+        room = encoder.room(pair=True) + len(encoder.pair.after) - len(after)
         tokens: list[int] = []
         types: list[int] = []
         bounds, rows, places, targets, spans, nones = [0], [], [], [], [], []
@@ -186,14 +187,15 @@ class QuestionAnswering:
             found = False
             for begin in window_starts(len(context), size, min(encoder.config.overlap, size // 2)):
                 window = context[begin : begin + size]
-                sequence = [*head, *window, *encoder.pair.after]
+                sequence = [*head, *window, *after]
                 none = len(sequence) - 1 if encoder.causal else 0
                 first, last = none, none
                 if wanted is not None and begin <= wanted[0] and wanted[1] < begin + len(window):
                     first, last = (len(head) + place - begin for place in wanted)
                     found = True
                 tokens += sequence
-                types += encoder.pair.types_of(len(kept), len(window))
+                kinds = encoder.pair.types_of(len(kept), len(window))
+                types += kinds + kinds[-1:] * (len(sequence) - len(kinds))
                 bounds.append(len(tokens))
                 rows.append(row)
                 places.append(len(head))
@@ -437,6 +439,12 @@ def _context(table: Table, columns: Columns) -> str:
             ", or give --pair beside --text"
         )
     return columns.pair
+
+
+def _behind(encoder: TextEncoder) -> tuple[int, ...]:
+    """Return the symbols behind a context: a decoder's last one stands for no answer, which no place of one can."""
+    eos = encoder.tokenizer.specials.eos
+    return encoder.pair.after or ((eos,) if encoder.causal and eos is not None else ())
 
 
 def _notes(path: str, inside_tokens: int, too_long: int) -> Iterator[str]:

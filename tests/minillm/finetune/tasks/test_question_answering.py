@@ -24,6 +24,7 @@ from minillm.finetune.tasks.question_answering import (
 )
 from minillm.tokenizer.byte import ByteTokenizer
 from minillm.tokenizer.config import TokenizerConfig
+from minillm.tokenizer.frame import frame_of_file
 from minillm.tokenizer.training import train_tokenizer
 
 COLUMNS = Columns(text="question", pair="context", label="answers")
@@ -96,6 +97,23 @@ def test_places_of_targets(task_model, kind, none):
     begin, end = sequences.targets[0].tolist()
     assert bytes(token - 7 for token in first[begin : end + 1]).decode() == "Ada Lovelace"
     assert sequences.targets[5].tolist() == [none % sequences.lengths[5]] * 2
+
+
+@pytest.mark.parametrize("context", [48, 512])
+def test_no_answer_has_a_place_of_its_own_where_a_decoder_frames_nothing(task_model, all_knowing, monkeypatch, context):
+    """As GPT-2's tokenizer: there an eos comes behind the context, whose last token may be an answer."""
+    tokenizer = ByteTokenizer()
+    monkeypatch.setattr(tokenizer, "frame", lambda reader, *, pair=False: frame_of_file(None, pair=pair))
+    task = QuestionAnswering.learn(config(), table(ROWS), COLUMNS)
+    choices = {"context": context, "tokenizer": tokenizer, "token_types": 2}
+    model, encoder = task_model(task, "decoder", **choices, text={"overlap": 20})
+    sequences = task.encode(table(ROWS), COLUMNS, encoder, labelled=True)
+    assert sequences.lengths.max() <= context and len(sequences.token_types) == len(sequences.tokens)
+    assert (sequences.tokens[sequences.bounds[1:] - 1] == tokenizer.specials.eos).all()
+    assert sequences.targets[-1].tolist() == [6, 8]  # "Short?" and "Yes"
+    all_knowing(task)
+    figures = task.figures(evaluate(task, model, sequences))
+    assert figures["exact"] == figures["no_answer"] == 1.0
 
 
 def test_two_texts_have_two_types(task_model):
