@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-LOWER = ("loss", "mse", "mae")  # figures that are better lower
+from minillm.training.config import LOWER_IS_BETTER
+
 CONFUSIONS = 10  # pairs of classes that are listed
 FITTED = "temperature and thresholds of valid, whose own figures this flatters"
 CAPTIONS = {
@@ -76,7 +77,7 @@ def verdict(table: Mapping[str, Any]) -> str:
     own = model[shown].get(by)
     if own is None:
         return f"There is no {by} on {shown} to compare."
-    sign = -1 if by in LOWER else 1
+    sign = -1 if by in LOWER_IS_BETTER else 1
     rivals = {n: e[shown][by] for n, e in others if e.get(shown) and e[shown].get(by) is not None}
     if not rivals:
         return f"By {by} on {shown} {cell(name)} has {number(own)}; nothing else here has one."

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm.finetune.calibration import Reliability
+from minillm.training.config import LOWER_IS_BETTER
 from minillm.training.plots import (
     ANCHOR,
     HEIGHT,
@@ -38,7 +39,7 @@ NUMBERED = 20  # classes; with more, cells are too small for their numbers
 NAMED = 60  # classes; with more, names would lie over each other
 SHORT = 24  # characters of a name
 CJK = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei", "SimHei")
-UNBOUNDED = ("loss", "mse", "mae")  # figures that do not go with those in [-1, 1]
+UNBOUNDED = (*LOWER_IS_BETTER, "best_threshold")  # figures that do not go with those in [-1, 1]
 CURVES = (TRAIN, VALID, "#3a8a4d", "#8a4fa0", "#a08020")
 
 

@@ -194,6 +194,7 @@ def test_seeds_are_a_mean_a_sample_deviation_and_each():
         ("accuracy", 0.8, 0.8, r"beats nothing; \*\*not x \(0.8000\)\*\*"),
         ("loss", 0.2, 0.3, r"By loss on test m \(0.2000\) beats x \(0.3000\).$"),
         ("mse", 0.3, 0.2, r"beats nothing; \*\*not x"),
+        ("perplexity", 8.0, 9.0, r"By perplexity on test m \(8.0000\) beats x \(9.0000\).$"),
         ("mcc", None, 0.2, "There is no mcc on test to compare"),
         ("mcc", 0.2, None, r"m has 0.2000; nothing else here has one"),
     ],
@@ -298,6 +299,7 @@ def test_the_reliability_figure_has_a_column_for_each_panel():
 def test_the_learning_curves_show_bounded_figures_and_the_chosen_step():
     metrics = {"step": [1.0, 2.0], "loss": [2.0, 1.0], "valid_loss": [None, 1.5]}
     metrics |= {"valid_accuracy": [None, 0.7], "valid_mse": [None, 40.0], "valid_mcc": [None, None]}
+    metrics |= {"valid_perplexity": [None, 4.5], "valid_best_threshold": [None, -9.0]}
     upper, lower = learning_curves_figure("t", metrics, best=2).axes
     assert [line.get_label() for line in upper.get_lines()][-1] == "chosen, step 2"
     assert [line.get_label() for line in lower.get_lines()] == ["accuracy", "chosen, step 2"]
