@@ -92,14 +92,18 @@ class Columns:
 def name_of(value: Any) -> str | None:
     """Return the name of a label as text, without white space around it; None where it is none.
 
-    >>> [name_of(value) for value in (" sport", 3, 1.0, True, "", None, 0.5)]
-    ['sport', '3', '1', 'true', None, None, None]
+    A name with the character 0 is none: settings, where a checkpoint keeps names, take no such text.
+
+    >>> [name_of(value) for value in (" sport", 3, 1.0, True, "", None, 0.5, "a\\0b")]
+    ['sport', '3', '1', 'true', None, None, None, None]
     """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(int(value))
-    return value.strip() or None if isinstance(value, str) else None  # "a, x": the space is not of the name
+    if not isinstance(value, str) or "\0" in value:
+        return None
+    return value.strip() or None  # "a, x": the space is not of the name
 
 
 def _more(rows: Sequence[int]) -> str:
@@ -226,6 +230,11 @@ def _quoted(file: BinaryIO, path: Path, delimiter: str) -> Iterator[tuple[int, l
             except StopIteration:
                 return
             except csv.Error as error:
+                if "new-line character" in str(error):
+                    raise InputError(
+                        f"{path}: the row that begins at line {begin} has a carriage return amid it, outside of "
+                        f'quotes; end lines with a line feed, and write a text with a carriage return inside "..."'
+                    ) from error
                 raise InputError(
                     f"{path}: broken quoting in the row that begins at line {begin} ({error}); write a quote inside "
                     f'"..." twice, or set data.quotes to no'
@@ -249,6 +258,7 @@ def _is_header(cells: Sequence[str], config: TableConfig, known: Mapping[str, Se
     if config.header != "auto":
         return config.header == "yes"
     asked = [name for name in (config.text_column, config.pair_column, config.label_column) if name]
+    asked = [name for name in asked if not _is_place(name, len(cells))]  # a label 1 is not the name of column 1
     names = {name.lower() for role in ROLES for name in known.get(role, ())}
     return any(cell in asked or cell.strip().lower() in names for cell in cells)
 
@@ -300,7 +310,7 @@ def _read_parquet(path: Path) -> Table:
     try:
         table = parquet.read_table(path)
     except pyarrow.ArrowException as error:
-        raise InputError(f"{path} is not a Parquet file: {error}") from error
+        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
     return Table(path=str(path), columns=columns, lines=range(1, table.num_rows + 1))
 
@@ -334,8 +344,6 @@ def find_columns(table: Table, config: TableConfig, known: Mapping[str, Sequence
             found["text"] = names[0]
         elif len(names) == 2:
             found["text"], found["label"] = names
-            if config.header == "auto" and labelled:
-                _check_no_header(table, names)
     wanted = ("text", "label") if labelled else ("text",)
     for role in wanted:
         if found[role] is None:
@@ -348,6 +356,8 @@ def find_columns(table: Table, config: TableConfig, known: Mapping[str, Sequence
         twice = next(name for name in taken if taken.count(name) > 1)
         raise InputError(f"column {twice} of {table.path} cannot be two of text, pair and label; name others")
     assert found["text"] is not None
+    if labelled and not table.named and config.header == "auto":  # also where columns were asked for by number
+        _check_no_header(table, [found["text"], found["label"] or ""])
     return Columns(text=found["text"], pair=found["pair"], label=found["label"])
 
 
@@ -363,7 +373,7 @@ def _check_no_header(table: Table, names: Sequence[str]) -> None:
     if numbers or repeated:
         raise InputError(
             f"{table.path} has no column that is known by its name; if its first line names them ({text:.40}, "
-            f"{label}), say data.text_column and data.label_column; if it is a row, set data.header to no"
+            f"{label:.40}), say these in data.text_column and data.label_column; if it is a row, set data.header to no"
         )
 
 
@@ -381,9 +391,14 @@ def _named(table: Table, role: str, name: str) -> str:
     names = list(table.columns)
     if name in table.columns:
         return name
-    if name.isdecimal() and 1 <= int(name) <= len(names):
+    if _is_place(name, len(names)):
         return names[int(name) - 1]
     raise InputError(f"{table.path} has no column {name} (data.{role}_column); it has {listed(names)}")
+
+
+def _is_place(name: str, count: int) -> bool:
+    """Return whether a column is asked for by its number, from 1, among so many."""
+    return name.isdecimal() and len(name) < 10 and 1 <= int(name) <= count
 
 
 def _by_known_name(table: Table, known: Iterable[str]) -> str | None:

@@ -42,7 +42,7 @@ from minillm.finetune.conll import read_conll
 from minillm.finetune.encoding import Sequences, TextEncoder, Truncation
 from minillm.finetune.heads import TokenHead
 from minillm.finetune.metrics import ClassFigures, class_figures
-from minillm.finetune.table import Columns, Table
+from minillm.finetune.table import Columns, Table, name_of
 from minillm.finetune.task_model import TaskModel
 from minillm.finetune.tasks.labels import sorted_names, unseen
 from minillm.finetune.tasks.tags import (
@@ -437,7 +437,7 @@ def _checked_tags(table: Table, columns: Columns, row: int, count: int, of_entit
     """Return the tags of a row's `count` words, those of entities as BIO."""
     assert columns.label is not None
     tags = table.columns[columns.label][row]
-    if not isinstance(tags, list) or not all(isinstance(tag, str) and tag.strip() for tag in tags):
+    if not isinstance(tags, list) or not all(isinstance(tag, str) and name_of(tag) for tag in tags):
         raise InputError(
             f"{table.place(row)}: {columns.label} takes a list of tags' names, got {tags!r:.60}; write them as "
             '["B-PER", "O"]'

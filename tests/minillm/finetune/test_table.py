@@ -84,6 +84,14 @@ def test_a_header_is_known_by_its_names(tmp_path):
     assert len(read(tmp_path / "e.tsv", "text\tlabel\n", header="no")) == 1
 
 
+def test_a_label_that_is_the_number_of_a_column_makes_no_header(tmp_path):
+    """A first row of label 1 is a row where column 1 is asked for, and a column of that name is still found."""
+    asked = {"text_column": "2", "label_column": "1"}
+    table = read(tmp_path / "a.csv", "1,fine\n0,dull\n1,warm\n", **asked)
+    assert (table.named, table.columns) == (False, {"1": ["1", "0", "1"], "2": ["fine", "dull", "warm"]})
+    assert read(tmp_path / "a.csv", "1990,1991\nfine,x\n", text_column="1990", label_column="1991").named
+
+
 def test_lines_of_rows_that_hold_line_ends(tmp_path):
     """The line at which a row begins."""
     table = read(tmp_path / "a.csv", 'text,label\n"one\ntwo",1\nthree,0\n')
@@ -96,6 +104,7 @@ def test_lines_of_rows_that_hold_line_ends(tmp_path):
         ("a.csv", 'text,label\n"one,1\ntwo,0\n', ["line 2", "quoting"]),
         ("a.csv", 'text,label\none,1\n"two"x,0\n', ["line 3", "quoting"]),
         ("a.csv", "text,label\none,1\ntwo\n", ["line 3", "1 cells", "2"]),
+        ("a.csv", "text,label\none,1\rtwo,0\r", ["line 2", "carriage return"]),
         ("a.tsv", "text\tlabel\none\t1\ntwo\t0\textra\n", ["line 3", "3 cells", "tab"]),
         ("a.tsv", b"text\tlabel\none\t1\ntw\xff\t0\n", ["line 3", "UTF-8", "byte 3"]),
         ("a.csv", "text,label\none,1\n".encode("utf-16"), ["line 1", "UTF-8"]),
@@ -183,6 +192,17 @@ def test_a_first_line_that_seems_to_name_columns_is_not_taken_for_a_row(tmp_path
     assert columns(table, header="no" if suspect else "auto") == ("1", None, "2")
 
 
+def test_a_first_line_that_seems_to_name_columns_is_none_of_those_asked_for_by_number(tmp_path):
+    """Its words would be a text with a label of its own; a header's names say that it is one."""
+    content = "utterance\tintent\na\tx\nb\ty\nc\tx\nd\ty"
+    asked = {"text_column": "1", "label_column": "2"}
+    with pytest.raises(InputError, match="names them .utterance, intent., say these in data.text_column"):
+        columns(read(tmp_path / "a.tsv", content, **asked), **asked)
+    named = {"text_column": "utterance", "label_column": "intent"}
+    assert columns(read(tmp_path / "a.tsv", content, **named), **named) == ("utterance", None, "intent")
+    assert columns(read(tmp_path / "a.tsv", content, header="yes", **asked), **asked) == ("utterance", None, "intent")
+
+
 @pytest.mark.parametrize(
     "names, settings, hint",
     [
@@ -213,6 +233,9 @@ def test_values_that_are_no_texts_and_no_labels():
         table.texts("text")
     with pytest.raises(InputError, match=r"a.jsonl line 3: label takes the name of a label, got None"):
         table.names("label")
+    zero = Table(path="a.csv", columns={"label": ["x", "y\0"]}, lines=[2, 3])
+    with pytest.raises(InputError, match=r"a.csv line 3: label takes the name of a label, got 'y.x00'"):
+        zero.names("label")
     with pytest.raises(InputError, match=r"a.jsonl line 1: n takes a text, got 1$"):
         table.texts("n")
 

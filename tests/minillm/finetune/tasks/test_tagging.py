@@ -225,6 +225,7 @@ def test_a_word_above_the_room_is_cut_and_counted(task_model):
         pytest.param(["Ada"], 1, "line 1: tags takes a list of tags' names, got 1", id="a number for tags"),
         pytest.param(["Ada"], "O", "line 1: tags takes a list of tags' names, got 'O'", id="a text for tags"),
         pytest.param(["Ada"], None, "takes a list of tags' names, got None", id="no tags"),
+        pytest.param(["Ada"], ["\0"], "takes a list of tags' names", id="a tag that no checkpoint can keep"),
         pytest.param(["Ada"], ["PER"], "line 1: 'PER' is no tag of an entity; write O, B-TYPE", id="a type as tag"),
     ],
 )
