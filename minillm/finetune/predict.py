@@ -73,6 +73,8 @@ class Finetuned:
         if tell is not None and cut.rows:
             most = self.encoder.max_length
             tell(f"{cut.rows:,} of {len(table):,} rows do not fit {most} tokens: {cut.tokens:,} tokens were not read")
+        for note in sequences.notes if tell is not None else ():
+            tell(note)
         loader = SequenceLoader(sequences, batch_size=ROWS, pad=self.tokenizer.specials.pad)
         said = [self.task.predict(model, loader.eval_batches(ROWS), sequences) for model in self.models]
         return said[0] if len(said) == 1 else ensemble(said)

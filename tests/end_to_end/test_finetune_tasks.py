@@ -209,3 +209,10 @@ def test_a_question_without_its_context(minillm, learnt):
     folder, _ = learnt("question_answering")
     line = one_line(minillm("predict", folder / "run", "--text", "Who sat?"))
     assert "--text has no contexts" in line and "--pair beside --text" in line
+
+
+def test_what_predict_does_not_read_of_a_prompt_is_said(minillm, learnt):
+    """A prompt that fits the context, but not beside as many new tokens as the run says."""
+    folder, _ = learnt("prompt_answer")
+    status, _, err = minillm("predict", folder / "run", "--text", "0 0 0 0 0 0")
+    assert status == 0 and re.match(r"1 of 1 prompts are answered without the first of their tokens, \d+ in all", err)

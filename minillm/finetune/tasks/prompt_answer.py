@@ -144,6 +144,15 @@ class PromptAnswer:
             whole = [*before, *prompt[len(prompt) - kept :], *answer]
             following = [IGNORED] * (len(whole) - len(answer)) + answer
             parts.append((whole[: len(whole) - labelled], following[1:] if labelled else following))
+        most = max(room - self.config.max_new_tokens, room // 2)  # tokens of a prompt that an answer is generated to
+        short = [len(prompt) - most for prompt in first if len(prompt) > most]
+        notes: tuple[str, ...] = ()
+        if short and (self.config.exact_match or not labelled):
+            notes = (
+                f"{len(short):,} of {len(first):,} prompts are answered without the first of their tokens, "
+                f"{sum(short):,} in all: {most:,} fit beside an answer; lower task.max_new_tokens "
+                f"({self.config.max_new_tokens:,})",
+            )
         rows = packed([len(tokens) for tokens, _ in parts], encoder.max_length if self.config.packing else 0)
         order = [place for row in rows for place in row]
         return Sequences(
@@ -154,13 +163,14 @@ class PromptAnswer:
             token_targets=np.array([t for place in order for t in parts[place][1]], dtype=np.int64)
             if labelled
             else None,
-            truncation=Truncation(rows=cut_rows, tokens=cut_tokens),
+            truncation=Truncation(rows=cut_rows, tokens=cut_tokens) if labelled else Truncation(),
             details=Prompts(
                 tokenizer=tokenizer,
                 prompts=prompts,
-                asked=[shortened(tokenizer, text, max(room - self.config.max_new_tokens, room // 2)) for text in asked],
+                asked=[shortened(tokenizer, text, most) for text in asked],
                 answers=answers,
             ),
+            notes=notes,
         )
 
     def prepare(self, batch: Batch) -> Batch:

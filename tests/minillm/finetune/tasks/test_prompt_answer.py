@@ -161,6 +161,24 @@ def test_a_long_prompt_leaves_room_for_an_answer(task_model):
     assert len(answer["answer"].encode(errors="replace")) >= 1
 
 
+@pytest.mark.parametrize(
+    "labelled, exact_match, said",
+    [
+        (False, False, "1 of 2 prompts are answered without the first of their tokens, 74 in all: 19 fit beside"),
+        (True, True, "1 of 2 prompts are answered without the first of their tokens, 73 in all: 20 fit beside"),
+        (True, False, None),
+    ],
+    ids=["predict", "exact match", "nothing is generated"],
+)
+def test_what_an_answer_does_not_see_of_its_prompt_is_said(task_model, labelled, exact_match, said):
+    """By hand, in a context of 32 with a bos: a prompt of 93 beside 12; the last token of a true answer is not read."""
+    task = make(max_new_tokens=12, exact_match=exact_match)
+    _, encoder = task_model(task, "decoder", context=32)
+    rows = table([("x" * 90 + "yz", "?"), ("x", "?")])
+    notes = task.encode(rows, COLUMNS, encoder, labelled=labelled).notes
+    assert notes[0].startswith(said) if said else notes == ()
+
+
 def test_figures_by_hand():
     """Perplexity, and the share of answers that are the true ones but for white space at the ends."""
     said = [Generation(text=text, tokens=1, stop="eos") for text in (" four", "c", "blue, or green", "")]
