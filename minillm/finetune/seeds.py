@@ -209,7 +209,8 @@ def _contenders(results: Mapping[int, Result]) -> list[Contender]:
         if not whole:
             return means
         joined[split] = ensemble(whole)
-    return [Contender(name=ENSEMBLE, note=f"mean probability of {count}", splits=joined), *means]
+    what = "number" if joined["valid"].task == "regression" else "probability"
+    return [Contender(name=ENSEMBLE, note=f"mean {what} of {count}", splits=joined), *means]
 
 
 def spread_of(each: Sequence[Contender]) -> dict[str, tuple[Figures, Figures]]:

@@ -253,6 +253,7 @@ def test_seeds_and_their_ensemble(settings, tmp_path):
     assert table["deviation"]["this model"]["test"]["loss"] == pytest.approx(np.std(each, ddof=1))
     assert table["deviation"].keys() == {"this model", "from random weights"}
     assert table["baselines"].keys() == {"majority", "tfidf", "from random weights"}
+    assert result.contenders[0].note == "mean probability of 2"
     members = [r.contenders[0].splits["test"].probabilities() for r in result.results.values()]
     joined = result.contenders[0].splits["test"].probabilities()
     np.testing.assert_allclose(joined, np.mean(members, axis=0), rtol=1e-5)
@@ -264,6 +265,21 @@ def test_seeds_and_their_ensemble(settings, tmp_path):
     np.testing.assert_allclose(said, expected, rtol=1e-5)
     assert len(alone.models) == 1
     assert json.loads((tmp_path / "both/report/report.json").read_text())["seeds"]["test"]["loss"]["mean"] is not None
+
+
+def test_numbers_of_seeds_are_averaged_as_numbers(settings, tables, tmp_path):
+    """The ensemble's number is their mean, and the report does not speak of probabilities."""
+    paths = {}
+    for name, path in tables.items():
+        paths[f"data__{name}"] = str(tmp_path / path.name)
+        rows = path.read_text().replace(",good", ",1.5").replace(",bad", ",-1")
+        (tmp_path / path.name).write_text(rows)
+    result = finetune_seeds(
+        settings(seeds=2, task__name="regression", train__max_steps=2, train__eval_every=2, **paths), tmp_path / "both"
+    )
+    members = [r.contenders[0].splits["test"].logits for r in result.results.values()]
+    np.testing.assert_allclose(result.contenders[0].splits["test"].logits, np.mean(members, axis=0), rtol=1e-5)
+    assert result.contenders[0].note == "mean number of 2"
 
 
 def test_seeds_resume_where_they_stopped(settings, tmp_path, kill_at):
