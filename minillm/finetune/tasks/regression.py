@@ -25,6 +25,7 @@ from minillm.finetune.tasks.texts import TextTask, mean_of_windows, weighted_sum
 from minillm.objectives.loss import Loss
 
 LARGEST = 1e18  # of a target: its square, and sums of such, are finite in float32
+FINE = 100  # steps of float32 in the targets' deviation, at least; with fewer, what is to be learnt is rounded away
 
 
 class Regression(TextTask):
@@ -39,14 +40,21 @@ class Regression(TextTask):
         """Return the task with mean and deviation of the training table's targets.
 
         Raises:
-            InputError: all targets are one number, or a setting that only classes have.
+            InputError: all targets are one number, or so near to each other that float32 rounds them to a few, or a
+                setting that only classes have.
         """
         assert columns.label is not None
         if config.class_weights != "none" or config.label_smoothing:
             raise InputError("task.class_weights and task.label_smoothing are for labels; leave them out in regression")
-        values = cls(config, TaskFacts(name=cls.name)).targets(table, columns.label).astype(np.float64)
-        if values.min() == values.max():
-            raise InputError(f"{table.path}: {columns.label} is {values[0]:g} in all rows: nothing to learn")
+        exact = _numbers(table, columns.label)
+        if exact.min() == exact.max():
+            raise InputError(f"{table.path}: {columns.label} is {exact[0]:g} in all rows: nothing to learn")
+        values = exact.astype(np.float32).astype(np.float64)  # as the loss has them
+        if values.std() <= FINE * np.finfo(np.float32).eps * np.abs(values).max():
+            raise InputError(
+                f"{table.path}: {columns.label} is {exact.mean():.15g} give or take {exact.std():.3g}, and float32 "
+                "rounds such differences away; subtract a number near the mean from all, or use a smaller unit"
+            )
         facts = TaskFacts(
             name=cls.name, pairs=columns.pair is not None, center=float(values.mean()), scale=float(values.std())
         )
@@ -59,20 +67,7 @@ class Regression(TextTask):
 
     def targets(self, table: Table, column: str) -> NDArray[np.float32]:
         """Return the number of each row, (N,)."""
-        numbers = np.empty(len(table), dtype=np.float32)
-        for row, value in enumerate(table.columns[column]):
-            try:
-                number = float(value) if isinstance(value, str | int | float) else np.nan
-            except (ValueError, OverflowError):
-                number = np.nan
-            if not np.isfinite(number):
-                raise InputError(f"{table.place(row)}: {column} takes a number, got {value!r}")
-            if abs(number) > LARGEST:
-                raise InputError(
-                    f"{table.place(row)}: {column} is {value!r}; numbers go up to {LARGEST:g}, use a larger unit"
-                )
-            numbers[row] = number
-        return numbers
+        return _numbers(table, column).astype(np.float32)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Loss:
         """Return the summed, weighted squared error, in units of the targets' variance, and the sum of the weights."""
@@ -94,3 +89,25 @@ class Regression(TextTask):
         """Yield the `value` of each row."""
         for (value,) in predictions.logits:
             yield {"value": float(value)}
+
+
+def _numbers(table: Table, column: str) -> NDArray[np.float64]:
+    """Return the number of each row, (N,), as the table has it.
+
+    Raises:
+        InputError: a value that is none, or a number too large; its place is named.
+    """
+    numbers = np.empty(len(table), dtype=np.float64)
+    for row, value in enumerate(table.columns[column]):
+        try:
+            number = float(value) if isinstance(value, str | int | float) else np.nan
+        except (ValueError, OverflowError):
+            number = np.nan
+        if not np.isfinite(number):
+            raise InputError(f"{table.place(row)}: {column} takes a number, got {value!r}")
+        if abs(number) > LARGEST:
+            raise InputError(
+                f"{table.place(row)}: {column} is {value!r}; numbers go up to {LARGEST:g}, use a larger unit"
+            )
+        numbers[row] = number
+    return numbers

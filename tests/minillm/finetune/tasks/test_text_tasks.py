@@ -289,6 +289,8 @@ WRONG = [
     ("multi_label", [[]] * 6, "names no label"),
     ("multi_label", [["a"], 0.5, [], [], [], []], "line 2: label takes names of labels, got 0.5"),
     ("regression", [1.0] * 6, "label is 1 in all rows"),
+    ("regression", [1.7e9, 1.7e9 + 4] * 3, "label is 1700000002 give or take 2, and float32 rounds"),
+    ("regression", [1e-50, 2e-50, 3e-50] * 2, "float32 rounds such differences away"),
     ("regression", [1, 2, "three", 4, 5, 6], "line 3: label takes a number, got 'three'"),
     ("regression", [1, 2, float("inf"), 4, 5, 6], "line 3: label takes a number, got inf"),
     ("regression", [1, 2, "-1e308", 4, 5, 6], "line 3: label is '-1e308'; numbers go up to 1e.18"),
