@@ -369,6 +369,11 @@ class RunFolder:
         self.check()
         steps = self.steps()
         if not steps:
+            inside = sorted(path.parent for path in self.path.glob("seed-*/checkpoints"))  # of a fine-tuning run
+            if inside:
+                raise InputError(
+                    f"{self.path} holds {len(inside)} seeds of a run; give one of them, such as {inside[0]}"
+                )
             raise InputError(f"{self.path} has no checkpoint yet; train it first")
         if isinstance(which, int):
             if which not in steps:

@@ -260,6 +260,12 @@ def test_loading_what_is_no_run(tmp_path, folder):
         RunFolder(tmp_path).load()
     with pytest.raises(InputError, match="has no checkpoint yet; train it first"):
         folder.load()
+    several = RunFolder(tmp_path / "several")  # as `finetune --seeds` leaves it
+    for seed in (1, 2):
+        RunFolder(several.path / f"seed-{seed}").create()
+    several.config_path.write_text("seeds = 2\n")
+    with pytest.raises(InputError, match="several holds 2 seeds of a run; give one of them, such as .*several/seed-1"):
+        several.load()
     save(folder, 3)
     with pytest.raises(InputError, match="has no checkpoint of step 4; it has 3"):
         folder.load(4)
