@@ -283,6 +283,8 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        if self.train.seed + self.seeds > 2**63:
+            raise ValueError(f"train.seed and {self.seeds} seeds from it must be below 2**63, got {self.train.seed}")
         check_together(self.scope, self.adapter)
         for name in UNUSED_IN_HEAD.get(self.task.name, ()):
             if (value := getattr(self.head, name)) != getattr(HeadConfig(), name):

@@ -173,6 +173,7 @@ BROKEN = [
     pytest.param(lambda p: None, {"text__max_length": 99}, ["text.max_length (99)", "16"], id="context"),
     pytest.param(lambda p: None, {"head__pooling": "first"}, ["head.pooling takes one of"], id="pooling"),
     pytest.param(lambda p: None, {"train__epochs": -1}, ["train.epochs must be above 0"], id="epochs"),
+    pytest.param(lambda p: None, {"seeds": 2, "train__seed": 2**63 - 1}, ["2 seeds", "below 2**63"], id="seeds"),
     pytest.param(lambda p: None, {"task__name": "multi_label", "task__label_separator": ""},
                  ["task.label_separator must not be empty"], id="separator"),
     pytest.param(lambda p: None, {"scope__top_layers": 5}, ["top_layers is 5", "1 layers"], id="layers"),
