@@ -18,7 +18,7 @@ from minillm.checkpoint.hf.folder import is_model_folder, open_folder
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.errors import InputError
 from minillm.finetune.config import TextConfig
-from minillm.finetune.encoding import Sequences, TextEncoder
+from minillm.finetune.encoding import Sequences, TextEncoder, nothing_left
 from minillm.finetune.predict import Finetuned, finetuned_from, load_finetuned, seed_folders
 from minillm.finetune.table import text_table
 from minillm.finetune.task_model import TaskModel
@@ -32,11 +32,12 @@ class Reading:
     """One text as a model reads it.
 
     tokens: (1, T) int64. pieces: (T,) what each stands for, control symbols with their names.
-    inputs: of the model beside the tokens, such as token_types, (1, T) each.
+    inputs: of the model beside the tokens, such as token_types, (1, T) each. cut: tokens that did not fit.
     """
 
     tokens: Tensor
     pieces: tuple[str, ...]
+    cut: int = 0
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -91,6 +92,8 @@ def reading_of(loaded: Loaded | Finetuned, text: str, pair: str | None = None) -
         return _read(sequences, loaded.tokenizer, device)
     tokenizer, config = loaded.require_tokenizer(), loaded.model.config
     sequences = TextEncoder(tokenizer, config, TextConfig(), pairs=False).sequences(table.texts("text"))
+    if not len(sequences.tokens):
+        raise nothing_left("--text", text)
     if lost := sequences.truncation.tokens:
         raise InputError(
             f"the text and its control symbols have {len(sequences.tokens) + lost} tokens, the model's context is "
@@ -111,4 +114,5 @@ def _read(sequences: Sequences, tokenizer: Tokenizer, device: torch.device) -> R
     inputs = {}
     if sequences.token_types is not None:
         inputs["token_types"] = torch.from_numpy(sequences.token_types.astype(np.int64))[None].to(device)
-    return Reading(tokens=tokens, pieces=tuple(map(tokenizer.piece, sequences.tokens.tolist())), inputs=inputs)
+    pieces = tuple(map(tokenizer.piece, sequences.tokens.tolist()))
+    return Reading(tokens=tokens, pieces=pieces, cut=sequences.truncation.tokens, inputs=inputs)

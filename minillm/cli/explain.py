@@ -14,20 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minillm.cli.arguments import Parser, print_json
+from minillm.cli.arguments import Parser, print_json, say
 from minillm.errors import InputError
 
 if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
+    from minillm.reading import Reading
+
 METHODS = ("integrated_gradients", "gradient_x_input", "occlusion")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """What is to be printed as lines, or as JSON, and file name -> what draws it."""
+    """What is to be printed as lines, or as JSON, and file name -> what draws it. reading: the text as it was read."""
 
+    reading: Reading
     lines: list[str]
     table: dict[str, Any]
     figures: dict[str, Callable[[], Figure]]
@@ -66,6 +69,8 @@ def main(argv: Sequence[str]) -> None:
 
     device = choose_device(arguments.device, setting="--device")
     shown = (_attended if arguments.attention else _scored)(arguments, device)
+    if shown.reading.cut:
+        say(f"the text does not fit {len(shown.reading.pieces):,} tokens: {shown.reading.cut:,} tokens were not read")
     if arguments.out is not None:
         with explained(arguments.out):
             arguments.out.mkdir(parents=True, exist_ok=True)
@@ -117,7 +122,7 @@ def _scored(arguments: argparse.Namespace, device: torch.device) -> Shown:
     }
     answer = found.label if found.label is not None else f"{scores.value:.4g}"
     figures = {"attribution.png": lambda: attribution_figure(f"{arguments.run.resolve().name}: {answer}", found)}
-    return Shown(lines=attribution_lines(found), table=table, figures=figures)
+    return Shown(reading=found.reading, lines=attribution_lines(found), table=table, figures=figures)
 
 
 def _attended(arguments: argparse.Namespace, device: torch.device) -> Shown:
@@ -142,7 +147,8 @@ def _attended(arguments: argparse.Namespace, device: torch.device) -> Shown:
         f"attention-layer-{layer:02d}.png": functools.partial(attention_figure, run, found, layer)
         for layer in found.maps
     }
-    return Shown(lines=attention_lines(found, each_head=heads is not None), table=table, figures=figures)
+    lines = attention_lines(found, each_head=heads is not None)
+    return Shown(reading=found.reading, lines=lines, table=table, figures=figures)
 
 
 def _numbers(name: str, words: str | None) -> list[int] | None:

@@ -81,6 +81,13 @@ class Sequences:
         return dataclasses.replace(self, targets=targets)
 
 
+def nothing_left(place: str, text: str, *, what: str = "text") -> InputError:
+    """Return the error for a text that has no token, and around which the tokenizer puts no symbol."""
+    return InputError(
+        f"{place}: the tokenizer leaves nothing of the {what} {text!r:.60}; give another {what}, or take the row out"
+    )
+
+
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     """Return how many tokens two texts of these lengths keep when token after token is taken from the longer one.
 

@@ -33,7 +33,7 @@ from minillm.data.batch import IGNORED, Batch
 from minillm.errors import InputError
 from minillm.evaluate import inference
 from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts, TaskName
-from minillm.finetune.encoding import Sequences, TextEncoder, Truncation
+from minillm.finetune.encoding import Sequences, TextEncoder, Truncation, nothing_left
 from minillm.finetune.heads import HiddenStates
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.task_model import TaskModel
@@ -124,6 +124,9 @@ class PromptAnswer:
         """Return prompt and answer of each row as one sequence with a target for each token of the answer.
 
         Without labels a sequence is the prompt alone.
+
+        Raises:
+            InputError: an empty prompt or answer, or a row of which nothing reaches the model; its place is named.
         """
         prompts = table.texts(columns.text)
         answers = table.texts(columns.label) if labelled and columns.label is not None else None
@@ -136,7 +139,9 @@ class PromptAnswer:
         second = [[*ids, *ending] for ids in tokenizer.encode_batch(answers or [])] or [[] for _ in prompts]
         parts: list[tuple[list[int], list[int]]] = []
         cut_rows = cut_tokens = 0
-        for prompt, answer in zip(first, second, strict=True):
+        for row, (prompt, answer) in enumerate(zip(first, second, strict=True)):
+            if len(before) + len(prompt) + len(answer) <= labelled:
+                raise nothing_left(table.place(row), prompts[row], what="prompt")
             kept = min(len(prompt), max(room - len(answer), room // 2))
             lost = len(prompt) - kept + max(0, kept + len(answer) - room)
             cut_rows, cut_tokens = cut_rows + (lost > 0), cut_tokens + lost

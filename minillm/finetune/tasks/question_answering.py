@@ -40,7 +40,7 @@ from minillm.data.batch import IGNORED, Batch
 from minillm.errors import InputError
 from minillm.evaluate import inference
 from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts, TaskName
-from minillm.finetune.encoding import Sequences, TextEncoder, Truncation, window_starts
+from minillm.finetune.encoding import Sequences, TextEncoder, Truncation, nothing_left, window_starts
 from minillm.finetune.heads import TokenHead
 from minillm.finetune.squad import read_squad
 from minillm.finetune.table import Columns, Table
@@ -173,10 +173,7 @@ class QuestionAnswering:
             context, edges = encoder.tokenizer.encode_with_offsets(contexts[row])
             where = np.array(edges, dtype=np.int64).reshape(-1, 2)  # (tokens of the context, 2)
             if not any(trimmed(contexts[row], int(start), int(stop)) for start, stop in where):
-                raise InputError(
-                    f"{table.place(row)}: the tokenizer leaves nothing of the context {contexts[row]!r:.60}; give "
-                    "another context, or take the row out"
-                )
+                raise nothing_left(table.place(row), contexts[row], what="context")
             wanted = None
             if answers and answers[row]:
                 answer = answers[row][0]

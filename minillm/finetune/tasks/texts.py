@@ -19,7 +19,7 @@ from minillm.data.batch import Batch
 from minillm.errors import InputError
 from minillm.evaluate import inference
 from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts, TaskName
-from minillm.finetune.encoding import Sequences, TextEncoder
+from minillm.finetune.encoding import Sequences, TextEncoder, nothing_left
 from minillm.finetune.heads import TextHead
 from minillm.finetune.metrics import measure
 from minillm.finetune.predictions import Predictions
@@ -72,7 +72,8 @@ class TextTask(ABC):
         """Return the rows as token sequences; every window of a row has the row's target.
 
         Raises:
-            InputError: an empty text, a target that is none, or one text a row where the task was learnt on two.
+            InputError: an empty text, one of which nothing reaches the model, a target that is none, or one text a row
+                where the task was learnt on two.
         """
         if self.facts.pairs and columns.pair is None:
             raise InputError(
@@ -80,7 +81,10 @@ class TextTask(ABC):
                 f"name the other one with data.pair_column"
             )
         pairs = table.texts(columns.pair) if self.facts.pairs and columns.pair is not None else None
-        sequences = encoder.sequences(table.texts(columns.text), pairs)
+        texts = table.texts(columns.text)
+        sequences = encoder.sequences(texts, pairs)
+        for row in sequences.rows[sequences.lengths == 0].tolist():
+            raise nothing_left(table.place(row), texts[row])
         if not labelled:
             return sequences
         assert columns.label is not None

@@ -62,6 +62,13 @@ def test_the_pieces_are_printed_with_their_scores(minillm, run):
     assert "the scores sum to" in lines[1]
 
 
+@pytest.mark.parametrize("words", [(), ("--attention",)], ids=["scores", "attention"])
+def test_what_of_the_text_was_not_read_is_said(minillm, run, words):
+    """As `predict` says it: 20 characters, of which 14 fit between the control symbols."""
+    status, _, err = minillm("explain", run, "--text", "abcd" * 5, *words)
+    assert (status, err) == (0, "the text does not fit 16 tokens: 6 tokens were not read\n")
+
+
 @pytest.mark.parametrize("method", ["integrated_gradients", "gradient_x_input", "occlusion"])
 def test_json_has_what_the_lines_have(minillm, run, method):
     status, out, _ = minillm("explain", run, "--text", "ab c", "--method", method, "--label", "good", "--json")

@@ -9,9 +9,12 @@ from minillm.errors import InputError
 from minillm.finetune.config import TaskConfig, TaskFacts, TextConfig
 from minillm.finetune.encoding import TextEncoder
 from minillm.finetune.table import Columns, Table
+from minillm.finetune.tasks.prompt_answer import PromptAnswer
 from minillm.finetune.tasks.question_answering import QuestionAnswering, covering_tokens
+from minillm.finetune.tasks.single_label import SingleLabel
 from minillm.finetune.tasks.tagging import word_pieces
 from minillm.model.config import ModelConfig
+from minillm.tokenizer.frame import frame_of_file
 from minillm.tokenizer.hf import import_tokenizer
 
 
@@ -59,6 +62,24 @@ def test_a_context_that_is_dropped_is_named(tokenizer, labelled):
     task = QuestionAnswering(TaskConfig(), TaskFacts(name="question_answering", pairs=True))
     with pytest.raises(InputError, match="faq.jsonl line 2: the tokenizer leaves nothing of the context"):
         task.encode(table, Columns(text="question", pair="context", label="answers"), encoder, labelled=labelled)
+
+
+@pytest.mark.parametrize(
+    "task, column",
+    [
+        pytest.param(SingleLabel(TaskConfig(), TaskFacts(name="single_label", labels=("a", "b"))), "text", id="text"),
+        pytest.param(PromptAnswer(TaskConfig(), TaskFacts(name="prompt_answer", separator="")), "prompt", id="prompt"),
+    ],
+)
+def test_a_text_that_is_dropped_and_has_no_frame_is_named(tokenizer, monkeypatch, task, column):
+    """A decoder without a symbol before a text would be given no token at all; with one it reads that."""
+    table = Table(path="texts.txt", columns={column: ["By the sea.", "\u200b"]}, lines=[1, 2])
+    decoder = ModelConfig(kind="decoder", width=8, num_heads=1)
+    framed = task.encode(table, Columns(text=column), TextEncoder(tokenizer, decoder, TextConfig()), labelled=False)
+    assert framed.lengths.min() > 0
+    monkeypatch.setattr(tokenizer, "frame", lambda reader, *, pair=False: frame_of_file(None, pair=pair))
+    with pytest.raises(InputError, match=f"texts.txt line 2: the tokenizer leaves nothing of the {column} '.u200b'"):
+        task.encode(table, Columns(text=column), TextEncoder(tokenizer, decoder, TextConfig()), labelled=False)
 
 
 def test_a_text_is_framed_as_bert_was_trained(tokenizer):
