@@ -70,11 +70,14 @@ class Finetuned:
         """Return what the model says about the rows of a table, as `Task.predict` does; `tell` hears what was cut."""
         sequences = self.task.encode(table, columns, self.encoder, labelled=False)
         cut = sequences.truncation
-        if tell is not None and cut.rows:
+        if tell is not None:
             most = self.encoder.max_length
-            tell(f"{cut.rows:,} of {len(table):,} rows do not fit {most} tokens: {cut.tokens:,} tokens were not read")
-        for note in sequences.notes if tell is not None else ():
-            tell(note)
+            if cut.rows:
+                tell(
+                    f"{cut.rows:,} of {len(table):,} rows do not fit {most} tokens: {cut.tokens:,} tokens were not read"
+                )
+            for note in sequences.notes:
+                tell(note)
         loader = SequenceLoader(sequences, batch_size=ROWS, pad=self.tokenizer.specials.pad)
         said = [self.task.predict(model, loader.eval_batches(ROWS), sequences) for model in self.models]
         return said[0] if len(said) == 1 else ensemble(said)
