@@ -182,7 +182,7 @@ class TaskModelConfig:
 class FinetuneTrainConfig(TrainConfig):
     """The run: [train] of pretraining with defaults for fine-tuning, and its length in epochs."""
 
-    epochs: float = setting(4.0, "passes over the training table; train.max_steps overrides it")
+    epochs: float = setting(4.0, "passes over the training table, a step each at least; train.max_steps overrides it")
     max_steps: int = setting(0, "optimiser steps of the whole run; 0: as many as train.epochs take")
     evals_per_epoch: float = setting(
         2.0, "evaluations of the validation table in an epoch; train.eval_every overrides it"
