@@ -16,8 +16,8 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -184,8 +184,7 @@ def _read_cells(
     path: Path, delimiter: str, quoted: bool, config: TableConfig, known: Mapping[str, Sequence[str]]
 ) -> Table:
     """Return the table in a .csv or .tsv file."""
-    with path.open("rb") as file:
-        records = _quoted(file, path, delimiter) if quoted else _plain(file, path, delimiter)
+    with path.open("rb") as file, closing((_quoted if quoted else _plain)(file, path, delimiter)) as records:
         header: list[str] | None = None
         rows: list[list[str]] = []
         numbers: list[int] = []
@@ -211,7 +210,7 @@ def _read_cells(
     return Table(path=str(path), columns=columns, lines=numbers, named=header is not None)
 
 
-def _plain(file: BinaryIO, path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _plain(file: BinaryIO, path: Path, delimiter: str) -> Generator[tuple[int, list[str]], None, None]:
     """Yield (line, cells) of a file in which a quote is a character like any other."""
     for number, line in lines_of(file, str(path)):
         line = line.rstrip("\r\n")
@@ -219,7 +218,7 @@ def _plain(file: BinaryIO, path: Path, delimiter: str) -> Iterator[tuple[int, li
             yield number, line.split(delimiter)
 
 
-def _quoted(file: BinaryIO, path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _quoted(file: BinaryIO, path: Path, delimiter: str) -> Generator[tuple[int, list[str]], None, None]:
     """Yield (first line, cells) of a file in which quotes enclose cells, also over several lines."""
     with _long_cells():
         reader = csv.reader((line for _, line in lines_of(file, str(path))), delimiter=delimiter, strict=True)
@@ -346,6 +345,11 @@ def find_columns(table: Table, config: TableConfig, known: Mapping[str, Sequence
             found["text"], found["label"] = names
     wanted = ("text", "label") if labelled else ("text",)
     for role in wanted:
+        if found[role] is None and not table.named and len(table.columns) == 1:  # such as a .csv with semicolons
+            raise InputError(
+                f"{table.path} has one cell in each row, and a {role} cannot be told apart in it; in a .csv commas "
+                "stand between cells, in a .tsv tabs"
+            )
         if found[role] is None:
             raise InputError(
                 f"{table.path} has no {role} column that is known by its name; it has {listed(table.columns)}: "

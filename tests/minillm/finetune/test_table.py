@@ -147,6 +147,9 @@ def test_the_csv_modules_own_limit_comes_back(tmp_path):
     table = read(tmp_path / "a.csv", f'text,label\n"{"x" * 300_000}",1\n')
     assert len(table.texts("text")[0]) == 300_000 and csv.field_size_limit() == before
     assert before < tables.MAX_LINE
+    with pytest.raises(InputError) as error:  # whose traceback holds the reader amid the file
+        read(tmp_path / "a.csv", "text,label\none,1\ntwo\n")
+    assert csv.field_size_limit() == before, error
 
 
 def test_missing_file(tmp_path):
@@ -216,6 +219,12 @@ def test_a_first_line_that_seems_to_name_columns_is_none_of_those_asked_for_by_n
 def test_a_missing_column_lists_those_that_are_there(names, settings, hint):
     with pytest.raises(InputError, match=hint):
         columns(table_of(*names), **settings)
+
+
+def test_a_file_whose_cells_are_not_parted_as_its_suffix_says(tmp_path):
+    """Semicolons in a .csv, as some spreadsheets write it: its one column has no name that could be listed."""
+    with pytest.raises(InputError, match="a.csv has one cell in each row, .* in a .csv commas"):
+        columns(read(tmp_path / "a.csv", "text;label\nfine;good\ndull;bad\n"))
 
 
 def test_white_space_around_a_label_is_not_of_its_name():
