@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from minillm.data.batch import IGNORED, Batch
 from minillm.errors import InputError
 from minillm.finetune.config import TaskConfig, TaskFacts, TaskName
+from minillm.finetune.metrics import decide
 from minillm.finetune.predictions import Predictions
 from minillm.finetune.table import Columns, Table, name_of
 from minillm.finetune.tasks.labels import sorted_names, unseen
@@ -105,10 +106,11 @@ class MultiLabel(TextTask):
             thresholds: of each label at that temperature; None: 0.5 for all.
         """
         names = predictions.label_names
-        least = thresholds or [THRESHOLD] * len(names)
-        for shares in predictions.probabilities(temperature):
+        shares_of_rows = predictions.probabilities(temperature)
+        there = decide(shares_of_rows, tuple(thresholds or [THRESHOLD] * len(names)))  # as in the report's figures
+        for shares, decided in zip(shares_of_rows, there, strict=True):
             order = np.argsort(-shares, kind="stable")
-            said = [names[k] for k in order if shares[k] >= least[k]]
+            said = [names[k] for k in order if decided[k]]
             yield {"label": said, "probabilities": {names[k]: float(shares[k]) for k in order}}
 
 

@@ -283,6 +283,16 @@ def test_answers():
     assert regression.in_unit(np.array([[0.5]], dtype=np.float32)).tolist() == [[4.0]]
 
 
+def test_a_label_is_there_by_its_threshold_and_not_by_that_in_float32():
+    """The threshold that the report decides by lies between 0.75 and the next number, and would be rounded to 0.75."""
+    task = MultiLabel(TaskConfig(name="multi_label"), TaskFacts(name="multi_label", labels=("a",)))
+    logits = np.log(np.array([[3.0]], dtype=np.float32))
+    said = Predictions(task="multi_label", logits=logits, targets=None, label_names=("a",))
+    above = (0.75 + float(np.nextafter(np.float32(0.75), np.float32(1)))) / 2
+    assert next(task.answers(said, thresholds=[0.75]))["label"] == ["a"]
+    assert next(task.answers(said, thresholds=[above]))["label"] == []
+
+
 WRONG = [
     ("single_label", ["a"] * 6, "one class only: label is 'a' in all 6 rows"),
     ("single_label", ["a", "b", None, "a", "a", "b"], "line 3: label takes the name of a label, got None"),
