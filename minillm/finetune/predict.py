@@ -23,7 +23,7 @@ from minillm.checkpoint.hf.folder import ModelFolder, is_model_folder, open_fold
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder, read_json
 from minillm.config import build, read_toml, to_table
-from minillm.errors import InputError
+from minillm.errors import InputError, warn
 from minillm.finetune.config import FinetuneConfig, TableConfig, TaskConfig, TaskFacts, TaskModelConfig
 from minillm.finetune.encoding import TextEncoder
 from minillm.finetune.ensemble import ensemble
@@ -106,8 +106,8 @@ def load_finetuned(
     """Return the model of a fine-tuning run.
 
     Args:
-        folder: what `--out` named when it was started; of several seeds this takes all of them together. Or a Hugging
-            Face folder of a model with a task's head.
+        folder: what `--out` named when it was started; of several seeds this takes all of them together, and says so
+            where they are not all done. Or a Hugging Face folder of a model with a task's head.
         which: "best", "latest" or a step that has a checkpoint.
         device: where the model goes.
         task: settings of the section [task] that are others than in the run, such as `no_answer_threshold`.
@@ -121,6 +121,13 @@ def load_finetuned(
         return finetuned_from(open_folder(Path(folder)), task or {}, device=device)
     run = RunFolder(folder)
     members = [RunFolder(path) for path in seed_folders(run.path)] or [run]
+    done = (run.path / "report").is_dir() or run.calibration_path.exists()  # they come when all are
+    if members != [run] and not done:
+        members = [member for member in members if member.steps()] or members
+        warn(
+            f"the seeds of {run} are not all done, and {len(members)} answer as they are; go on with: "
+            f"minillm finetune --resume {run}"
+        )
     loaded = [_member(member, which, task or {}, torch.device(device)) for member in members]
     (first, asked, tokenizer), *_ = loaded
     if len(loaded) > 1 and not isinstance(asked, TextTask):
