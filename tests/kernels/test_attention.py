@@ -244,6 +244,20 @@ def test_traces_whole(option, name):
             torch.testing.assert_close(x, t)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize(
+    "S, Hkv", [pytest.param(5, 2, id="square"), pytest.param(8, 2, id="cross"), pytest.param(5, 1, id="grouped")]
+)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_traces_whole_with_sizes_held_open(name, S, Hkv):
+    q, k, v = torch.randn(2, 5, 2, 8), torch.randn(2, S, Hkv, 8), torch.randn(2, S, Hkv, 8)
+    expected = truth(q.double(), k.double(), v.double(), causal=True)[0]
+    with mk.backend(name):
+        torch._dynamo.reset()
+        compiled = torch.compile(mk.attention, backend="eager", fullgraph=True, dynamic=True)
+        torch.testing.assert_close(compiled(q, k, v, causal=True).double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def wrong(text, error=ValueError, q=(2, 3, 4, 8), k=(2, 3, 2, 8), **options):
     return q, k, options, error, text
 

@@ -54,7 +54,7 @@ def attention(
         added = added_to_scores(masks, alibi_slopes, bias, T, S, q.device, working_dtype(q.dtype))
         added = None if added is None else added.detach()  # the gradient of bias is taken by hand
         return BatchedProducts.apply(q, k, v, bias, added, softcap, dropout_p, seed, scale)
-    square_causal = masks.only_causal() and T == S and bias is None and alibi_slopes is None
+    square_causal = decided(masks.only_causal() and T == S and bias is None and alibi_slopes is None)
     if bias is None and alibi_slopes is None:
         mask = None if square_causal else masks.visible(T, S, q.device)
     else:
@@ -64,9 +64,14 @@ def attention(
         attn_mask=mask,
         is_causal=square_causal,
         scale=scale,
-        enable_gqa=q.shape[2] != k.shape[2],
+        enable_gqa=decided(q.shape[2] != k.shape[2]),
     )
     return y.transpose(1, 2)
+
+
+def decided(condition: bool) -> bool:
+    """Return a condition as a bool; one on sizes that torch.compile holds open is none, nor is `bool` of it."""
+    return True if condition else False
 
 
 def needs_wide_scores(q: Tensor, alibi_slopes: Tensor | None, bias: Tensor | None) -> bool:
