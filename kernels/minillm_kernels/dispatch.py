@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from torch.autograd import forward_ad
 
 Backend = Literal["fused", "torch", "reference"]
 
@@ -78,6 +79,8 @@ def choose(op: str, tensor: torch.Tensor, obstacle: str = "") -> Backend:
     """
     if tensor.dtype == torch.float64:
         obstacle = "float64 has no kernel"
+    elif in_forward_mode():
+        obstacle = "forward-mode derivatives have no kernel"
     return _decide(op, tensor.device.type, obstacle)[0]
 
 
@@ -105,6 +108,14 @@ def _obstacle(kind: str) -> str:
     if kind != "cuda" and not INTERPRETED:
         return "Triton kernels run on a GPU, elsewhere only interpreted, with TRITON_INTERPRET=1 set at the start"
     return ""
+
+
+def in_forward_mode() -> bool:
+    """Return whether forward-mode derivatives are taken here, as by torch.func.jvp.
+
+    An operator of torch.library hands on none, and says nothing: its result counts as a constant.
+    """
+    return forward_ad._current_level >= 0  # PyTorch asks its own functions in the same way
 
 
 def launches(tensor: torch.Tensor) -> bool:

@@ -5,12 +5,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import minillm_kernels as mk
 import pytest
 import torch
 from minillm_kernels import dispatch
 from minillm_kernels.relu import composed, reference
+from torch.autograd import forward_ad
 
 
 @pytest.fixture
@@ -138,6 +141,47 @@ def test_kernel_runs_interpreted_on_a_cpu_when_asked_for(monkeypatch):
     assert decision().backend == "torch"
     with mk.backend("fused"):
         assert decision() == mk.Decision("relu", "fused", "asked for")
+
+
+X, TARGETS = torch.linspace(-2.0, 2.0, 16).view(2, 8), torch.tensor([3, 0])
+DIFFERENTIABLE = {
+    "rms_norm": lambda x: mk.rms_norm(x, torch.ones(8)),
+    "gelu": mk.gelu,
+    "dropout": lambda x: mk.dropout(x, 0.5, 3),
+    "embedding": lambda x: mk.embedding(TARGETS - TARGETS, x),
+    "attention": lambda x: mk.attention(*[x.view(1, 2, 2, 4)] * 3, softcap=2.0),
+    "cross_entropy": lambda x: mk.cross_entropy(x, TARGETS),
+    "linear_cross_entropy": lambda x: mk.linear_cross_entropy(x, torch.eye(8), TARGETS),
+    "linear_cross_entropy-rows": lambda x: mk.linear_cross_entropy(x, torch.eye(8), TARGETS, reduction="none"),
+}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
+)  # PyTorch's own, for dual numbers
+@pytest.mark.parametrize("name", ["torch", "fused", "reference"])
+@pytest.mark.parametrize("op", DIFFERENTIABLE.values(), ids=DIFFERENTIABLE)
+def test_forward_mode_derivative_is_that_of_reverse_mode_or_refused(op, name):
+    """PyTorch's operators lose it without a word: a zero, or a constant."""
+    x, direction = X.clone().requires_grad_(), X.cos()
+    y = op(x)
+    dy = torch.ones_like(y).cumsum(-1) if y.ndim else torch.ones_like(y)
+    (gradient,) = torch.autograd.grad(y, x, dy)
+    with mk.backend(name), forward_ad.dual_level():
+        try:
+            found = forward_ad.unpack_dual(op(forward_ad.make_dual(X, direction))).tangent
+        except (RuntimeError, ValueError) as refused:  # NotImplementedError is a RuntimeError
+            assert "forward" in str(refused)
+            return
+        assert found is not None
+        torch.testing.assert_close((found * dy).sum(), (gradient * direction).sum())
+
+
+def test_forward_mode_takes_no_kernel_by_default():
+    x: Any = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda"))
+    assert dispatch.choose("gelu", x) == ("fused" if dispatch.HAS_TRITON else "torch")
+    with forward_ad.dual_level():
+        assert dispatch.choose("gelu", x) == "torch"
 
 
 def test_the_package_works_without_triton_and_does_not_import_it():

@@ -88,6 +88,10 @@ def linear_cross_entropy(
     rows, flat = hidden.reshape(-1, C), targets.reshape(-1)  # (N, C), (N,)
     options = (ignore_index, label_smoothing, z_loss, softcap)
     match dispatch.choose("linear_cross_entropy", hidden):
+        case "torch" if dispatch.in_forward_mode():
+            raise RuntimeError(
+                "linear_cross_entropy has no forward-mode derivative; use cross_entropy(hidden @ weight.T, targets)"
+            )
         case "reference":
             losses = reference.linear_cross_entropy(rows, weight, bias, flat, options)
             result = losses.view(targets.shape) if reduction == "none" else losses.sum()
