@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor  # pyright: ignore[reportPrivateImportUsage]
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -52,6 +53,30 @@ def same_dtype(first_name: str, first: Tensor, **others: Tensor | None) -> None:
     for name, other in others.items():
         if other is not None and other.dtype != first.dtype:
             raise TypeError(f"{name} is {other.dtype}, {first_name} {first.dtype}; convert one to the other")
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Return whether a tensor has no numbers, whatever its device: in FakeTensorMode, or inside torch.vmap."""
+    return isinstance(tensor, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def can_look(tensor: Tensor) -> bool:
+    """Return whether a tensor's numbers are there to be checked, without waiting for a device."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(tensor)
+
+
+def indices(name: str, tensor: Tensor, size: int, of: str, error: type[Exception] = ValueError) -> None:
+    """Raise `error` unless all numbers are in [0, size), where they can be looked at; `of` says what has that size."""
+    if can_look(tensor) and tensor.numel():
+        low, high = (int(bound) for bound in torch.aminmax(tensor))
+        if low < 0 or high >= size:
+            raise error(f"{name} must be in [0, {size}), {of}, got {low} to {high}")
+
+
+def columns(name: str, tensor: Tensor, axis: str) -> None:
+    """Raise ValueError unless `tensor` has a last axis, called `axis`."""
+    if not tensor.ndim:
+        raise ValueError(f"{name} must be (..., {axis}), got a number, {shape_of(tensor)}; give it an axis")
 
 
 def probability(name: str, value: float) -> None:

@@ -33,6 +33,8 @@ def without_autocast(function: Function) -> Function:
     def call(*inputs: Any, **options: Any) -> Any:
         kind = next(x.device.type for x in inputs if isinstance(x, torch.Tensor))
         # The compiler asks once, where the forward pass is traced, for the backward pass too.
+        if kind == "meta":  # which torch.autocast does not know
+            return function(*inputs, **options)
         if not torch.compiler.is_compiling() and not torch.is_autocast_enabled(kind):
             return function(*inputs, **options)
         with torch.autocast(kind, enabled=False):

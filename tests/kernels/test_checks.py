@@ -26,6 +26,15 @@ X = torch.zeros(2, 3)
         pytest.param(
             lambda: checks.same_dtype("x", X, w=X.half()), TypeError, "w is torch.float16, x torch.float32", id="dtype"
         ),
+        pytest.param(
+            lambda: checks.columns("x", X[0, 0], "C"), ValueError, r"x must be \(..., C\), got a number", id="columns"
+        ),
+        pytest.param(
+            lambda: checks.indices("i", torch.tensor([2, -1]), 3, "the rows"),
+            ValueError,
+            r"i must be in \[0, 3\), the rows, got -1 to 2",
+            id="indices",
+        ),
         pytest.param(lambda: checks.probability("p", 1.0), ValueError, r"p must be in \[0, 1\), got 1.0", id="one"),
         pytest.param(lambda: checks.probability("p", float("nan")), ValueError, "got nan", id="nan"),
         pytest.param(lambda: checks.dropout(-0.1, 1), ValueError, "dropout_p must be .* got -0.1", id="negative"),

@@ -344,6 +344,7 @@ T = torch.tensor([0, 2])
     "change, error, text",
     [
         pytest.param({"logits": X.long()}, TypeError, "logits must be .* got torch.int64", id="logits-dtype"),
+        pytest.param({"logits": X[0, 0]}, ValueError, "logits must be .* got a number", id="no-class"),
         pytest.param({"targets": T[:1]}, ValueError, r"targets must be \(2,\), one .* got \(1,\)", id="shape"),
         pytest.param({"targets": T.int()}, TypeError, "targets must be int64, got torch.int32", id="targets-dtype"),
         pytest.param(

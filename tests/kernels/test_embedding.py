@@ -85,6 +85,8 @@ def test_wrong_arguments_are_told(tokens, weight, error, text):
 @pytest.mark.skipif(
     DEVICE == "cuda", reason="on a GPU it is a device-side assertion, after which nothing runs any more"
 )
-def test_token_outside_the_table_is_an_error(name):
-    with mk.backend(name), pytest.raises(IndexError):
-        mk.embedding(torch.tensor([3]), torch.ones(3, 2))
+@pytest.mark.parametrize("token", [3, -1])
+def test_token_outside_the_table_is_an_error(name, token):
+    told = rf"tokens must be in \[0, 3\), the rows of the table, got {token} to {token}"
+    with mk.backend(name), pytest.raises(IndexError, match=told):
+        mk.embedding(torch.tensor([token]), torch.ones(3, 2))

@@ -170,6 +170,7 @@ WORD: Any = "erf"
     "call, error, text",
     [
         pytest.param(lambda: mk.gelu(X.long()), TypeError, "x must be .* got torch.int64", id="x-dtype"),
+        pytest.param(lambda: mk.gelu(X[0, 0], X[0, 0]), ValueError, "x must be .* got a number", id="no-column"),
         pytest.param(lambda: mk.gelu(X, X[0].int()), TypeError, "bias must be .* got torch.int32", id="bias-dtype"),
         pytest.param(lambda: mk.gelu(X, X[0, :2]), ValueError, r"bias must be \(3,\).* got \(2,\)", id="bias"),
         pytest.param(lambda: mk.gelu(X, X[0].to("meta")), ValueError, "bias is on meta", id="device"),

@@ -165,6 +165,7 @@ W = torch.ones(3)
     "call, error, text",
     [
         pytest.param(lambda: mk.layer_norm(X.long(), W), TypeError, "x must be .* got torch.int64", id="x-dtype"),
+        pytest.param(lambda: mk.layer_norm(X[0, 0], W[0]), ValueError, "x must be .* got a number", id="no-column"),
         pytest.param(lambda: mk.layer_norm(X, W.int()), TypeError, "weight must be", id="weight-dtype"),
         pytest.param(lambda: mk.layer_norm(X, W, W.int()), TypeError, "bias must be", id="bias-dtype"),
         pytest.param(lambda: mk.layer_norm(X, W[:2]), ValueError, r"weight must be \(3,\).* got \(2,\)", id="weight"),

@@ -92,6 +92,7 @@ X = torch.zeros(2, 3)
     "call, error, text",
     [
         pytest.param(lambda: mk.relu2(X.long()), TypeError, "x must be .* got torch.int64", id="x-dtype"),
+        pytest.param(lambda: mk.relu2(X[0, 0], X[0, 0]), ValueError, "x must be .* got a number", id="no-column"),
         pytest.param(lambda: mk.relu2(X, X[0].int()), TypeError, "bias must be .* got torch.int32", id="bias-dtype"),
         pytest.param(lambda: mk.relu2(X, X[0, :2]), ValueError, r"bias must be \(3,\).* got \(2,\)", id="bias"),
         pytest.param(lambda: mk.relu2(X, X[0].to("meta")), ValueError, "bias is on meta", id="device"),

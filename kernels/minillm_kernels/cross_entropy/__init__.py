@@ -59,6 +59,7 @@ def cross_entropy(
     tensor(4.)
     """
     checks.floating("logits", logits)
+    checks.columns("logits", logits, "V")
     checks.shape("targets", targets, logits.shape[:-1], "one target per row of logits")
     check_options(targets, label_smoothing, z_loss, softcap, reduction)
     checks.same_device("logits", logits, targets=targets)

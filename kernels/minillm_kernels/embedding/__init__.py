@@ -41,6 +41,7 @@ def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
     if tokens.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"tokens must be int64 or int32, got {tokens.dtype}; convert it first")
     checks.same_device("weight", weight, tokens=tokens)
+    checks.indices("tokens", tokens, weight.shape[0], "the rows of the table", IndexError)
     match dispatch.choose("embedding", weight):
         case "fused":
             from minillm_kernels.embedding import fused

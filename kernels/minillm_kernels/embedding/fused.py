@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minillm_kernels import dispatch
+from minillm_kernels import checks, dispatch
 from minillm_kernels.embedding import reference
 from minillm_kernels.launching import (
     DTYPES,
@@ -169,10 +169,7 @@ def forward(tokens: Tensor, weight: Tensor) -> Tensor:
     if not y.numel():
         return y
     (V, C), N = weight.shape, tokens.numel()
-    if tokens.device.type == "cpu":
-        low, high = (int(bound) for bound in torch.aminmax(tokens))
-        if low < 0 or high >= V:
-            raise IndexError(f"tokens must be in [0, {V}), the rows of the table, got {low} to {high}")
+    checks.indices("tokens", tokens, V, "the rows of the table", IndexError)  # compiled code has not looked
     rows, block_c = rows_of(weight), _width(C)
     block_n = _height(TILE, block_c)
     launch(

@@ -54,6 +54,7 @@ def gelu(
     checks.floating("x", x)
     if bias is not None:
         checks.floating("bias", bias)
+        checks.columns("x", x, "C")
         checks.shape("bias", bias, x.shape[-1:], "one bias per column of x")
         checks.same_device("x", x, bias=bias)
     if approximate not in ("none", "tanh"):

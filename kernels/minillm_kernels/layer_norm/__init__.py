@@ -76,6 +76,7 @@ def layer_norm(
     """
     checks.floating("x", x)
     checks.floating("weight", weight)
+    checks.columns("x", x, "C")
     checks.shape("weight", weight, x.shape[-1:], "one gain per column of x")
     if bias is not None:
         checks.floating("bias", bias)

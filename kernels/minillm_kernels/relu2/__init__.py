@@ -41,6 +41,7 @@ def relu2(x: Tensor, bias: Tensor | None = None, *, dropout_p: float = 0.0, seed
     checks.floating("x", x)
     if bias is not None:
         checks.floating("bias", bias)
+        checks.columns("x", x, "C")
         checks.shape("bias", bias, x.shape[-1:], "one bias per column of x")
         checks.same_device("x", x, bias=bias)
     checks.dropout(dropout_p, seed)

@@ -93,7 +93,4 @@ def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | N
     checks.shape("positions", positions, (B, T), "the batch and length of q")
     if positions.dtype != torch.int64:
         raise TypeError(f"positions must be int64, got {positions.dtype}; convert them first")
-    if positions.device.type == "cpu" and positions.numel() and not torch.compiler.is_compiling():
-        low, high = (int(bound) for bound in torch.aminmax(positions))
-        if low < 0 or high >= cos.shape[0]:
-            raise ValueError(f"positions must be in [0, {cos.shape[0]}), the rows of the tables, got {low} to {high}")
+    checks.indices("positions", positions, cos.shape[0], "the rows of the tables")

@@ -1,0 +1,51 @@
+"""Tensors that have no numbers, on the device meta and in FakeTensorMode: ops tell shapes and dtypes all the same."""
+
+from contextlib import nullcontext
+
+import minillm_kernels as mk
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_map
+
+X, HEADS = torch.randn(2, 8), torch.randn(2, 3, 2, 8)
+TABLE, INDEX = torch.randn(5, 4), torch.tensor([4, 0])
+OPS = {
+    "rms_norm": (mk.rms_norm, (X, X[0])),
+    "layer_norm": (mk.layer_norm, (X, X[0], X[1])),
+    "relu": (mk.relu, (X, X[0])),
+    "gelu": (mk.gelu, (X, X[0])),
+    "relu2": (mk.relu2, (X,)),
+    "swiglu": (mk.swiglu, (X, X)),
+    "geglu": (mk.geglu, (X, X)),
+    "rotary": (
+        lambda x, table, p: mk.rotary(x, x + 1, table, table, positions=p),
+        (HEADS, TABLE, INDEX[:, None].expand(2, 3)),
+    ),
+    "dropout": (lambda x: mk.dropout(x, 0.5, 1), (X,)),
+    "embedding": (mk.embedding, (INDEX, TABLE)),
+    "attention": (lambda x: mk.attention(x, x + 1, x + 2, causal=True), (HEADS,)),
+    "attention-dropout": (lambda x: mk.attention(x, x + 1, x + 2, dropout_p=0.5, seed=1), (HEADS,)),
+    "attention_weights": (mk.attention_weights, (HEADS, HEADS)),
+    "cross_entropy": (mk.cross_entropy, (X, INDEX)),
+    "linear_cross_entropy": (lambda w, t: mk.linear_cross_entropy(w[:2], w, t), (TABLE, INDEX)),
+}
+
+
+@pytest.mark.parametrize("name", ["torch", "fused", "reference"])
+@pytest.mark.parametrize("function, given", OPS.values(), ids=OPS)
+@pytest.mark.parametrize("where", ["meta", "fake"])
+def test_shape_and_dtype_are_those_of_real_tensors(where, function, given, name):
+    described = []
+    for real in (True, False):
+        mode = FakeTensorMode()
+        no_numbers = mode.from_tensor if where == "fake" else lambda x: x.to("meta")
+        inputs = given if real else tree_map(no_numbers, given)
+        inputs = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+        with mk.backend(name), nullcontext() if real or where == "meta" else mode:
+            found = function(*inputs)
+            outputs = found if isinstance(found, tuple) else (found,)
+            total = sum(y.float().sum() for y in outputs)
+            found = [*outputs, *torch.autograd.grad(total, [x for x in inputs if x.requires_grad], allow_unused=True)]
+        described.append([None if x is None else (x.shape, x.dtype) for x in found])
+    assert described[0] == described[1]
