@@ -258,6 +258,21 @@ def test_traces_whole_with_sizes_held_open(name, S, Hkv):
         torch.testing.assert_close(compiled(q, k, v, causal=True).double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("o", [{}, {"causal": True, "softcap": 2.0, "dropout_p": 0.5, "seed": 1}], ids=["plain", "all"])
+@pytest.mark.parametrize("learns", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("name", (*BACKENDS, "fused"))
+@pytest.mark.parametrize("B, T, S", [(0, 3, 3), (2, 0, 3), (2, 3, 0), (2, 0, 0)])
+def test_of_nothing_comes_zero(B, T, S, name, learns, o):
+    """Without keys every query gets zeros, and what is there gets gradients of zeros."""
+    shapes = {"q": (B, T, 4, 8), "k": (B, S, 2, 8), "v": (B, S, 2, 8)} | ({"bias": (1, 4, T, S)} if learns else {})
+    tensors = {key: torch.randn(shape, requires_grad=True) for key, shape in shapes.items()}
+    with mk.backend(name):
+        y = mk.attention(**tensors, **o)
+        found = [y, *torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))]
+    for x, shape in zip(found, [shapes["q"], *shapes.values()], strict=True):
+        assert torch.equal(x, torch.zeros(shape))
+
+
 def wrong(text, error=ValueError, q=(2, 3, 4, 8), k=(2, 3, 2, 8), **options):
     return q, k, options, error, text
 
@@ -266,6 +281,7 @@ WRONG = {
     "rank": wrong(r"q must be \(B, T, H, D\), got \(3, 4, 8\)", q=(3, 4, 8)),
     "batch": wrong("the batch and width of q", k=(1, 3, 2, 8)),
     "width": wrong("the batch and width of q", k=(2, 3, 2, 4)),
+    "no-head": wrong("1 head or more", q=(2, 3, 0, 8), k=(2, 3, 1, 8)),
     "no-width": wrong("heads of width 1 or more", q=(2, 3, 4, 0), k=(2, 3, 4, 0)),
     "key-stop-floats": wrong("key_stop must hold integers, got torch.float32", TypeError, key_stop=torch.ones(2)),
     "segments-bools": wrong("segments must hold integers", TypeError, segments=torch.ones(2, 3).bool()),

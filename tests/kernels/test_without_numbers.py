@@ -1,4 +1,4 @@
-"""Tensors that have no numbers, on the device meta and in FakeTensorMode: ops tell shapes and dtypes all the same."""
+"""Tensors without numbers: empty ones, and those of the device meta and of FakeTensorMode, which have a shape alone."""
 
 from contextlib import nullcontext
 
@@ -49,3 +49,25 @@ def test_shape_and_dtype_are_those_of_real_tensors(where, function, given, name)
             found = [*outputs, *torch.autograd.grad(total, [x for x in inputs if x.requires_grad], allow_unused=True)]
         described.append([None if x is None else (x.shape, x.dtype) for x in found])
     assert described[0] == described[1]
+
+
+NOTHING = torch.randn(3, 0)
+EMPTY = {
+    "rms_norm": (mk.rms_norm, (NOTHING, NOTHING[0], NOTHING[1])),
+    "layer_norm": (mk.layer_norm, (NOTHING, NOTHING[0], NOTHING[1])),
+    "relu": (mk.relu, (NOTHING, NOTHING[0])),
+    "gelu": (mk.gelu, (NOTHING, NOTHING[0])),
+    "relu2": (mk.relu2, (NOTHING, NOTHING[0])),
+    "embedding": (mk.embedding, (INDEX // 2, NOTHING)),
+    "linear_cross_entropy": (mk.linear_cross_entropy, (NOTHING[:2], torch.randn(5, 0), INDEX)),
+}
+
+
+@pytest.mark.parametrize("name", ["torch", "fused", "reference"])
+@pytest.mark.parametrize("function, given", EMPTY.values(), ids=EMPTY)
+def test_rows_without_columns_have_gradients_without_any(function, given, name):
+    inputs = [x.detach().requires_grad_(x.is_floating_point()) for x in given]
+    with mk.backend(name):
+        y = function(*inputs)
+        gradients = torch.autograd.grad(y, [x for x in inputs if x.requires_grad], torch.ones_like(y))
+    assert [x.shape for x in gradients] == [x.shape for x in inputs if x.requires_grad]

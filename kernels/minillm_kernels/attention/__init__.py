@@ -178,8 +178,8 @@ def _check_products(
     B, T, H, D = q.shape
     S, Hkv = k.shape[1:3]
     checks.shape("k", k, (B, S, Hkv, D), "the batch and width of q")
-    if D == 0:
-        raise ValueError(f"q must have heads of width 1 or more, got {checks.shape_of(q)}")
+    if H == 0 or D == 0:
+        raise ValueError(f"q must have 1 head or more, and heads of width 1 or more, got {checks.shape_of(q)}")
     if Hkv == 0 or H % Hkv:
         raise ValueError(f"the heads of k ({Hkv}) must divide the heads of q ({H}); repeat or drop some")
     checks.same_dtype("q", q, k=k)

@@ -156,7 +156,7 @@ class BatchedProducts(torch.autograd.Function):
             tanh = scores.mul_(1 / softcap).tanh_()
             scores = tanh * softcap  # (2)
         empty = None
-        if added is not None:
+        if added is not None and S:  # of no key there is nothing to add to, and no maximum
             empty = added.amax(-1, keepdim=True) == -torch.inf  # (1 or B, 1 or H, 1 or T, 1)
             # the softmax of a row of -inf would be NaN: an empty row sees everything, and y and dy are zeroed there
             scores.view(B, H, T, S).add_(added.masked_fill(empty, 0.0))  # (3)
@@ -169,7 +169,7 @@ class BatchedProducts(torch.autograd.Function):
         ctx.scale, ctx.dropout_p = scale, dropout_p
         ctx.shapes = (B, T, H, S, Hkv)
         ctx.bias = None if bias is None else (bias.shape, bias.dtype)
-        y = unstacked(y, T, H)
+        y = unstacked(y, B, T, H)
         return (y if empty is None else y.masked_fill(empty.transpose(1, 2), 0.0)).to(q.dtype)
 
     @staticmethod
@@ -187,7 +187,7 @@ class BatchedProducts(torch.autograd.Function):
         dq = dk = dv = dbias = None
         if v_wanted:
             dv = torch.bmm(dropped(P, kept, ctx.dropout_p).mT, dy)  # (7)
-            dv = unstacked(dv, S, Hkv).to(dtype)
+            dv = unstacked(dv, B, S, Hkv).to(dtype)
         if not (q_wanted or k_wanted or bias_wanted):
             return None, None, dv, None, None, None, None, None, None
         dP = dropped(torch.bmm(dy, values.mT), kept, ctx.dropout_p).to(wide)  # (7), (8)
@@ -199,10 +199,10 @@ class BatchedProducts(torch.autograd.Function):
         draw = (da if tanh is None else (1 - tanh.square()).mul_(da)).to(narrow)  # (12); da may be dbias: it stays
         if q_wanted:
             dq = torch.bmm(draw, keys).mul_(ctx.scale)  # (13)
-            dq = unstacked(dq, T, H).to(dtype)
+            dq = unstacked(dq, B, T, H).to(dtype)
         if k_wanted:
             dk = torch.bmm(draw.mT, queries)  # (13), (14); the queries hold the scale
-            dk = unstacked(dk, S, Hkv).to(dtype)
+            dk = unstacked(dk, B, S, Hkv).to(dtype)
         return dq, dk, dv, dbias, None, None, None, None, None
 
 
@@ -217,6 +217,6 @@ def stacked(x: Tensor, num_groups: int, dtype: torch.dtype) -> Tensor:
     return x.transpose(1, 2).to(dtype).reshape(B * num_groups, Hx // num_groups * T, D)
 
 
-def unstacked(x: Tensor, T: int, num_heads: int) -> Tensor:
+def unstacked(x: Tensor, B: int, T: int, num_heads: int) -> Tensor:
     """Return what `stacked` made, as (B, T, num_heads, D)."""
-    return x.view(-1, num_heads, T, x.shape[-1]).transpose(1, 2)
+    return x.view(B, num_heads, T, x.shape[-1]).transpose(1, 2)

@@ -48,6 +48,8 @@ def heads_first(x: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
 
 def softmax_over_visible(scores: Tensor) -> Tensor:
     """Return the softmax of each row; a row that is -inf throughout gives zeros."""
+    if not scores.shape[-1]:
+        return scores  # of no key there is no maximum
     maximum = scores.amax(-1, keepdim=True)
     exps = (scores - maximum.masked_fill(maximum == -torch.inf, 0.0)).exp()  # (..., T, S)
     total = exps.sum(-1, keepdim=True)
@@ -128,7 +130,7 @@ class Attention(torch.autograd.Function):
         draw = da if tanh is None else da * (1 - tanh.square())  # (12)
         dq = ctx.scale * draw @ heads_first(k, H, wide)  # (13), (B, H, T, D)
         dk = ctx.scale * draw.mT @ heads_first(q, H, wide)  # (13), (B, H, S, D)
-        dk, dv = (g.reshape(B, Hkv, H // Hkv, -1, D).sum(2) for g in (dk, dv))  # (14), (B, Hkv, S, D)
+        dk, dv = (g.unflatten(1, (Hkv, H // Hkv)).sum(2) for g in (dk, dv))  # (14), (B, Hkv, S, D)
         dq, dk, dv = (g.transpose(1, 2).to(q.dtype) for g in (dq, dk, dv))
         dbias = None if bias is None else da.sum_to_size(bias.shape).to(bias.dtype)  # (11)
         return dq, dk, dv, dbias, None, None, None, None, None, None

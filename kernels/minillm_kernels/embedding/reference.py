@@ -35,7 +35,7 @@ class Embedding(torch.autograd.Function):
         (tokens,) = ctx.saved_tensors
         (V, C), dtype = ctx.table
         dweight = dy.new_zeros(V, C, dtype=working_dtype(dtype))
-        dweight.index_add_(0, tokens.reshape(-1), dy.reshape(-1, C).to(dweight.dtype))  # (2)
+        dweight.index_add_(0, tokens.reshape(-1), dy.reshape(tokens.numel(), C).to(dweight.dtype))  # (2)
         return None, dweight.to(dtype)
 
 

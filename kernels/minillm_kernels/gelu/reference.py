@@ -78,7 +78,7 @@ class Gelu(torch.autograd.Function):
         (dy,) = grads
         h, bias, factor = ctx.saved_tensors
         dh = drop(dy.to(h.dtype), factor) * gelu_slope(h, ctx.approximate)  # (9), (10)
-        dbias = None if bias is None else dh.reshape(-1, h.shape[-1]).sum(0).to(bias.dtype)  # (11)
+        dbias = None if bias is None else dh.reshape(h.shape[:-1].numel(), h.shape[-1]).sum(0).to(bias.dtype)  # (11)
         return dh.to(ctx.dtype), dbias, None, None, None
 
 

@@ -48,8 +48,8 @@ def layer_norm_backward(dy: Tensor, x_hat: Tensor, weight: Tensor, rstd: Tensor)
     """Return the gradients of s through y, of weight and of bias; all in one working dtype."""
     g = dy * weight  # (..., C)
     through_y = rstd * (g - g.mean(-1, keepdim=True) - x_hat * (g * x_hat).mean(-1, keepdim=True))  # (7)
-    C = weight.shape[0]
-    return through_y, (dy * x_hat).reshape(-1, C).sum(0), dy.reshape(-1, C).sum(0)  # (10)
+    R, C = rstd.numel(), weight.shape[0]
+    return through_y, (dy * x_hat).reshape(R, C).sum(0), dy.reshape(R, C).sum(0)  # (10)
 
 
 class LayerNorm(torch.autograd.Function):

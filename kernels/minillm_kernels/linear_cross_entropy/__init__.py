@@ -85,7 +85,7 @@ def linear_cross_entropy(
         check_targets(targets, V, ignore_index)
         check_count(targets, ignore_index, num_targets)
 
-    rows, flat = hidden.reshape(-1, C), targets.reshape(-1)  # (N, C), (N,)
+    rows, flat = hidden.reshape(targets.numel(), C), targets.reshape(-1)  # (N, C), (N,)
     options = (ignore_index, label_smoothing, z_loss, softcap)
     match dispatch.choose("linear_cross_entropy", hidden):
         case "torch" if dispatch.in_forward_mode():

@@ -44,7 +44,7 @@ class Relu2(torch.autograd.Function):
         (dy,) = grads
         h, bias, factor = ctx.saved_tensors
         dh = 2 * h.clamp(min=0) * drop(dy.to(h.dtype), factor)  # (4), (5)
-        dbias = None if bias is None else dh.reshape(-1, h.shape[-1]).sum(0).to(bias.dtype)  # (6)
+        dbias = None if bias is None else dh.reshape(h.shape[:-1].numel(), h.shape[-1]).sum(0).to(bias.dtype)  # (6)
         return dh.to(ctx.dtype), dbias, None, None
 
 

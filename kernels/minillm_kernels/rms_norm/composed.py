@@ -57,7 +57,7 @@ class ClosedForm(torch.autograd.Function):
         (dy,) = grads
         s, weight, rstd = ctx.saved_tensors
         x_hat = s * rstd  # (..., C)
-        product = (dy * x_hat).reshape(-1, s.shape[-1])  # (R, C)
+        product = (dy * x_hat).reshape(rstd.numel(), s.shape[-1])  # (R, C)
         dweight = product.sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         mean = (product @ weight.to(product.dtype)).div_(s.shape[-1]).view(rstd.shape)  # of g * x_hat, g = dy * weight
         ds = torch.addcmul(dy * weight, x_hat, mean, value=-1).mul_(rstd)

@@ -42,8 +42,8 @@ def rms_norm_backward(dy: Tensor, s: Tensor, weight: Tensor, rstd: Tensor) -> tu
     x_hat = s * rstd  # (..., C)
     g = dy * weight
     through_y = rstd * (g - x_hat * (g * x_hat).mean(-1, keepdim=True))  # (5)
-    C = weight.shape[0]
-    return through_y, (dy * x_hat).reshape(-1, C).sum(0), dy.reshape(-1, C).sum(0)  # (8)
+    R, C = rstd.numel(), weight.shape[0]
+    return through_y, (dy * x_hat).reshape(R, C).sum(0), dy.reshape(R, C).sum(0)  # (8)
 
 
 class RmsNorm(torch.autograd.Function):
