@@ -110,6 +110,7 @@ def pretrain(
     with joined(config.distributed, choose_device(config.train.device)) as processes:
         if goes_on(folder, overwrite, processes):
             return resume(out, {}, progress=progress)
+        processes.agree(to_table(config))
         progress = progress if processes.is_first else Mute()
         with began(folder, overwrite, processes) as draft, progress.shown():
             config, material, model = processes.first_then_rest(
@@ -205,6 +206,7 @@ def _resumed(folder: RunFolder, overrides: Mapping[str, Any], progress: Progress
     checkpoint.check_model(kept.model)  # before any is built of a config.toml that is not its own
     config = rehearsal(kept, progress.note, done=done)
     with joined(config.distributed, choose_device(config.train.device)) as processes:
+        processes.agree(to_table(config))
         progress = progress if processes.is_first else Mute()
 
         def load() -> Material:

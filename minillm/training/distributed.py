@@ -22,12 +22,13 @@ Read next: `launch.py`.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -43,7 +44,8 @@ from minillm.training.watch import Watch, connection
 
 T = TypeVar("T")
 POLL = 0.05  # seconds between two looks for another process's word
-ERROR, OUTCOME = "minillm/error", "minillm/outcome"  # keys of the store
+ERROR, OUTCOME, SETTINGS = "minillm/error", "minillm/outcome", "minillm/settings"  # keys of the store
+OF_A_MACHINE = ("train.threads", "data.cache")  # settings that each process may have for itself
 
 
 class Layout(Protocol):
@@ -217,6 +219,31 @@ class Processes:
             return result
         self._wait_for(key)
         return rest()
+
+    def agree(self, table: Mapping[str, Mapping[str, Any]]) -> None:
+        """Return where this process has the first one's settings: with others it would wait for what nobody sends.
+
+        Args:
+            table: sections of the configuration.
+        Raises:
+            InputError: on another process than the first, for a setting that is not the first one's.
+        """
+        if not self.gathers:
+            return
+        store = self._store
+        assert store is not None
+        own = {f"{section}.{key}": value for section, settings in table.items() for key, value in settings.items()}
+
+        def compare() -> None:
+            first = json.loads(store.get(SETTINGS))
+            for name in sorted((own.keys() | first.keys()) - set(OF_A_MACHINE)):
+                ours, theirs = own.get(name), first.get(name)
+                if ours != theirs:
+                    raise InputError(
+                        f"rank {self.rank} has {name} = {ours}, and rank 0 {theirs}; say the same line on every machine"
+                    )
+
+        self.first_then_rest(lambda: store.set(SETTINGS, json.dumps(own)), compare)
 
     def at(self, stage: str, step: int | None = None) -> None:
         """Note how far this process has come; see `Watch.at`."""

@@ -110,6 +110,39 @@ def test_a_mistake_is_said_once(text, tmp_path, settings, words):
     assert not (tmp_path / "run").exists()
 
 
+OWN_LAST_WORD = """
+import os, sys
+from minillm import cli
+
+*shared, first, second = sys.argv[1:]
+sys.argv[1:] = [*shared, (first, second)[int(os.environ["RANK"])]]
+cli.run()
+"""
+
+
+@pytest.mark.parametrize(
+    "setting, first, second",
+    [("distributed.strategy", "ddp", "fsdp"), pytest.param("train.max_steps", 6, 9, marks=pytest.mark.slow)],
+)
+def test_a_process_with_another_setting_is_told_so_at_once(text, tmp_path, setting, first, second):
+    """A machine on which the line was another one: the others would wait for what it never sends."""
+    script = tmp_path / "own_last_word.py"
+    script.write_text(OWN_LAST_WORD)
+    done = torchrun(script, *pretraining(tmp_path / "run", text)[2:], f"--{setting}", first, second)
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("minillm: ")]
+    assert f"rank 1 has {setting} = {second}, and rank 0 {first}" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_resumes_with_another_setting_is_told_so(alone, tmp_path):
+    script = tmp_path / "own_last_word.py"
+    script.write_text(OWN_LAST_WORD)
+    done = torchrun(script, "pretrain", "--resume", alone, "--train.max_steps", 9, 12)
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("minillm: ")]
+    assert "rank 1 has train.max_steps = 12, and rank 0 9" in said
+
+
 SLOW_SAVES = """
 import time
 from minillm import cli
