@@ -79,7 +79,11 @@ def main(argv: Sequence[str]) -> int:
         print(f"benchmarks: --out {given.out}: {error.strerror}; name a folder that can be written", file=sys.stderr)
         return 2
     chosen = given.only or (("launches",) if given.tune else SECTION_NAMES)
-    return run(chosen, names, skip, given.out, quick=given.quick, tune=given.tune)
+    words = [word for name in given.only or () for word in ("--only", name)]
+    words += ["--ops", given.ops] if given.ops else []
+    words += ["--skip", given.skip] if given.skip else []
+    words += ["--tune"] * given.tune
+    return run(chosen, names, skip, given.out, quick=given.quick, tune=given.tune, words=words)
 
 
 def run(
@@ -90,12 +94,17 @@ def run(
     *,
     quick: bool,
     tune: bool = False,
+    words: Sequence[str] = (),
 ) -> int:
-    """Run the chosen sections in their order; the result is written after each part of each."""
+    """Run the chosen sections in their order; the result is written after each part of each.
+
+    Args:
+        words: of the command, that say what was chosen; for the page.
+    """
     from benchmarks import launches, machine, report, sections
 
     head = machine.header()
-    result = {"header": head, "quick": quick, "sections": {}}
+    result = {"header": head, "quick": quick, "words": list(words), "sections": {}}
     folder = out / machine.folder_name(head["device"])
     stem = f"{head['date'][:10]}-{head['commit']}{'-quick' * quick}{'-tune' * tune}"
     start = time.monotonic()

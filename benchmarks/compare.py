@@ -33,7 +33,15 @@ def main(first: Path, second: Path) -> int:
     except Unreadable as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
-    print("\n".join(compared(before, after)))
+    try:
+        lines = list(compared(before, after))
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:  # JSON, but cut about by hand
+        print(
+            f"benchmarks: {first} or {second} is damaged ({type(error).__name__}: {error}); measure again",
+            file=sys.stderr,
+        )
+        return 2
+    print("\n".join(lines))
     return 0
 
 
@@ -59,7 +67,8 @@ def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[st
     """Yield the lines of the comparison: ceilings first, as a machine that changed explains the rest."""
     for name, result in (("A", before), ("B", after)):
         head = result["header"]
-        yield f"{name}: {head['device']}, {head['date']}, commit {head['commit']}"
+        quick = ", quick" if result.get("quick") else ""
+        yield f"{name}: {head['device']}, {head['date']}, commit {head['commit']}{quick}"
     if before["header"]["device"] != after["header"]["device"]:
         yield "The devices differ: times say nothing about the commits."
     yield ""
@@ -75,9 +84,12 @@ def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[st
             continue
         yield from ("", f"{section}:", "")
         cells = [[*k, *_change(old_rows[k], row)] for k, row in new_rows.items() if k in old_rows]
-        yield from table((*key, "time of B / A", "verdict"), cells)
-        verdicts = [cell[-1] for cell in cells if cell[-2]]
-        yield from ("", f"{verdicts.count(WITHIN)} of {len(verdicts)} times are within the spread.")
+        if cells:
+            yield from table((*key, "time of B / A", "verdict"), cells)
+            verdicts = [cell[-1] for cell in cells if cell[-2]]
+            yield from ("", f"{verdicts.count(WITHIN)} of {len(verdicts)} times are within the spread.")
+        else:
+            yield "A and B have no row in common."
         for name, keys in (("A", old_rows.keys() - new_rows.keys()), ("B", new_rows.keys() - old_rows.keys())):
             if keys:
                 yield f"only in {name}: {len(keys)} rows"

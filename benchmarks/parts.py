@@ -126,7 +126,7 @@ def _ceilings(part: Part, result: Result) -> Iterator[str]:
     yield ""
     rows = []
     for name, c in part["of"].items():
-        rate = "-" if c["rate"] is None else f"{c['rate'] / 1e9:.0f} GB/s" if name == "copy" else f"{flop(c['rate'])}/s"
+        rate = "-" if c["rate"] is None else byte_rate(c["rate"]) if name == "copy" else f"{flop(c['rate'])}/s"
         rows.append((name, rate, f"± {50 * c.get('spread', 0):.1f} %", c["what"]))
     yield from table(("ceiling", "rate", "spread", "of"), rows)
     if part.get("reason"):
@@ -383,7 +383,16 @@ def rate_of(row: figures.Row) -> str:
     """Return operations a second where they are products, else bytes a second."""
     if row["unit"] == "matrix":
         return f"{flop(row['flops'] / row['seconds'])}/s"
-    return f"{row['bytes'] / row['seconds'] / 1e9:.0f} GB/s"
+    return byte_rate(row["bytes"] / row["seconds"])
+
+
+def byte_rate(rate: float) -> str:
+    """Return bytes a second with their unit, in two digits at least.
+
+    >>> byte_rate(4.2137e12), byte_rate(4.92e8)
+    ('4214 GB/s', '0.49 GB/s')
+    """
+    return f"{rate / 1e9:.0f} GB/s" if rate >= 1e10 else f"{rate / 1e9:.2g} GB/s"
 
 
 def percent(share: float | None) -> str:

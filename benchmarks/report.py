@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -78,7 +79,8 @@ def _header(result: Result) -> Iterator[str]:
     head = result["header"]
     yield f"# {head['device']}, {head['date']}, commit {head['commit']}"
     yield ""
-    yield f"Made by `python -m benchmarks{' --quick' * bool(result.get('quick'))}`; do not edit."
+    words = ["python", "-m", "benchmarks", *["--quick"] * bool(result.get("quick")), *result.get("words", ())]
+    yield f"Made by `{shlex.join(words)}`; do not edit."
     yield ""
     for name, value in head.items():
         if name in ("device", "date", "commit", "kind"):

@@ -44,6 +44,7 @@ def test_quick_run_of_two_ops_writes_a_result_and_a_page(tmp_path):
     assert result["sections"]["ops"]["not_run"] == []
     assert result["header"]["commit"] and result["header"]["versions"]["torch"]
     assert "### relu" in page.read_text()
+    assert "benchmarks --quick --only ops --ops relu,rms_norm --skip 'SDPA math'`" in page.read_text()
     assert list(page.parent.glob("*-speedup.png"))
 
 

@@ -239,3 +239,47 @@ def test_comparison_of_devices_that_differ_says_so(result):
     other["header"]["device"] = "NVIDIA H200"
     assert any("devices differ" in x for x in compare.compared(result, other))
     assert compare.main(STORED, STORED) == 0
+
+
+def test_comparison_says_which_run_was_a_quick_one(result):
+    quick = result | {"quick": True}
+    first, second, *_ = compare.compared(result | {"quick": False}, quick)
+    assert not first.endswith(", quick") and second.endswith(", quick")
+
+
+def test_comparison_of_results_without_a_row_in_common_has_no_empty_table(result):
+    other = copy.deepcopy(result)
+    for row in parts.rows_of(other):
+        row["shape"] = "another"
+    text = list(compare.compared(result, other))
+    assert "A and B have no row in common." in text
+    assert not any("0 of 0" in line for line in text)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda r: r["header"].pop("date"), id="no-date"),
+        pytest.param(lambda r: parts.rows_of(r)[0].pop("op"), id="row-without-op"),
+        pytest.param(lambda r: [row.update(seconds=0) for row in parts.rows_of(r)], id="no-time-at-all"),
+    ],
+)
+def test_comparison_with_a_damaged_result_is_one_line(result, tmp_path, capsys, damage):
+    damage(result)
+    path = tmp_path / "damaged.json"
+    path.write_text(json.dumps(result))
+    assert compare.main(path, STORED) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and str(path) in said.err
+
+
+def test_page_says_by_which_command_it_was_made(result):
+    words = ["--only", "ops", "--ops", "gelu", "--skip", "SDPA math"]
+    page = report.page(result | {"quick": True, "words": words})
+    assert "Made by `python -m benchmarks --quick --only ops --ops gelu --skip 'SDPA math'`; do not edit." in page
+
+
+def test_a_rate_below_one_gigabyte_a_second_is_not_0(result):
+    row = next(r for r in parts.rows_of(result) if r["provider"] == "torch" and r["unit"] != "matrix")
+    row["seconds"] = row["bytes"] / 0.4e9
+    assert "0.4 GB/s" in report.page(result)
