@@ -29,6 +29,12 @@ def integers(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must hold integers, got {tensor.dtype}; convert it with .long()")
 
 
+def whole(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is an int, or one that torch.compile holds open."""
+    if not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int, got {value!r}; convert it with int()")
+
+
 def rank(name: str, tensor: Tensor, axes: str) -> None:
     """Raise ValueError unless `tensor` has as many axes as `axes` names, such as "B T H D"."""
     if tensor.ndim != len(axes.split()):

@@ -355,7 +355,11 @@ T = torch.tensor([0, 2])
             {"label_smoothing": 1.0}, ValueError, r"label_smoothing must be in \[0, 1\), got 1.0", id="smooth"
         ),
         pytest.param({"z_loss": -0.1}, ValueError, "z_loss must be at least 0, got -0.1", id="z-loss"),
-        pytest.param({"softcap": 0.0}, ValueError, "softcap must be above 0, got 0.0; None for no cap", id="softcap"),
+        pytest.param(
+            {"softcap": 0.0}, ValueError, "softcap must be above 0 .*, got 0.0; None for no cap", id="softcap"
+        ),
+        pytest.param({"softcap": float("inf")}, ValueError, "softcap must be .* finite, got inf", id="no-cap"),
+        pytest.param({"ignore_index": 1.5}, TypeError, "ignore_index must be an int, got 1.5", id="ignore-index"),
         pytest.param({"reduction": "max"}, ValueError, "'sum', 'mean' or 'none', got 'max'", id="reduction"),
         pytest.param({"targets": T.to("meta")}, ValueError, "targets is on meta", id="device"),
     ],

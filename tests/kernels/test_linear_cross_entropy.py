@@ -272,6 +272,9 @@ T = torch.tensor([0, 4])
         pytest.param({"num_targets": 3}, ValueError, "num_targets must be from 0 to 2, .* got 3", id="num_targets"),
         pytest.param({"num_targets": 1}, ValueError, "num_targets is 1, but 2 targets are not", id="other-num_targets"),
         pytest.param({"memory_budget": 0}, ValueError, "memory_budget must be at least 1 byte, got 0", id="budget"),
+        pytest.param(
+            {"memory_budget": 1e6}, TypeError, "memory_budget must be an int, got 1000000.0", id="float-budget"
+        ),
         pytest.param({"weight": W.to("meta")}, ValueError, "weight is on meta, hidden on cpu", id="device"),
     ],
 )

@@ -8,6 +8,7 @@ the kernels: `ladder/__init__.py`, a climb in five rungs, then `scores.py`, `for
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -71,7 +72,8 @@ def attention(
     Returns:
         (B, T, H, D) in the dtype of `q`. A query that sees no key gets zeros, and gives no gradient.
     Raises:
-        ValueError: a shape, device, probability, missing seed, or masks at odds; the text shows what came.
+        ValueError: a shape, device, probability, missing seed, or masks at odds; the text shows what came. The numbers
+            of cu_seqlens are looked at on the CPU only, where that waits for nothing.
         TypeError: a dtype that is not floating, or keys and values in another one than the queries.
 
     Cost: 4 * B * H * T * S * D operations forward, 2.5 times that backward, 0.5 less for each of q, k, v that does not
@@ -209,6 +211,16 @@ def _check_products(
     )
 
 
+def _check_bounds(name: str, bounds: list[int]) -> None:
+    """Raise ValueError unless bounds begin with 0 and never fall: of others each backend would make something else."""
+    if bounds and (bounds[0] != 0 or any(b < a for a, b in pairwise(bounds))):
+        place = next((i for i, (a, b) in enumerate(pairwise(bounds), 1) if b < a), 0)
+        raise ValueError(
+            f"{name} must be 0, ..., each at least the one before, got {bounds[place]} at [{place}]; "
+            "pass the running sums of the lengths, 0 first"
+        )
+
+
 def _check_masks(masks: Masks, B: int, T: int, S: int) -> None:
     for name, mask in (("key_start", masks.key_start), ("key_stop", masks.key_stop), ("prefix", masks.prefix)):
         if mask is not None:
@@ -254,3 +266,6 @@ def _check_masks(masks: Masks, B: int, T: int, S: int) -> None:
         )
     elif T != S:
         raise ValueError(f"cu_seqlens_q alone needs as many keys as queries, got T={T}, S={S}; pass cu_seqlens_k too")
+    for name, bounds in (("cu_seqlens_q", masks.cu_seqlens_q), ("cu_seqlens_k", masks.cu_seqlens_k)):
+        if bounds is not None and checks.can_look(bounds):
+            _check_bounds(name, bounds.tolist())

@@ -61,7 +61,7 @@ def cross_entropy(
     checks.floating("logits", logits)
     checks.columns("logits", logits, "V")
     checks.shape("targets", targets, logits.shape[:-1], "one target per row of logits")
-    check_options(targets, label_smoothing, z_loss, softcap, reduction)
+    check_options(targets, ignore_index, label_smoothing, z_loss, softcap, reduction)
     checks.same_device("logits", logits, targets=targets)
     if not torch.compiler.is_compiling():
         check_targets(targets, logits.shape[-1], ignore_index)

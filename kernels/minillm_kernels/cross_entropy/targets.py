@@ -5,6 +5,7 @@ Read next: `reference.py`.
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -16,16 +17,17 @@ CHECKED = os.environ.get("MINILLM_CHECKED") == "1"  # the checked mode: targets 
 
 
 def check_options(
-    targets: Tensor, label_smoothing: float, z_loss: float, softcap: float | None, reduction: str
+    targets: Tensor, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float | None, reduction: str
 ) -> None:
-    """Raise TypeError unless targets are int64, ValueError for an option outside of its range."""
+    """Raise TypeError unless targets are int64 and ignore_index an int, ValueError for an option out of its range."""
     if targets.dtype != torch.int64:
         raise TypeError(f"targets must be int64, got {targets.dtype}; convert them first")
+    checks.whole("ignore_index", ignore_index)
     checks.probability("label_smoothing", label_smoothing)
     if not z_loss >= 0:
         raise ValueError(f"z_loss must be at least 0, got {z_loss}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be above 0, got {softcap}; None for no cap")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap must be above 0 and finite, got {softcap}; None for no cap")
     if reduction not in ("sum", "mean", "none"):
         raise ValueError(f"reduction is 'sum', 'mean' or 'none', got {reduction!r}")
 

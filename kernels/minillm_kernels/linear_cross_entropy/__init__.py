@@ -75,8 +75,10 @@ def linear_cross_entropy(
     if bias is not None:
         checks.floating("bias", bias)
         checks.shape("bias", bias, (V,), "one per row of weight")
-    check_options(targets, label_smoothing, z_loss, softcap, reduction)
+    check_options(targets, ignore_index, label_smoothing, z_loss, softcap, reduction)
     checks.same_device("hidden", hidden, weight=weight, targets=targets, bias=bias)
+    if memory_budget is not None:
+        checks.whole("memory_budget", memory_budget)
     if memory_budget is not None and memory_budget < 1:
         raise ValueError(f"memory_budget must be at least 1 byte, got {memory_budget}; None for the default")
     if num_targets is not None and not 0 <= num_targets <= targets.numel():
