@@ -36,9 +36,21 @@ def own_result(forward: Forward) -> Forward:
 
 
 def by_hand(backward: Backward) -> Backward:
-    """Make a second derivative through `backward` a RuntimeError, and let it be `without_autocast`.
+    """Make a graph of `backward`, by create_graph=True, a RuntimeError, and let it be `without_autocast`.
 
     What the forward pass saved is a constant to autograd, so that a derivative of these formulas would leave out all
-    that depends on it: a wrong number without a word.
+    that depends on it: a wrong number without a word. once_differentiable alone puts an error beside the way to the
+    inputs, which torch.autograd.grad does not come by: it leaves out the op, and adds up what else there is.
     """
-    return cast(Backward, once_differentiable(without_autocast(backward)))
+    once = once_differentiable(without_autocast(backward))
+
+    @wraps(backward)
+    def call(ctx: Any, *grads: Any) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "a backward pass by hand has no second derivative; leave out create_graph=True, or take PyTorch's own "
+                "function in the place of this op"
+            )
+        return once(ctx, *grads)
+
+    return cast(Backward, call)

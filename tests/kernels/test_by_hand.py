@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 
 import minillm_kernels
+import minillm_kernels as mk
 import pytest
 import torch
 from minillm_kernels.by_hand import own_result
@@ -66,3 +67,36 @@ def test_gradient_survives_the_compiler(result):
 def test_outside_of_the_compiler_nothing_is_done():
     y = torch.ones(2)
     assert own_result(lambda ctx, y: y)(None, y) is y
+
+
+X = torch.linspace(-2.0, 2.0, 16, dtype=torch.float64).view(2, 8)
+OPS = {
+    "rms_norm": lambda x: mk.rms_norm(x, torch.ones(8).double()),
+    "layer_norm": lambda x: mk.layer_norm(x, torch.arange(8).double()),
+    "gelu": mk.gelu,
+    "relu2": mk.relu2,
+    "swiglu": lambda x: mk.swiglu(x, x.sin()),
+    "geglu": lambda x: mk.geglu(x, x.sin()),
+    "rotary": lambda x: mk.rotary(*[x.view(1, 2, 2, 4).sin()] * 2, torch.eye(2).double(), torch.ones(2, 2).double())[0],
+    "attention": lambda x: mk.attention(*[x.view(1, 2, 2, 4)] * 3, softcap=2.0),
+    "cross_entropy": lambda x: mk.cross_entropy(x, torch.tensor([3, 0])),
+    "linear_cross_entropy": lambda x: mk.linear_cross_entropy(x, torch.eye(8).double(), torch.tensor([3, 0])),
+}
+
+
+@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_second_derivative_of_a_sum_with_other_terms_is_whole_or_refused(op, name):
+    """torch.autograd.grad leaves out what has no way to its inputs: the other terms alone would be the answer."""
+
+    def gradient(x, create_graph=False):
+        with mk.backend(name):
+            return torch.autograd.grad(op(x).sum() + (x**3).sum(), x, create_graph=create_graph)[0]
+
+    x, direction, step = X.clone().requires_grad_(), X.cos(), 1e-5
+    try:
+        (found,) = torch.autograd.grad(gradient(x, create_graph=True), x, direction)
+    except RuntimeError:
+        return
+    apart = [gradient((X + sign * step * direction).requires_grad_()) for sign in (1, -1)]
+    torch.testing.assert_close(found, (apart[0] - apart[1]) / (2 * step), rtol=1e-5, atol=1e-5)

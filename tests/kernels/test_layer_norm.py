@@ -133,10 +133,8 @@ def test_only_the_sum_is_used(name):
 
 def test_second_derivative_of_reference_is_an_error():
     x = torch.randn(2, 4, requires_grad=True)
-    with mk.backend("reference"):
-        (dx,) = torch.autograd.grad(mk.layer_norm(x, torch.ones(4)).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
+    with mk.backend("reference"), pytest.raises(RuntimeError, match="by hand has no second derivative"):
+        torch.autograd.grad(mk.layer_norm(x, torch.ones(4)).square().sum(), x, create_graph=True)
 
 
 @pytest.mark.parametrize("name", ["torch", "reference"])
