@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor  # pyright: ignore[reportPrivateImportUsage]
+from torch._subclasses import FakeTensor
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -63,7 +63,8 @@ def same_dtype(first_name: str, first: Tensor, **others: Tensor | None) -> None:
 
 def is_fake(tensor: Tensor) -> bool:
     """Return whether a tensor has no numbers, whatever its device: in FakeTensorMode, or inside torch.vmap."""
-    return isinstance(tensor, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore[reportAttributeAccessIssue]
+    return isinstance(tensor, FakeTensor) or wrapped(tensor)
 
 
 def can_look(tensor: Tensor) -> bool:
