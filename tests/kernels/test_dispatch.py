@@ -143,16 +143,19 @@ def test_kernel_runs_interpreted_on_a_cpu_when_asked_for(monkeypatch):
         assert decision() == mk.Decision("relu", "fused", "asked for")
 
 
-X, TARGETS = torch.linspace(-2.0, 2.0, 16).view(2, 8), torch.tensor([3, 0])
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+X, TARGETS = torch.linspace(-2.0, 2.0, 16, device=DEVICE).view(2, 8), torch.tensor([3, 0], device=DEVICE)
 DIFFERENTIABLE = {
-    "rms_norm": lambda x: mk.rms_norm(x, torch.ones(8)),
+    "rms_norm": lambda x: mk.rms_norm(x, torch.ones_like(x[0])),
     "gelu": mk.gelu,
     "dropout": lambda x: mk.dropout(x, 0.5, 3),
     "embedding": lambda x: mk.embedding(TARGETS - TARGETS, x),
     "attention": lambda x: mk.attention(*[x.view(1, 2, 2, 4)] * 3, softcap=2.0),
     "cross_entropy": lambda x: mk.cross_entropy(x, TARGETS),
-    "linear_cross_entropy": lambda x: mk.linear_cross_entropy(x, torch.eye(8), TARGETS),
-    "linear_cross_entropy-rows": lambda x: mk.linear_cross_entropy(x, torch.eye(8), TARGETS, reduction="none"),
+    "linear_cross_entropy": lambda x: mk.linear_cross_entropy(x, torch.eye(8, device=DEVICE), TARGETS),
+    "linear_cross_entropy-rows": lambda x: mk.linear_cross_entropy(
+        x, torch.eye(8, device=DEVICE), TARGETS, reduction="none"
+    ),
 }
 
 

@@ -5,11 +5,13 @@ from contextlib import nullcontext
 import minillm_kernels as mk
 import pytest
 import torch
+from minillm_kernels import dispatch
 from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_map
 
-X, HEADS = torch.randn(2, 8), torch.randn(2, 3, 2, 8)
-TABLE, INDEX = torch.randn(5, 4), torch.tensor([4, 0])
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+X, HEADS = torch.randn(2, 8, device=DEVICE), torch.randn(2, 3, 2, 8, device=DEVICE)
+TABLE, INDEX = torch.randn(5, 4, device=DEVICE), torch.tensor([4, 0], device=DEVICE)
 OPS = {
     "rms_norm": (mk.rms_norm, (X, X[0])),
     "layer_norm": (mk.layer_norm, (X, X[0], X[1])),
@@ -36,6 +38,8 @@ OPS = {
 @pytest.mark.parametrize("function, given", OPS.values(), ids=OPS)
 @pytest.mark.parametrize("where", ["meta", "fake"])
 def test_shape_and_dtype_are_those_of_real_tensors(where, function, given, name):
+    if (name, where) == ("fused", "meta") and not dispatch.INTERPRETED:
+        pytest.skip("a kernel that is compiled runs on a GPU alone")
     described = []
     for real in (True, False):
         mode = FakeTensorMode()
@@ -51,7 +55,7 @@ def test_shape_and_dtype_are_those_of_real_tensors(where, function, given, name)
     assert described[0] == described[1]
 
 
-NOTHING = torch.randn(3, 0)
+NOTHING = torch.randn(3, 0, device=DEVICE)
 EMPTY = {
     "rms_norm": (mk.rms_norm, (NOTHING, NOTHING[0], NOTHING[1])),
     "layer_norm": (mk.layer_norm, (NOTHING, NOTHING[0], NOTHING[1])),
@@ -59,7 +63,7 @@ EMPTY = {
     "gelu": (mk.gelu, (NOTHING, NOTHING[0])),
     "relu2": (mk.relu2, (NOTHING, NOTHING[0])),
     "embedding": (mk.embedding, (INDEX // 2, NOTHING)),
-    "linear_cross_entropy": (mk.linear_cross_entropy, (NOTHING[:2], torch.randn(5, 0), INDEX)),
+    "linear_cross_entropy": (mk.linear_cross_entropy, (NOTHING[:2], torch.randn(5, 0, device=DEVICE), INDEX)),
 }
 
 
