@@ -92,11 +92,11 @@ def probability(name: str, value: float) -> None:
         raise ValueError(f"{name} must be in [0, 1), got {value}")
 
 
-def dropout(p: float, seed: object) -> None:
+def dropout(p: float, seed: object, name: str = "dropout_p") -> None:
     """Raise ValueError unless p is a probability with a seed where it is above 0, TypeError for another seed."""
-    probability("dropout_p", p)
+    probability(name, p)
     if p > 0 and seed is None:
-        raise ValueError(f"dropout_p={p} needs a seed: pass an integer, another one at every call")
+        raise ValueError(f"{name}={p} needs a seed: pass an integer, another one at every call")
     if isinstance(seed, Tensor):
         if seed.ndim or seed.dtype != torch.int64:
             raise TypeError(f"seed must be an int or a 0-dim int64 tensor, got {seed.dtype} {shape_of(seed)}")

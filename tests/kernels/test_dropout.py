@@ -103,8 +103,8 @@ def test_reference_backward_is_the_derivative():
 @pytest.mark.parametrize(
     "p, seed, error, text",
     [
-        pytest.param(1.0, 1, ValueError, r"\[0, 1\), got 1.0", id="all"),
-        pytest.param(0.5, None, ValueError, "needs a seed", id="no-seed"),
+        pytest.param(1.0, 1, ValueError, r"^p must be in \[0, 1\), got 1.0", id="all"),
+        pytest.param(0.5, None, ValueError, "^p=0.5 needs a seed", id="no-seed"),
     ],
 )
 def test_wrong_arguments_are_told(p, seed, error, text):

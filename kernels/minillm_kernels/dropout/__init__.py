@@ -37,7 +37,7 @@ def dropout(x: Tensor, p: float, seed: int | Tensor | None) -> Tensor:
     tensor([2., 0., 0., 0.])
     """
     checks.floating("x", x)
-    checks.dropout(p, seed)
+    checks.dropout(p, seed, "p")
     if p == 0 or seed is None:
         return x
     match dispatch.choose("dropout", x):
