@@ -104,6 +104,9 @@ def run(
     from benchmarks import launches, machine, report, sections
 
     head = machine.header()
+    if not any(s.name in chosen and s.budget(head["kind"], quick) for s in sections.SECTIONS):
+        print(f"benchmarks: a quick run has no {' or '.join(chosen)}; leave out --quick", file=sys.stderr)
+        return 2
     result = {"header": head, "quick": quick, "words": list(words), "sections": {}}
     folder = out / machine.folder_name(head["device"])
     stem = f"{head['date'][:10]}-{head['commit']}{'-quick' * quick}{'-tune' * tune}"

@@ -93,6 +93,7 @@ def test_nothing_but_torch_is_needed_to_list_the_sections_and_the_recipes():
     "words, told",
     [
         (["--only", "nothing"], "nothing"),
+        (["--quick", "--only", "scaling"], "a quick run has no scaling; leave out --quick"),
         (["--ops", "relo"], "relu"),
         (["--ops", ""], "relu"),
         (["--skip", "turbo"], "torch.compile"),
