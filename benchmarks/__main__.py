@@ -109,7 +109,8 @@ def run(
         return 2
     result = {"header": head, "quick": quick, "words": list(words), "sections": {}}
     folder = out / machine.folder_name(head["device"])
-    stem = f"{head['date'][:10]}-{head['commit']}{'-quick' * quick}{'-tune' * tune}"
+    kinds = [name for name, on in (("quick", quick), ("tune", tune), ("part", words and not tune)) if on]
+    stem = "-".join([head["date"][:10], head["commit"], *kinds])  # a part of a run leaves a whole one where it is
     start = time.monotonic()
 
     def say(text: str) -> None:

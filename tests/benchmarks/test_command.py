@@ -249,6 +249,15 @@ def test_a_section_that_fails_is_reported_and_the_next_ones_run(monkeypatch, tmp
     capsys.readouterr()
 
 
+def test_a_part_of_a_run_leaves_the_result_of_a_whole_one_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "header", lambda: HEAD)
+    section = Section("compile", lambda context: iter([{"reason": "nothing to do"}]), {"cpu": (9, 9)})
+    monkeypatch.setattr(sections, "SECTIONS", (section,))
+    for words in ([], ["--only", "compile"]):
+        command.run(("compile",), None, [], tmp_path, quick=False, words=words)
+    assert sorted(p.stem for p in tmp_path.glob("*/*.json")) == ["2026-11-25-abc", "2026-11-25-abc-part"]
+
+
 def test_what_a_section_leaves_is_the_next_ones(monkeypatch, tmp_path):
     budgets = []
 
