@@ -89,6 +89,7 @@ def test_nothing_is_waited_for_but_the_cpus_own_count(
 ) -> None:
     """Of each micro-batch's targets, while they are on the CPU; from there on a GPU would be waited for."""
     monkeypatch.setattr(checks, "looks_at", lambda kind: False)  # as on a GPU
+    monkeypatch.setattr("minillm_kernels.checks.can_look", lambda tensor: False)
     objective, model, batch = case(**choices)
     batch = objective.prepare(batch)
     with Waits() as waits:
