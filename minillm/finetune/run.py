@@ -19,7 +19,7 @@ from typing import Any
 from minillm.checkpoint.files import explained, write_text
 from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder, read_json
-from minillm.config import build, read_toml, toml_text
+from minillm.config import build, read_toml, to_table, toml_text
 from minillm.errors import InputError
 from minillm.finetune.adapters.adalora import RankAllocator, WithOrthogonality
 from minillm.finetune.adapters.config import AdaLoRAConfig
@@ -112,6 +112,7 @@ def finetune(
     with joined(config.distributed, choose_device(config.train.device)) as processes:
         if goes_on(folder, overwrite, processes):
             return resume(out, {}, progress=progress)
+        processes.agree(to_table(config))
         progress = progress if processes.is_first else Mute()
         with began(folder, overwrite, processes) as draft, progress.shown():
             config, _, material, model = processes.first_then_rest(
@@ -174,6 +175,7 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
         path = str(checkpoint.folder / "config.json")
         shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
         with joined(kept.distributed, choose_device(kept.train.device)) as processes:
+            processes.agree(to_table(kept))
             progress = progress if processes.is_first else Mute()
             material = gather(kept, load_tokenizer(folder.tokenizer_path), shape.backbone, progress)
             # a change to 0 is resolved as in a new run; [optim] is not resolved again, its warm-up has been

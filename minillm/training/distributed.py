@@ -48,6 +48,21 @@ ERROR, OUTCOME, SETTINGS = "minillm/error", "minillm/outcome", "minillm/settings
 OF_A_MACHINE = ("train.threads", "data.cache")  # settings that each process may have for itself
 
 
+def dotted(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a nested table by their dotted names.
+
+    >>> dotted({"init": "a", "train": {"seed": 1}, "task": {"text": {"max_length": 8}}})
+    {'init': 'a', 'train.seed': 1, 'task.text.max_length': 8}
+    """
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        inside = (
+            {f"{name}.{key}": v for key, v in dotted(value).items()} if isinstance(value, Mapping) else {name: value}
+        )
+        found |= inside
+    return found
+
+
 class Layout(Protocol):
     """How a model lies over processes, and how their gradients become one.
 
@@ -220,11 +235,11 @@ class Processes:
         self._wait_for(key)
         return rest()
 
-    def agree(self, table: Mapping[str, Mapping[str, Any]]) -> None:
+    def agree(self, table: Mapping[str, Any]) -> None:
         """Return where this process has the first one's settings: with others it would wait for what nobody sends.
 
         Args:
-            table: sections of the configuration.
+            table: of the configuration, nested as in its file.
         Raises:
             InputError: on another process than the first, for a setting that is not the first one's.
         """
@@ -232,7 +247,7 @@ class Processes:
             return
         store = self._store
         assert store is not None
-        own = {f"{section}.{key}": value for section, settings in table.items() for key, value in settings.items()}
+        own = dotted(table)
 
         def compare() -> None:
             first = json.loads(store.get(SETTINGS))
@@ -244,6 +259,7 @@ class Processes:
                     )
 
         self.first_then_rest(lambda: store.set(SETTINGS, json.dumps(own)), compare)
+        self.largest(0)  # nobody goes on, and writes what nobody takes away, before all have compared
 
     def at(self, stage: str, step: int | None = None) -> None:
         """Note how far this process has come; see `Watch.at`."""

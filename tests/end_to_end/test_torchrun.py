@@ -64,25 +64,21 @@ def test_a_run_of_two_processes_is_a_run_like_any_other(minillm, text, alone, tm
     assert status == 0 and json.loads(filled), err
 
 
-@pytest.mark.slow
-def test_fine_tuning_runs_the_same_way(minillm, runs, tmp_path):
+def fine_tuning(run, folder):
+    """Write small tables and return the words of a command that fine-tunes on them."""
     for name, count in (("train", 32), ("valid", 12), ("test", 8)):
         rows = [
             f"the {('cat', 'rain')[n % 2]} {'and so on ' * (n % 5)},{('good', 'bad')[n % 2]}\n" for n in range(count)
         ]
-        (tmp_path / f"{name}.csv").write_text("".join(["text,label\n", *rows]))
-    words = [
-        "finetune",
-        runs / "encoder",
-        "--train.batch_size",
-        8,
-        "--train.micro_batch_size",
-        2,
-        "--train.max_steps",
-        6,
-    ]
-    words += ["--train.eval_every", 3, "--train.log_every", 1, "--adapter.kind", "lora", "--against_random", "true"]
-    words += [word for name in ("train", "valid", "test") for word in (f"--{name}", tmp_path / f"{name}.csv")]
+        (folder / f"{name}.csv").write_text("".join(["text,label\n", *rows]))
+    words = ["finetune", run, "--train.batch_size", 8, "--train.micro_batch_size", 2, "--train.max_steps", 6]
+    words += ["--train.eval_every", 3, "--train.log_every", 1, "--adapter.kind", "lora"]
+    return words + [word for name in ("train", "valid", "test") for word in (f"--{name}", folder / f"{name}.csv")]
+
+
+@pytest.mark.slow
+def test_fine_tuning_runs_the_same_way(minillm, runs, tmp_path):
+    words = [*fine_tuning(runs / "encoder", tmp_path), "--against_random", "true"]
     assert minillm(*words, "--out", tmp_path / "alone", "--quiet")[0] == 0
     for strategy in ("ddp", "fsdp"):
         out = tmp_path / strategy
@@ -141,6 +137,17 @@ def test_a_process_that_resumes_with_another_setting_is_told_so(alone, tmp_path)
     done = torchrun(script, "pretrain", "--resume", alone, "--train.max_steps", 9, 12)
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("minillm: ")]
     assert "rank 1 has train.max_steps = 12, and rank 0 9" in said
+
+
+@pytest.mark.slow
+def test_a_process_that_fine_tunes_with_another_setting_is_told_so(runs, tmp_path):
+    script = tmp_path / "own_last_word.py"
+    script.write_text(OWN_LAST_WORD)
+    words = [*fine_tuning(runs / "encoder", tmp_path), "--out", tmp_path / "run"]
+    done = torchrun(script, *words, "--adapter.rank", 4, 2)
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("minillm: ")]
+    assert "rank 1 has adapter.rank = 2, and rank 0 4" in said
+    assert not (tmp_path / "run").exists()
 
 
 SLOW_SAVES = """

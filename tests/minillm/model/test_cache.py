@@ -87,7 +87,7 @@ class Letters:
 
     vocab_size = 53
     specials = Specials()
-    frame = Tokenizer.frame
+    frame, control_ids = Tokenizer.frame, Tokenizer.control_ids
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) - 0x100 for letter in text]
