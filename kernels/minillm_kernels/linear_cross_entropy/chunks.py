@@ -79,9 +79,9 @@ def default_budget(kind: str, num_rows: int, num_classes: int, width: int, items
     """Return the memory budget in bytes on a kind of device.
 
     On a GPU what an eighth of the memory of PyTorch's loss has room for beside dW in float32, the copy of the weight,
-    and the gradient of hidden before and after it is scaled. Where those leave none, for few rows or wide ones, as much
-    as the first two take: larger chunks are faster, and it all is at most twice as much as without them. Beyond the
-    least never more than half of the logits.
+    and the gradient of hidden before and after it is scaled. Where those leave none, for few rows or wide ones, half of
+    what the first two take: larger chunks are faster, and it all is at most half as much again as without them. Beyond
+    the least never more than half of the logits.
 
     >>> [default_budget("cuda", rows, 50272, 768, 2) // 2**20 for rows in (1024, 8192, 65536)]
     [49, 49, 392]
@@ -91,7 +91,7 @@ def default_budget(kind: str, num_rows: int, num_classes: int, width: int, items
     all_logits, held = num_rows * num_classes * itemsize, num_classes * width * (4 + itemsize)
     least, most = GPU_BUDGETS
     room = 3 * all_logits // GPU_SHARE - held - 2 * num_rows * width * itemsize
-    wanted = room if room >= least else held
+    wanted = room if room >= least else held // 2
     return max(least, min(wanted, most, all_logits // 2, GPU_ROWS * num_classes * itemsize))
 
 
