@@ -14,7 +14,7 @@ An op is called with tensors by name, so that one dict says which input a failin
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -117,6 +117,15 @@ def elementwise() -> ModuleType:
 @pytest.fixture
 def row_norm() -> ModuleType:
     return importlib.import_module("minillm_kernels.row_norm")
+
+
+@pytest.fixture
+def empty_is_nan() -> Iterator[None]:
+    """Fill all memory that is not initialised with NaN, by PyTorch's own switch; products of its own want it off."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
