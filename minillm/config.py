@@ -16,7 +16,7 @@ import difflib
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +231,21 @@ def to_table(config: Any) -> dict[str, Any]:
         elif field.default is not None and field.default is not dataclasses.MISSING:
             table[field.name] = "none"
     return table
+
+
+def dotted(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a nested table by their dotted names.
+
+    >>> dotted({"init": "a", "train": {"seed": 1}, "task": {"text": {"max_length": 8}}})
+    {'init': 'a', 'train.seed': 1, 'task.text.max_length': 8}
+    """
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{key}": inner for key, inner in dotted(value).items()}
+        else:
+            found[name] = value
+    return found
 
 
 def override(table: dict[str, Any], name: str, value: Any) -> None:

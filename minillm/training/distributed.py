@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from minillm.config import dotted
 from minillm.data.batch import Batch
 from minillm.errors import InputError, SaidElsewhere
 from minillm.training.config import TrainConfig
@@ -46,21 +47,6 @@ T = TypeVar("T")
 POLL = 0.05  # seconds between two looks for another process's word
 ERROR, OUTCOME, SETTINGS = "minillm/error", "minillm/outcome", "minillm/settings"  # keys of the store
 OF_A_MACHINE = ("train.threads", "data.cache")  # settings that each process may have for itself
-
-
-def dotted(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a nested table by their dotted names.
-
-    >>> dotted({"init": "a", "train": {"seed": 1}, "task": {"text": {"max_length": 8}}})
-    {'init': 'a', 'train.seed': 1, 'task.text.max_length': 8}
-    """
-    found: dict[str, Any] = {}
-    for name, value in table.items():
-        inside = (
-            {f"{name}.{key}": v for key, v in dotted(value).items()} if isinstance(value, Mapping) else {name: value}
-        )
-        found |= inside
-    return found
 
 
 class Layout(Protocol):

@@ -299,15 +299,15 @@ def _empty_gradients(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, wanted: list[bool], joined: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return room for the gradients, without gaps; for those that are not wanted none."""
-    if joined:
-        (B, T, H, D), Hkv = q.shape, k.shape[2]
-        dbias = q.new_empty(0) if bias is None or not wanted[3] else bias.new_empty(bias.shape)
-        return q.new_empty((B, T, H + 2 * Hkv, D)), q.new_empty(0), q.new_empty(0), dbias
 
     def room(x: Tensor | None, one: bool) -> Tensor:
         return q.new_empty(0) if x is None or not one else x.new_empty(x.shape)
 
-    return room(q, wanted[0]), room(k, wanted[1]), room(v, wanted[2]), room(bias, wanted[3])
+    dbias = room(bias, wanted[3])
+    if joined:
+        (B, T, H, D), Hkv = q.shape, k.shape[2]
+        return q.new_empty((B, T, H + 2 * Hkv, D)), q.new_empty(0), q.new_empty(0), dbias
+    return room(q, wanted[0]), room(k, wanted[1]), room(v, wanted[2]), dbias
 
 
 def _forward_by_reference(
