@@ -166,7 +166,7 @@ def _row_norm_backward_kernel(
         if STAGES == 1:  # before its loads registers would spill
             kept = _kept_tile(seed_ptr, offs_r[:, None], mask, dropout, BLOCK_R, BLOCK_C)
         if CENTRE:
-            sum_g_x_hat, sum_g = tl.split(tl.sum(tl.join(g * x_hat, g), axis=1))  # lanes wait for each other once
+            sum_g_x_hat, sum_g = tl.split(tl.sum(tl.join(g * x_hat, g), axis=1))  # warps wait for each other once
             total = g - x_hat * (sum_g_x_hat / num_cols)[:, None] - (sum_g / num_cols)[:, None]
         else:
             total = g - x_hat * (tl.sum(g * x_hat, axis=1) / num_cols)[:, None]
