@@ -17,10 +17,11 @@ Backward = TypeVar("Backward", bound=Callable[..., Any])
 
 
 def own_result(forward: Forward) -> Forward:
-    """Make what `forward` returns a tensor of its own to torch.compile, and let it be `without_autocast`.
+    """Make what `forward` returns a tensor of its own to torch.compile, and run it `without_autocast`.
 
-    PyTorch 2.11's compiler makes the gradients of a Function 0, without a word, whose result is what an operation in
-    place handed on, or a conversion to the dtype that it had. A view, which moves no byte, is a tensor of its own.
+    A Function may return what an operation in place handed on, or a conversion to the dtype that a tensor had already:
+    PyTorch 2.11's compiler then makes its gradients 0, without a word. A view, which moves no byte, is a tensor of its
+    own.
     """
 
     forward = without_autocast(forward)
@@ -36,11 +37,11 @@ def own_result(forward: Forward) -> Forward:
 
 
 def by_hand(backward: Backward) -> Backward:
-    """Make a graph of `backward`, by create_graph=True, a RuntimeError, and let it be `without_autocast`.
+    """Raise RuntimeError where autograd would differentiate `backward` (create_graph=True); run it `without_autocast`.
 
     What the forward pass saved is a constant to autograd, so that a derivative of these formulas would leave out all
-    that depends on it: a wrong number without a word. once_differentiable alone puts an error beside the way to the
-    inputs, which torch.autograd.grad does not come by: it leaves out the op, and adds up what else there is.
+    that depends on it: a wrong number without a word. once_differentiable alone is not enough: the node that raises its
+    error is not on the way to the inputs, so that torch.autograd.grad leaves out the op and adds up what else there is.
     """
     once = once_differentiable(without_autocast(backward))
 

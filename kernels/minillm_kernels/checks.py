@@ -30,7 +30,7 @@ def integers(name: str, tensor: Tensor) -> None:
 
 
 def whole(name: str, value: object) -> None:
-    """Raise TypeError unless `value` is an int, or one that torch.compile holds open."""
+    """Raise TypeError unless `value` is an int, or a symbol that stands for one under torch.compile."""
     if not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an int, got {value!r}; convert it with int()")
 
@@ -93,7 +93,7 @@ def probability(name: str, value: float) -> None:
 
 
 def dropout(p: float, seed: object, name: str = "dropout_p") -> None:
-    """Raise ValueError unless p is a probability with a seed where it is above 0, TypeError for another seed."""
+    """Raise ValueError unless p is a probability, with a seed where it is above 0; TypeError for what is no seed."""
     probability(name, p)
     if p > 0 and seed is None:
         raise ValueError(f"{name}={p} needs a seed: pass an integer, another one at every call")

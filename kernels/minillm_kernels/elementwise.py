@@ -55,7 +55,7 @@ class Function:
     value: h -> f(h).
     gradient: h, dy -> dy * f'(h).
     narrow: what stands for them in tensors of 16 bits, which show fewer digits; None: they themselves.
-    backward_tile: elements of dx's tile where there is no bias; None: BACKWARD_TILE.
+    backward_tile: elements of dx's tile with one input and no bias; None: BACKWARD_TILE.
     """
 
     value: Any

@@ -1,10 +1,10 @@
 r"""Philox 4x32-7: random numbers as a pure function of a seed and a place in a tensor, on every backend the same.
 
-Every dropout in this package asks `keep` whether an element stays. The answer depends on the seed, the element's row
+Every dropout in this package keeps or drops an element by its number here. That depends on the seed, the element's row
 and its column alone, so it is the same on every backend, in a recomputed forward pass and after a resumed run.
 
-One block of four 32-bit words (c0, c1, c2, c3) is mixed in seven rounds under the key (k0, k1). With M = 2^32 - 1,
-hi and lo the upper and lower words of a 64-bit product, and the constants A, B of the paper:
+One block of four 32-bit words (c0, c1, c2, c3) is mixed in seven rounds under the key (k0, k1). With hi and lo the
+upper and lower words of a 64-bit product, and the constants A, B, KEY_A and KEY_B of the paper:
 
     (c0, c1, c2, c3) <- (hi(B * c2) ^ c1 ^ k0,  lo(B * c2),  hi(A * c0) ^ c3 ^ k1,  lo(A * c0))      (1)
     (k0, k1)         <- (k0 + KEY_A, k1 + KEY_B) mod 2^32                                            (2)
@@ -67,8 +67,8 @@ def philox(
         counter: four int64 tensors, with values in [0, 2^32), that broadcast; the words have their common shape.
         key: two words in [0, 2^32), ints or 0-dim int64 tensors.
 
-    Cost: 70 operations on tensors of the common shape, and less where the counters are smaller: of a column of rows
-        and a row of blocks the first two rounds are almost free.
+    Cost: 72 operations on tensors of the common shape; of a column of rows and a row of blocks 68, as the first
+        round's products are still of one of the two alone.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key

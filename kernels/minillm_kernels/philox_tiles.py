@@ -27,7 +27,7 @@ def _kept(seed, row, block, p):
     low, high = (row & 0xFFFFFFFF).to(tl.uint32), (row >> 32).to(tl.uint32)
     w0, w1, w2, w3 = tl.philox(seed, block.to(tl.uint32), low * 0, low, high, NUM_ROUNDS)  # pyright: ignore[reportGeneralTypeIssues]
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
-    least = tl.ceil(p * STEPS).to(tl.uint32)  # a whole number is compared, where a number in [0, 1) had to be made
+    least = tl.ceil(p * STEPS).to(tl.uint32)  # whole numbers are compared: no number in [0, 1) is made
     return tl.join((words & (STEPS - 1)) >= least, (words >> 16) >= least)
 
 

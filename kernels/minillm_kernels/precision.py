@@ -26,7 +26,8 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 def without_autocast(function: Function) -> Function:
     """Let the dtypes of the tensors decide in a function, as they do in a kernel, and not torch.autocast.
 
-    It would round the operands of every matrix product inside, in the oracle too. The first tensor has the device.
+    torch.autocast would round the operands of every matrix product inside, in the oracle too. The device is that of the
+    first tensor.
     """
 
     @wraps(function)

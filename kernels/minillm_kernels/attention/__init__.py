@@ -44,8 +44,9 @@ def attention(
 ) -> Tensor:
     """Mean of the values that a query sees, weighted by the softmax of its products with their keys.
 
-        raw[i, j] = scale * <q_i, k_j>                        softcap c:  c * tanh(raw / c)
-        score[i, j] = raw[i, j] - alibi_slope * |distance(i, j)| + bias[i, j]
+        raw[i, j] = scale * <q_i, k_j>
+        s[i, j] = softcap * tanh(raw[i, j] / softcap)         (without softcap: s = raw)
+        score[i, j] = s[i, j] - alibi_slope * |distance(i, j)| + bias[i, j]
         weight[i, :] = dropout(softmax over visible j of score[i, :])
         y_i = sum_j weight[i, j] * v_j
 
@@ -77,7 +78,7 @@ def attention(
         TypeError: a dtype that is not floating, or keys and values in another one than the queries.
 
     Cost: 4 * B * H * T * S * D operations forward, 2.5 times that backward, 0.5 less for each of q, k, v that does not
-        learn; causal needs half of it.
+        learn; causal needs half of it. The kernels spend 3.5 times backward: `backward.py` says on what.
     Source: Vaswani et al. (2017), arXiv:1706.03762.
 
     >>> import torch

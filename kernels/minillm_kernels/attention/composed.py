@@ -127,7 +127,8 @@ def added_to_scores(
 class BatchedProducts(torch.autograd.Function):
     """attention as two batched matrix products forward and four backward, with few passes over the (T, S) weights.
 
-    Backward takes those products alone that the gradients that are wanted need: one for v, two for q or k.
+    Backward takes only the products that the wanted gradients need: one for v; for q and k one that both share, and one
+    each.
 
     The G = H / Hkv heads that read one key head are stacked: their queries become G * T rows of one product, so keys
     and values are never repeated. Equation numbers are those of `reference.py`.

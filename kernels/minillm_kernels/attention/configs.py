@@ -9,7 +9,7 @@ With a dropout, a bias, a softcap, alibi or segments ("heavy") a pair of query a
 number several, the address of a bias two. Those calls have smaller tiles, measured likewise with dropout (2026-11-28):
 four warps in place of eight in dk_dv took both passes at width 64 from 1549 us to 977. At width 128 it spills 12 bytes
 a lane, and is the fastest still; only a call with all of these at once spills much. All other entries come from the
-compile report (`../../COMPILE_REPORT.md`), so that no register is spilled to memory.
+compile report (`../../COMPILE_REPORT.md`), so that few registers are spilled to memory, or none.
 
 float16 and bfloat16 use the warpgroup instructions on sm_90, but for decoding: its tile has 16 rows, those want 64.
 float32 multiplies as "ieee", without tensor cores: tf32x3 keeps some 22 of 24 bits, and an error may be no more than
@@ -19,7 +19,7 @@ The kernel of `hopper.py`, for calls under MINILLM_HOPPER=1, has its own in `hop
 
 MINILLM_AUTOTUNE=1 in the environment times each configuration and its neighbours at the first call of a kind.
 
-Read next: `fused.py`.
+Read next: `arguments.py`, then `fused.py`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _HOPPER = {
     "decode float32": _row((16, 32, 4, 2), (16, 32, 4, 2), (16, 32, 4, 2), (16, 16, 4, 2), (16, 16, 4, 1)),
 }
 _FLOAT32 = {name: row for name, row in _HOPPER.items() if name.endswith("float32")}
-# at most 99 KiB of shared memory, so that sm_86 and sm_89, with two thirds of an A100's, run it as well
+# at most 99 KiB of shared memory, so that sm_86 and sm_89, with three fifths of an A100's, run it as well
 _AMPERE = {
     "forward": _row((128, 64, 4, 3), (128, 64, 4, 3), (128, 64, 4, 2), (64, 64, 4, 2), (64, 32, 4, 1)),
     "dk_dv": _row((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (32, 64, 8, 2), (16, 32, 4, 1)),
@@ -116,8 +116,8 @@ def padded_width(D: int) -> int:
 def device_class(device: torch.device) -> Device:
     """Return the column of the table for a device.
 
-    A device that is none of them, such as sm_120, has no instructions of its own for whole warpgroups and a third of a
-    large GPU's shared memory, as sm_86: it takes the oldest column.
+    A device that is none of them, such as sm_120, has no instructions of its own for whole warpgroups and, as sm_86,
+    less than half of a large GPU's shared memory: it takes the oldest column.
     """
     if device.type == "cpu":
         return "interpreter"

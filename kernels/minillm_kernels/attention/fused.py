@@ -10,8 +10,8 @@ tensor. So the gradient of that product is there, where putting the three togeth
 a layer of GPT-2's 65,536 tokens, an H200, 2026-11-28): under torch.compile, which sees that the parts of a split are
 joined again. Without it they are copied as before.
 
-Each has a fake implementation (shapes for the compiler), a CPU implementation (the kernels where Triton is interpreted,
-else the maths of `reference.py`) and a count of operations; the first has the second as its derivative.
+Each op has a fake implementation (shapes for the compiler), a CPU implementation (the kernels where Triton is
+interpreted, else the maths of `reference.py`) and a count of operations; the first has the second as its derivative.
 
 Read next: `decode.py`.
 """

@@ -24,9 +24,9 @@ Otherwise (several short rows a program, or logits with a stride) s and the sum 
 end, and each tile needs one reduction across lanes, that of (10).
 
 Backward. With lse kept, (7) to (9) need nothing but the logit itself: every tile is a program of its own, logits are
-read once and gradients written once. It is WIDE where besides each row of x lies as its row of dx does between two
-boundaries; the last tile's program has head and rest. Nothing is written into the logits, and the upstream gradient may
-be any number: `.backward()` twice is right.
+read once and gradients written once. It is WIDE only where, besides, each row of x is as far past a boundary as its row
+of dx, so that one cut serves both; the last tile's program has head and rest. Nothing is written into the logits, and
+the upstream gradient may be any number: `.backward()` twice is right.
 
 A row that is ignored reads no logits. A target outside of [0, V), which is not looked for on a GPU unless
 MINILLM_CHECKED=1 is set, makes its loss and its gradient NaN, and reads nothing outside of the row.

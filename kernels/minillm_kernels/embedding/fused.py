@@ -6,7 +6,7 @@ r"""embedding in Triton: a gather, and a deterministic backward pass without ato
 Backward. A stable sort of the tokens puts the places n of each v side by side, in order: (2) is the sum of one segment
 of that order, a program per v adds it up in float32, and the same input gives the same bits. A text's commonest token
 would keep one program busy long after all others ended, so that the sum has two levels: a segment of more than
-PIECE places is cut into pieces, each summed by a program of its own, and the program of v adds the pieces. 100 000
+PIECE places is cut into pieces, each summed by a program of its own, and the program of v adds the pieces. 100,000
 equal tokens of width 1024 in 16 bits are 391 pieces of 256 places, 128 steps of two rows each, and then 196 steps over
 the pieces.
 

@@ -3,7 +3,8 @@ r"""embedding by hand, forward and backward.
 With onehot[n, v] = 1 where tokens[n] = v, the lookup is a matrix product in which all but one term of each sum is zero:
 
     y[n, c] = sum_v onehot[n, v] * weight[v, c] = weight[tokens[n], c]                   (1)
-    dweight[v, c] = sum_n onehot[n, v] * dy[n, c] = sum over n with tokens[n] = v        (2)  from (1)
+    dweight[v, c] = sum_n onehot[n, v] * dy[n, c]                                        (2)  from (1)
+                  = sum over n with tokens[n] = v of dy[n, c]
 
 Read next: `composed.py`, then `../attention/reference.py`.
 """

@@ -37,7 +37,7 @@ def gelu(
         dropout_p: share of the elements of the result that are dropped; the others are scaled by 1 / (1 - dropout_p).
         seed: int or 0-dim int64 tensor; needed when dropout_p > 0. The same seed drops the same elements.
     Returns:
-        (..., C) in the dtype of `x`; the maths in between is in float32.
+        (..., C) in the dtype of `x`; in between it is float32, but for what PyTorch's ops round on the `torch` backend.
     Raises:
         ValueError: `bias` is not (C,) or on another device, `approximate` is another word, or `dropout_p` is no
             probability or has no seed.

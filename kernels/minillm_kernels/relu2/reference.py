@@ -4,7 +4,7 @@ r"""relu2 by hand, forward and backward.
     r = max(h, 0)^2                              (2)
     y = keep * r / (1 - p)                       (3)  `../dropout/reference.py`; without dropout y = r
 
-Backward. The slope of (2) is 2h above 0 and 0 below; both are 0 at 0, so it is smooth:
+Backward. The slope of (2) is 2h above 0 and 0 below; both are 0 at 0, so that nothing has to be chosen there:
 
     dr = keep * dy / (1 - p)                     (4)
     dx = dh = 2 * max(h, 0) * dr                 (5)

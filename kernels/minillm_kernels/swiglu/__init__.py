@@ -24,7 +24,8 @@ def swiglu(gate: Tensor, up: Tensor, *, dropout_p: float = 0.0, seed: int | Tens
         dropout_p: share of the elements of the result that are dropped; the others are scaled by 1 / (1 - dropout_p).
         seed: int or 0-dim int64 tensor; needed when dropout_p > 0. The same seed drops the same elements.
     Returns:
-        (..., C) in the dtype of `gate`; the maths in between is in float32.
+        (..., C) in the dtype of `gate`; in between it is float32, but for what PyTorch's ops round on the `torch`
+            backend.
     Raises:
         ValueError: the shapes or devices differ, or `dropout_p` is no probability or has no seed.
         TypeError: a dtype that is not floating, or two dtypes.
