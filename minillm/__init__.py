@@ -5,7 +5,9 @@
 
 Nothing heavy is imported here: `minillm --help` must not wait for torch.
 
-Read next: `config.py`; for the way of the data `pretrain.py`.
+Read next: `config.py`; for the way of the data `pretrain.py`; then a folder at a time, from its `__init__.py`:
+`tokenizer`, `data`, `model`, `objectives`, `training`, `checkpoint`, `finetune`, `cli` with `__main__.py`. What a
+trained model is for begins with `loading.py`.
 """
 
 from __future__ import annotations

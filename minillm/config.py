@@ -6,7 +6,7 @@ configuration is a dataclass of sections. Where a section comes in kinds with se
 section: those live with the code they set (`model/config.py`, `training/config.py`, ...), and `pretrain_config.py` puts
 them together.
 
-Read next: `model/config.py`.
+Read next: `errors.py`, then `model/config.py`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     bits per byte = sum of -log p(target) / log(2) / bytes of the text           decoders: comparable across tokenizers
     accuracy      = share of masked tokens whose likeliest guess is right        encoders
 
-Read next: `anchors.py`.
+Read next: `anchors.py`, then `explain.py`.
 """
 
 from __future__ import annotations

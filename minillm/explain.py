@@ -20,7 +20,7 @@ twice.
 
 Source: Sundararajan et al. (2017), arXiv:1703.01365; Zeiler and Fergus (2014), arXiv:1311.2901 (occlusion).
 
-Read next: `explain_shown.py`, then `finetune/embedding_output.py`, which is how e is replaced.
+Read next: `reading.py` and `explain_shown.py`, then `finetune/embedding_output.py`, which is how e is replaced.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Which class that is the model's own settings say; a run that was imported is written as the family that it came from.
 The tensors are the model's, bit for bit, in float32, or in the half precision in which they came if that loses nothing.
 
-Read next: `checkpoint/hf/family.py`, for what a family can say.
+Read next: `exporting_tasks.py` and `exporting_adapter.py`; `checkpoint/hf/family.py` for what a family can say,
+`checkpoint/hf/replacing.py` and `checkpoint/hf/llama_cpp.py` for what is looked at first and last.
 """
 
 from __future__ import annotations

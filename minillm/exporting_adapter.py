@@ -6,7 +6,7 @@
 The adapter names its base by the absolute path, which PEFT reads from any working directory: who moves the two folders
 gives PEFT the base's new place.
 
-Read next: `finetune/adapters/peft/sites.py`.
+Read next: `finetune/adapters/peft/__init__.py`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Left padding puts the last token of every prompt, whose logits come next, in the last column.
 
-Read next: `fill.py`.
+Read next: `sampling.py`, then `fill.py`.
 """
 
 from __future__ import annotations

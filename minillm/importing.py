@@ -1,6 +1,6 @@
 """From a Hugging Face folder to a run folder, which every command takes: `minillm import DIR --out RUN`.
 
-Read next: `exporting.py`, the way back.
+Read next: `importing_adapter.py`, and `exporting.py`, the way back.
 """
 
 from __future__ import annotations

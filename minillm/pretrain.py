@@ -2,7 +2,7 @@
 
     text -> tokenizer -> token shards -> loader -> objective.step(model, batch) -> trainer -> run folder
 
-Read next: `training/trainer.py`.
+Read next: `pretrain_config.py` and `material.py`, then `training/trainer.py`.
 """
 
 from __future__ import annotations

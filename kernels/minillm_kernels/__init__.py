@@ -4,7 +4,7 @@
 `__init__.py` holds the public function, `reference.py` the maths by hand, `composed.py` the fastest composition of
 PyTorch's own ops, `fused.py` the Triton kernels. Kernels that several ops share stand beside the folders.
 
-Read next: `rms_norm/__init__.py`, then `rms_norm/reference.py`.
+Read next: `rms_norm/__init__.py`, then `rms_norm/reference.py`; for kernels `rms_norm/fused.py`.
 """
 
 from minillm_kernels.attention import attention, attention_weights

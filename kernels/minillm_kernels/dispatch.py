@@ -6,7 +6,7 @@
 
 The state is module globals: a ContextVar or a logger call in traced code would break torch.compile's full graph.
 
-Read next: `rms_norm/reference.py`.
+Read next: `rms_norm/reference.py`; `interpreted.py` for kernels on a CPU.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ keep is recomputed in the backward pass from the seed and each element's place, 
 statistics are. The sums (10) have two stages: each program walks down its own row tiles with accumulators in registers
 and writes one row of partial sums, then `column_sums.py` adds those rows: the same input gives the same bits.
 
-Read next: `column_sums.py`, then `row_norm.py`, the launchers.
+Read next: `tiles.py` and `column_sums.py`, then `row_norm.py`, the launchers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tensors of a model <-> safetensors, by name; a file that does not fit says at which tensor.
 
-Read next: `run_folder.py`.
+Read next: `sharded.py`, then `run_folder.py`.
 """
 
 from __future__ import annotations

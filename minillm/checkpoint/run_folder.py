@@ -8,7 +8,7 @@
     checkpoints/latest         one line, "step-000250"; `best` likewise: the lowest validation loss so far
     lock                       while somebody trains in it, see lock.py
 
-Read next: `../training/trainer.py`.
+Read next: `manifest.py`, `lock.py` and `beginning.py`, then `../training/trainer.py`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ where in the whole tensor a part lies. PyTorch's usual storage keeps that in a p
 trusted; nothing here is ever unpickled. Each process reads back what it wrote (`shard_writer.py`). `read_shards` fills
 tensors that are spread in any other way.
 
-Read next: `run_folder.py`.
+Read next: `shard_writer.py`, then `run_folder.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The command line: one small file a command, found here by name and imported only when it is asked for.
 
-Read next: `pretrain.py`.
+Read next: `arguments.py`, then the commands: `pretrain.py`, `generate.py`, `fill.py`, `evaluate.py`, `finetune.py`,
+`predict.py`, `explain.py`, `export.py`, `import_.py`, `data.py`, `tokenizer.py`, `kernels.py`.
 """
 
 from __future__ import annotations

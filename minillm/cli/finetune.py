@@ -1,6 +1,7 @@
 """`minillm finetune RUN --train F --valid F --test F`: from a pretrained model and labelled texts to a classifier.
 
-Read next: `minillm/finetune/run.py`.
+Read next: `minillm/finetune/config.py`, `minillm/finetune/scope_config.py` and `minillm/finetune/learning_rate.py` for
+the settings; then `minillm/finetune/material.py`, `minillm/finetune/run.py` and `minillm/finetune/seeds.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`minillm pretrain`: train an encoder or decoder on text, or go on with a run.
 
-Read next: `minillm/pretrain.py`.
+Read next: `minillm/pretrain.py`; `minillm/quickstart.py` runs it twice.
 """
 
 from __future__ import annotations

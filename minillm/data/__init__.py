@@ -1,4 +1,4 @@
 """Text to batches: corpora, token shards, a deterministic sampler, and the loader that puts windows into batches.
 
-Read next: `corpora.py`, then `shards.py`, `sampler.py`, `loader.py`.
+Read next: `config.py` and `corpora.py`, then `shards.py`, `sampler.py`, `loader.py`; `batch.py` is what they make.
 """

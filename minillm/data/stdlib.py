@@ -8,7 +8,7 @@ in several files, such as a licence, is kept where it comes first, so it cannot 
 other; labels of a few words, such as "Usage:", may come again. The text differs between minor versions of Python;
 figures are stated with theirs.
 
-Read next: `corpora.py`.
+Read next: `docstrings.py`, then `corpora.py`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 An objective takes the hidden states and the output weight, so that logits need not exist all at once.
 
-Read next: `heads.py`, then `../objectives/causal_lm.py`.
+Read next: `heads.py` and `cache.py`, then `../objectives/causal_lm.py`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@ r"""Causal language modelling: predict every token from those before it.
 
     loss = - sum over t of log p(token_{t+1} | token_1 .. token_t)
 
-Read next: `masked_lm.py`.
+Read next: `protocol.py` for the loss itself, then `masked_lm.py`.
 """
 
 from __future__ import annotations

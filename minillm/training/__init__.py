@@ -29,5 +29,5 @@
     shards.py       every process has a share of it: FSDP2
     watch.py        names the process that holds up the others
 
-Read next: `config.py`.
+Read next: `config.py`, and so on down the list.
 """

@@ -9,7 +9,7 @@ All that is random comes from `Batch.seed` and the loader, which are pure functi
 agree bit for bit on one machine, and so does one that was stopped and resumed. Evaluating, logging and saving change
 nothing of what is learnt.
 
-Read next: `schedule.py`, `optim.py`, `records.py`.
+Read next: `schedule.py`, `optim.py`, `records.py`; `__init__.py` lists what else stands around the loop.
 """
 
 from __future__ import annotations

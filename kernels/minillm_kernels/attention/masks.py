@@ -11,7 +11,7 @@ With cu_seqlens the one row of the batch is sequences end to end; positions, dis
 sequence that a token belongs to, and a token past the last boundary neither sees nor is seen. key_start and key_stop
 always count from the start of the row.
 
-Read next: `reference.py`.
+Read next: `reference.py`; `spans.py` for the same as the kernels read it.
 """
 
 from __future__ import annotations

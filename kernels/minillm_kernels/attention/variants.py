@@ -5,7 +5,7 @@ heads of every width; for widths 64 and 128 dropout, which takes the table's ent
 for width 64 on sm_90 each option alone, all at once, and bfloat16, which differs from float16 in names only. Of the
 kernel of `hopper.py` are listed all ways for widths 64 and 128 in float16, one for each other width, one in bfloat16.
 
-Read next: `../variant.py`.
+Read next: `../variant.py`; then `../exponential.py`, which leads on to the next op.
 """
 
 from __future__ import annotations

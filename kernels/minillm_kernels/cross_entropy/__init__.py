@@ -1,6 +1,6 @@
 """cross_entropy: how surprised the logits are by the targets, in nats.
 
-Read next: `reference.py`, then `../linear_cross_entropy/__init__.py`, which needs no logits.
+Read next: `reference.py`, `targets.py`, then `../linear_cross_entropy/__init__.py`, which needs no logits.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ backward pass only scales them. Losses per row have an upstream gradient per row
 pass computes the logits again. Each is a torch.library operator, because which rows are dropped depends on the targets'
 values: torch.compile takes an operator as it is, where it could not trace that.
 
-Read next: `composed.py` and `fused.py`, which do what is done with one chunk's logits.
+Read next: `composed.py` and `fused.py`, which do what is done with one chunk's logits; `flops.py` counts it all.
 """
 
 import math

@@ -1,6 +1,7 @@
 """rms_norm: unit root mean square per row, then a gain; on request with dropout and the residual sum before it.
 
-Read next: `reference.py` for the maths, `composed.py` for what runs where there is no Triton kernel.
+Read next: `reference.py` for the maths, `composed.py` for what runs where there is no Triton kernel; `../checks.py` and
+`../dispatch.py` for what every op does first.
 """
 
 from __future__ import annotations

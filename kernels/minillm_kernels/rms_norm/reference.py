@@ -15,7 +15,8 @@ By the product rule on (3), with (4):
     dx = keep * total / (1 - p),   dresidual = total             (7)  from (1)
     dw = sum over rows of dy * x_hat,   dbias = sum over rows of dy                               (8)  from (3)
 
-Read next: `composed.py`, then `../layer_norm/reference.py`, which adds the mean.
+Read next: `../precision.py` and `../by_hand.py` for the three names from there; `composed.py`; then
+`../layer_norm/reference.py`, which adds the mean.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """GPT-2 (Radford et al. 2019): pre-norm, learned positions, tanh GELU; its linear layers are stored (in, out).
 
-Read next: `llama.py`.
+Read next: `layers.py`, then `llama.py`.
 """
 
 from __future__ import annotations

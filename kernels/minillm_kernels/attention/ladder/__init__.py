@@ -11,5 +11,5 @@ the real kernels add is bookkeeping. One script checks all of them by the same o
 
     python -m minillm_kernels.attention.ladder
 
-Read next: `naive.py`.
+Read next: `rows.py`, what the rungs share, then `naive.py`.
 """

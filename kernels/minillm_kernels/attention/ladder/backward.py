@@ -6,7 +6,7 @@ r"""Rung 5: the backward pass. The weights were not kept: they are exp(a - lse) 
 `../backward.py` derives it, delta in (20). dk and dv are sums over queries, dq over keys: a kernel whose programs own
 keys, another whose programs own queries, and every number is written once, by one program, in one order.
 
-Read next: `../forward.py`.
+Read next: `rungs.py` and `__main__.py`, which check and time all of them; then `../forward.py`.
 """
 
 from __future__ import annotations
