@@ -28,18 +28,6 @@ class LanguageModel(Protocol):
     def output_bias(self) -> Tensor | None: ...
 
 
-class Objective(Protocol):
-    """Something to be learnt, in two halves: what is drawn at random, and what has a gradient.
-
-    prepare: a pure function of the batch and `batch.seed`. It sees the batch of a whole optimiser step on the CPU,
-        before that is cut into micro-batches, so that the cut changes nothing of what is drawn.
-    step: the loss of a model on a prepared (micro-)batch.
-    """
-
-    def prepare(self, batch: Batch) -> Batch: ...
-    def step(self, model: LanguageModel, batch: Batch) -> Loss: ...
-
-
 def prediction_loss(model: LanguageModel, hidden: Tensor, batch: Batch, config: ObjectiveConfig) -> Loss:
     """Return the summed cross-entropy of the batch's targets (B, T) under the model's logits for hidden (B, T, C).
 

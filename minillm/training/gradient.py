@@ -28,7 +28,12 @@ from minillm.training.distributed import Processes
 
 
 class Objective(Protocol):
-    """What is learnt: see `minillm/objectives`."""
+    """Something to be learnt, in two halves: what is drawn at random, and what has a gradient.
+
+    prepare: a pure function of the batch and `batch.seed`. It sees the batch of a whole optimiser step on the CPU,
+        before that is cut into micro-batches, so that the cut changes nothing of what is drawn.
+    step: the loss of a model on a prepared (micro-)batch.
+    """
 
     def prepare(self, batch: Batch) -> Batch: ...
     def step(self, model: Any, batch: Batch) -> Loss: ...
