@@ -72,8 +72,8 @@ def generate(
 
     A prompt is read as the beginning of a document: after the tokenizer's bos where it has one, or after what an
     imported tokenizer's file puts before a text, which may be nothing. Control symbols that do not end a text are never
-    drawn. A sequence of n prompt tokens in a context of M gets M - n + 1 new ones at
-    most: the last of them needs no place, since nothing is predicted from it.
+    drawn. A sequence of n prompt tokens in a context of M gets M - n + 1 new ones at most: the last of them needs no
+    place, since nothing is predicted from it.
 
     Args:
         model: a decoder; its mode and device stay as they are, its compute dtype is used.

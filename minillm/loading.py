@@ -98,7 +98,7 @@ def load(folder: Path | str, which: str | int = "latest", *, device: torch.devic
 
     Args:
         folder: what `--out` named when the run was started, or a Hugging Face folder: config.json and safetensors.
-        which: "latest", "best" (lowest validation loss) or a step that has a checkpoint, as a number or its digits; a
+        which: "latest", "best" (by train.best_by) or a step that has a checkpoint, as a number or its digits; a
             Hugging Face folder has one state only.
         device: where the model goes.
     Raises:

@@ -48,9 +48,8 @@ def locked(path: Path, what: str, *, wait: Callable[[int | None], object] | None
         yield descriptor is not None
     finally:
         if descriptor is not None:
-            path.unlink(
-                missing_ok=True
-            )  # while it is held: whoever opened it before sees that it is not there any more
+            # while it is held: whoever opened it before sees that it is not there any more
+            path.unlink(missing_ok=True)
             os.close(descriptor)
 
 

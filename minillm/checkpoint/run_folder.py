@@ -1,11 +1,12 @@
 """The folder of a run: what lies where, and checkpoints that are whole or not there.
 
-    config.toml  corpus.json  tokenizer/  tokens/  metrics.csv  timing.csv  anchors.json  *.png  report/
+    config.toml  corpus.json  tokenizer/  tokens/  metrics.csv  timing.csv  anchors.json  *.png
+    report/  calibration.json  random/, of fine-tuning; imported/, of a model from elsewhere, see hf/origin.py
     checkpoints/step-000250/   model.safetensors config.json (of the model) optimiser.safetensors state.json
                                random.safetensors, states of random generators; manifest.json, see manifest.py
                                unaveraged.safetensors, in a run with train.ema_decay: model.safetensors then has the
                                means of the weights, for whoever uses the model, and this file what training steps
-    checkpoints/latest         one line, "step-000250"; `best` likewise: the lowest validation loss so far
+    checkpoints/latest         one line, "step-000250"; `best` likewise: the best so far, by train.best_by
     lock                       while somebody trains in it, see lock.py
 
 Read next: `manifest.py`, `lock.py` and `beginning.py`, then `../training/trainer.py`.
@@ -356,7 +357,7 @@ class RunFolder:
         """Return a checkpoint whose files were found to be as they were written.
 
         Args:
-            which: the newest, the one with the lowest validation loss (the newest where none was evaluated), or a step.
+            which: the newest, the best by train.best_by (the newest where none was evaluated), or a step.
                 In place of a damaged one the newest sound one is taken, which is said on standard error; a step that
                 was asked for by number is not replaced.
             to_use: look only at the files that using the model takes, not at those for going on with its training.

@@ -7,7 +7,7 @@ no table, so any place of any epoch is known at once: to resume at sample g mean
 
     round:  (left, right) -> (right, left xor hash(right, round key))        a bijection whatever the hash is
 
-Source: Black and Rogaway (2002), "Ciphers with Arbitrary Finite Domains", method 3 (cycle walking).
+Source: Black and Rogaway (2002), "Ciphers with Arbitrary Finite Domains", the cycle-walking cipher.
 
 Read next: `loader.py`.
 """

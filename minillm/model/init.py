@@ -1,6 +1,6 @@
 r"""Initial weights, in one table.
 
-    what                                       drawn from                  why
+    what                                       drawn from N(mean, std)     why
     weights of linear layers, tables           N(0, init_std)              GPT-2 and BERT: 0.02
     `output` and `down` of a pre-norm model    N(0, init_std / sqrt(2 L))  2 L updates add up in the stream (GPT-2)
     token table beside sinusoidal positions    N(0, 1 / sqrt(C))           times sqrt(C): as large as the sinusoids

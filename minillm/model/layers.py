@@ -359,9 +359,9 @@ def activate(name: str, x: Tensor, bias: Tensor | None = None) -> Tensor:
 def activate_after(linear: nn.Module, name: str, x: Tensor) -> Tensor:
     """Return the non-linearity of that name of linear(x); with the bias in the same op where the layer is a plain one.
 
-    The one op saves its backward pass from reading the gradient once more to sum it for the bias. It is taken where a
-    kernel computes it: without one the bias costs nothing in the matrix product. Whatever stands between the two, an
-    adapter in the place of `linear` or a hook on it, gets what `linear` returns.
+    In one op the backward pass does not read the gradient once more to sum it for the bias. That is done where a kernel
+    computes it: without one the bias costs nothing in the matrix product. Whatever stands between the two, an adapter
+    in the place of `linear` or a hook on it, gets what `linear` returns.
     """
     op = "gelu" if name == "gelu_tanh" else name
     if is_plain(linear) and linear.bias is not None and decide(op, x.device).backend == "fused":

@@ -69,7 +69,7 @@ class Embeddings(nn.Module):
         if self.positions is not None:
             x = x + self.positions(where)  # (T, C) or (B, T, C)
         if self.sinusoids is not None:
-            x = x * math.sqrt(x.shape[-1]) + self.sinusoids[where]
+            x = x * math.sqrt(x.shape[-1]) + self.sinusoids[where]  # as in 2017; `init.py` draws the table for it
         if self.types is not None:
             x = x + self.types(torch.zeros_like(tokens) if token_types is None else token_types)
         if self.norm is not None:
@@ -297,8 +297,9 @@ def _rotaries(config: ModelConfig) -> list[Rotary | None]:
     made: dict[float, Rotary] = {}
     tables: list[Rotary | None] = []
     for layer in range(config.num_layers):
-        local = config.window_of(layer) is not None and config.rotary_theta_local is not None
-        theta = config.rotary_theta_local if local and config.rotary_theta_local else config.rotary_theta
+        theta = config.rotary_theta
+        if config.window_of(layer) is not None and config.rotary_theta_local is not None:
+            theta = config.rotary_theta_local
         if theta not in made:
             made[theta] = Rotary(config.context, config.head_dim, theta)
         tables.append(made[theta])

@@ -30,10 +30,11 @@ from minillm.objectives.protocol import LanguageModel, prediction_loss
 
 
 class MaskedLM:
-    """The objective of encoders. Devlin et al. (2019), arXiv:1810.04805; dynamic as in Liu et al. (2019).
+    """The objective of encoders: Devlin et al. (2019), arXiv:1810.04805.
 
-    Whether a target is seen as the mask, as a random token or as it is, is drawn token by token; for span masking span
-    by span, as in Joshi et al. (2020), arXiv:1907.10529, section 3.1. The random tokens of a span are drawn apart.
+    Masks are drawn anew for every batch, as in Liu et al. (2019), arXiv:1907.11692. Whether a target is seen as the
+    mask, as a random token or as it is, is drawn token by token; for span masking span by span, as in Joshi et al.
+    (2020), arXiv:1907.10529, section 3.1. The random tokens of a span are drawn apart.
     """
 
     def __init__(

@@ -6,8 +6,8 @@ them. One exchange (all-to-all) turns that into ceil(n / S) whole matrices a pro
     process 0   rows 0..h-1 of A B C D            process 0   A B whole
     process 1   rows h..    of A B C D     <->    process 1   C D whole
 
-So no matrix is orthogonalised twice, and each process sends and receives 2 (S - 1) / S of its own shards' bytes, where
-gathering every matrix in every process would receive S - 1 times as much and compute S times as much.
+So no matrix is orthogonalised twice, and each process sends and receives 2 (S - 1) / S of its own shards' bytes. To
+gather every matrix in every process is to receive S - 1 times those bytes, and to compute S times as much.
 
 Read next: `optim.py`.
 """
