@@ -69,7 +69,7 @@ def serve():
     import matplotlib.pyplot  # noqa: F401  heavy imports, before any child
     import torch._dynamo  # noqa: F401  every optimiser imports it
 
-    import minillm.pretrain  # noqa: F401
+    import minillm.pretrain
     import minillm.training.progress  # noqa: F401
     from minillm.cli import main
 

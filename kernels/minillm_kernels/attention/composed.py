@@ -136,7 +136,7 @@ class BatchedProducts(torch.autograd.Function):
 
     @staticmethod
     @own_result
-    def forward(  # noqa: PLR0913
+    def forward(
         ctx: Any,
         q: Tensor,
         k: Tensor,

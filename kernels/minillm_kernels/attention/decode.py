@@ -157,7 +157,7 @@ def split_size(num_keys: int, num_rows: int, block_n: int) -> int:
 
 
 @torch.library.custom_op("minillm_kernels::attention_decode", mutates_args=())
-def decode(  # noqa: PLR0913
+def decode(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -191,8 +191,6 @@ def decode(  # noqa: PLR0913
     y = torch.empty((B, T, H, D), dtype=q.dtype, device=q.device)
     if not y.numel():
         return y
-    if S == 0:
-        return y.zero_()
     call = call_arguments(q, k, masks, alibi_slopes, bias, softcap, dropout_p, seed, scale)
     rows = T * (H // Hkv)
 

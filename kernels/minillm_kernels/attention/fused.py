@@ -75,7 +75,7 @@ def attention(
 
 
 @torch.library.custom_op("minillm_kernels::attention_forward", mutates_args=())
-def attention_forward(  # noqa: PLR0913
+def attention_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -122,7 +122,7 @@ def attention_forward(  # noqa: PLR0913
 
 
 @torch.library.custom_op("minillm_kernels::attention_backward", mutates_args=())
-def attention_backward(  # noqa: PLR0913
+def attention_backward(
     dy: Tensor,
     y: Tensor,
     lse: Tensor,

@@ -92,7 +92,7 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     @own_result
-    def forward(  # noqa: PLR0913
+    def forward(
         ctx: Any,
         q: Tensor,
         k: Tensor,

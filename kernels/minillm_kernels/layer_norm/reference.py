@@ -57,7 +57,7 @@ class LayerNorm(torch.autograd.Function):
 
     @staticmethod
     @own_result
-    def forward(  # noqa: PLR0913
+    def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor,

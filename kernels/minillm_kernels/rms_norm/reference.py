@@ -52,7 +52,7 @@ class RmsNorm(torch.autograd.Function):
 
     @staticmethod
     @own_result
-    def forward(  # noqa: PLR0913
+    def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor,

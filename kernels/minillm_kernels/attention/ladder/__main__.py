@@ -21,7 +21,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when a kernel is defined, in the import below,
     dispatch.INTERPRETED = True  # and the package read it before this file had a say
 
-from minillm_kernels.attention.ladder.rungs import RUNGS, Rung  # noqa: E402
+from minillm_kernels.attention.ladder.rungs import RUNGS, Rung
 
 
 def inputs(B: int, T: int, H: int, D: int, dtype: torch.dtype, device: str) -> tuple[list[Tensor], Tensor]:
