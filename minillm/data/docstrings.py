@@ -17,7 +17,6 @@ import ast
 import hashlib
 import inspect
 import json
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,12 +49,8 @@ def docstrings() -> list[tuple[str, str]]:
 
 def _docstrings(source: str) -> Iterator[str]:
     """Yield the docstrings of the classes and functions of a source file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes that the parser does not like
-        try:
-            tree = ast.parse(source)
-        except SyntaxError:  # templates
-            return
+    if (tree := stdlib.parsed(source)) is None:
+        return
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if text := ast.get_docstring(node, clean=False):

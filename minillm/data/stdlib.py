@@ -83,14 +83,20 @@ def _topics() -> dict[str, str]:
     return {f"reference/{name}": text.strip() for name, text in sorted(topics.items())}
 
 
-def _blocks(source: str) -> list[str]:
-    """Return the docstrings and blocks of comments of a source file, in the order in which they stand there."""
+def parsed(source: str) -> ast.Module | None:
+    """Return the syntax tree of a source file, None of a template, which is no Python."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of escapes that the parser does not like
         try:
-            tree = ast.parse(source)
-        except SyntaxError:  # templates
-            return []
+            return ast.parse(source)
+        except SyntaxError:
+            return None
+
+
+def _blocks(source: str) -> list[str]:
+    """Return the docstrings and blocks of comments of a source file, in the order in which they stand there."""
+    if (tree := parsed(source)) is None:
+        return []
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     placed: list[tuple[int, str]] = []
     inside: set[int] = set()  # lines of strings that span several

@@ -33,6 +33,7 @@ from typing import Literal, cast
 import torch
 
 from minillm_kernels.attention.scores import Dropout, Terms, Visibility
+from minillm_kernels.launching import next_power_of_2
 
 Kernel = Literal["forward", "dk_dv", "dq", "dbias", "decode"]
 Device = Literal["sm_80", "sm_90", "sm_100", "gfx942", "interpreter"]
@@ -110,7 +111,7 @@ TABLE: dict[Device, dict[str, tuple[Launch, ...]]] = {
 
 def padded_width(D: int) -> int:
     """Return the power of two, 16 or more, that a head of width `D` is padded to."""
-    return max(16, 1 << (D - 1).bit_length())
+    return max(16, next_power_of_2(D))
 
 
 def device_class(device: torch.device) -> Device:
