@@ -75,7 +75,8 @@ def attention(
     Raises:
         ValueError: a shape, device, probability, missing seed, or masks at odds; the text shows what came. The numbers
             of cu_seqlens are looked at on the CPU only, where that waits for nothing.
-        TypeError: a dtype that is not floating, or keys and values in another one than the queries.
+        TypeError: a dtype that is not floating, keys or values in another one than the queries, masks or a window that
+            are not of integers, or a seed that is neither an int nor a 0-dim int64 tensor.
 
     Cost: 4 * B * H * T * S * D operations forward, 2.5 times that backward, 0.5 less for each of q, k, v that does not
         learn; causal needs half of it. The kernels spend 3.5 times backward: `backward.py` says on what.

@@ -49,7 +49,7 @@ def cross_entropy(
         ValueError: a shape, a device or an option; a target outside of [0, V), with its position. It is looked for on
             the CPU; with MINILLM_CHECKED=1 in the environment everywhere, which waits for the device. A kernel that
             was not told to look returns NaN for it.
-        TypeError: a dtype.
+        TypeError: a dtype, or an `ignore_index` that is no int.
 
     Cost: reads the logits, once forward and once backward, and writes their gradient, with about 5 operations an
         element each way: bound by memory.

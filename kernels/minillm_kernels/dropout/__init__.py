@@ -26,7 +26,7 @@ def dropout(x: Tensor, p: float, seed: int | Tensor | None) -> Tensor:
         (...) in the dtype of `x`; `x` itself when p is 0.
     Raises:
         ValueError: `p` outside [0, 1), or no seed.
-        TypeError: a dtype that is not floating.
+        TypeError: a dtype that is not floating, or a seed that is neither an int nor a 0-dim int64 tensor.
 
     Cost: about 11 integer operations an element for the random numbers; one byte an element is kept for backward, by
         the kernel none: it draws them again.

@@ -39,7 +39,7 @@ def geglu(
     Raises:
         ValueError: the shapes or devices differ, `approximate` is another word, or `dropout_p` is no probability or has
             no seed.
-        TypeError: a dtype that is not floating, or two dtypes.
+        TypeError: a dtype that is not floating, two dtypes, or a seed that is neither an int nor a 0-dim int64 tensor.
 
     Cost: reads `gate` and `up` and writes the result once, some 16 operations an element: bound by memory.
         With dropout about 11 integer operations more, each way: the kernel's backward pass draws the numbers again.

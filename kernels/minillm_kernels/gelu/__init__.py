@@ -41,7 +41,7 @@ def gelu(
     Raises:
         ValueError: `bias` is not (C,) or on another device, `approximate` is another word, or `dropout_p` is no
             probability or has no seed.
-        TypeError: a dtype that is not floating.
+        TypeError: a dtype that is not floating, or a seed that is neither an int nor a 0-dim int64 tensor.
 
     Cost: reads `x` and writes the result once, some 15 operations an element: bound by memory. With
         dropout about 11 integer operations more, each way: the kernel's backward pass draws the numbers again.

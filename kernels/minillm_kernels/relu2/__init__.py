@@ -28,7 +28,7 @@ def relu2(x: Tensor, bias: Tensor | None = None, *, dropout_p: float = 0.0, seed
         (..., C) in the dtype of `x`; in between it is float32, but for what PyTorch's ops round on the `torch` backend.
     Raises:
         ValueError: `bias` is not (C,) or on another device, or `dropout_p` is no probability or has no seed.
-        TypeError: a dtype that is not floating.
+        TypeError: a dtype that is not floating, or a seed that is neither an int nor a 0-dim int64 tensor.
 
     Cost: reads `x` and writes the result once, 2 or 3 operations an element: bound by memory. With
         dropout about 11 integer operations more, each way: the kernel's backward pass draws the numbers again.

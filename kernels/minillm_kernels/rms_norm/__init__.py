@@ -65,7 +65,8 @@ def rms_norm(
         y (..., C) in the dtype of `x`; with `residual` the pair (y, s). The mean square is taken in float32.
     Raises:
         ValueError: a shape, device, probability or missing seed; the text shows what came.
-        TypeError: a dtype that is not floating, or a residual in another dtype than `x`.
+        TypeError: a dtype that is not floating, a residual in another dtype than `x`, or a seed that is neither an int
+            nor a 0-dim int64 tensor.
 
     Cost: reads `x` and `residual`, writes y and s, once each; about 4 operations an element: bound by memory.
     Source: Zhang and Sennrich (2019), arXiv:1910.07467.
