@@ -5,6 +5,9 @@ Read next: `dispatch.py`.
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
@@ -17,32 +20,83 @@ def shape_of(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
 
+def came(value: object) -> str:
+    """Return in a few words what came in the place of a tensor or a number: a list's text may have many lines."""
+    if isinstance(value, Tensor):
+        return f"a tensor {shape_of(value)}"
+    return repr(value) if value is None or isinstance(value, (int, float, complex, str)) else type(value).__name__
+
+
+def a_tensor(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is a tensor; what asks for a dtype, a rank or a shape begins with it."""
+    if not isinstance(value, Tensor):
+        to_do = "pass one" if value is None else "convert it with torch.as_tensor()"
+        raise TypeError(f"{name} must be a tensor, got {came(value)}; {to_do}")
+
+
 def floating(name: str, tensor: Tensor) -> None:
     """Raise TypeError unless `tensor` holds float64, float32, float16 or bfloat16."""
+    a_tensor(name, tensor)
     if tensor.dtype not in FLOATS:
         raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}; convert it first")
 
 
 def integers(name: str, tensor: Tensor) -> None:
     """Raise TypeError unless `tensor` holds integers."""
+    a_tensor(name, tensor)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers, got {tensor.dtype}; convert it with .long()")
 
 
 def whole(name: str, value: object) -> None:
-    """Raise TypeError unless `value` is an int, or a symbol that stands for one under torch.compile."""
+    """Raise TypeError unless `value` is an int or torch.compile's symbol for one, ValueError past 64 bits."""
     if not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name} must be an int, got {value!r}; convert it with int()")
+        raise TypeError(f"{name} must be an int, got {came(value)}; convert it with int()")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must be an int of 64 bits, got {value}")
+
+
+def number(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is a real number, ValueError for an int past 64 bits."""
+    if isinstance(value, int):
+        whole(name, value)
+    elif not isinstance(value, (float, torch.SymInt, torch.SymFloat, Real)):
+        raise TypeError(f"{name} must be a number, got {came(value)}; convert it with float()")
+
+
+def finite(name: str, value: float) -> None:
+    """Raise ValueError for an infinite number and NaN."""
+    number(name, value)
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def not_negative(name: str, value: float) -> None:
+    """Raise ValueError unless `value` is finite and at least 0."""
+    number(name, value)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+
+
+def softcap(value: float | None) -> None:
+    """Raise ValueError unless there is no cap, or one above 0 and finite."""
+    if value is None:
+        return
+    number("softcap", value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"softcap must be above 0 and finite, got {value}; None for no cap")
 
 
 def rank(name: str, tensor: Tensor, axes: str) -> None:
     """Raise ValueError unless `tensor` has as many axes as `axes` names, such as "B T H D"."""
+    a_tensor(name, tensor)
     if tensor.ndim != len(axes.split()):
         raise ValueError(f"{name} must be ({', '.join(axes.split())}), got {shape_of(tensor)}")
 
 
 def shape(name: str, tensor: Tensor, expected: tuple[int, ...], why: str) -> None:
     """Raise ValueError unless `tensor` has the expected shape; `why` says where that comes from."""
+    a_tensor(name, tensor)
     if tuple(tensor.shape) != tuple(expected):
         raise ValueError(f"{name} must be {tuple(expected)}, {why}, got {shape_of(tensor)}")
 
@@ -88,6 +142,7 @@ def columns(name: str, tensor: Tensor, axis: str) -> None:
 
 def probability(name: str, value: float) -> None:
     """Raise ValueError unless 0 <= value < 1."""
+    number(name, value)
     if not 0.0 <= value < 1.0:
         raise ValueError(f"{name} must be in [0, 1), got {value}")
 

@@ -1,6 +1,7 @@
 """attention against its definition in float64, on the backends that need no kernel."""
 
 import minillm_kernels as mk
+import numpy as np
 import pytest
 import torch
 from attention_cases import (
@@ -288,6 +289,8 @@ WRONG = {
     "segments-bools": wrong("segments must hold integers", TypeError, segments=torch.ones(2, 3).bool()),
     "window-one-number": wrong(r"window must be \(left, right\), got 3", window=3),
     "window-floats": wrong("in whole tokens", TypeError, window=(1.0, None)),
+    "window-numpy": wrong("in whole tokens", TypeError, window=(np.uint8(5), 0)),  # -np.uint8(5) is 251
+    "window-past-64-bits": wrong("0 or more and of 64 bits, or None, got", window=(2**70, None)),
     "packed-no-sequence": wrong(r"got \(1,\)", q=(1, 3, 4, 8), k=(1, 3, 2, 8), cu_seqlens_q=torch.tensor([0])),
     "alibi-integers": wrong("alibi_slopes must be float", TypeError, alibi_slopes=torch.ones(4).long()),
     "softcap-without-end": wrong("above 0 and finite, got inf", softcap=float("inf")),

@@ -345,6 +345,9 @@ T = torch.tensor([0, 2])
     [
         pytest.param({"logits": X.long()}, TypeError, "logits must be .* got torch.int64", id="logits-dtype"),
         pytest.param({"logits": X[0, 0]}, ValueError, "logits must be .* got a number", id="no-class"),
+        pytest.param(
+            {"logits": X[:, :0]}, ValueError, "the number of classes, must be 1 or more, got 0", id="0-classes"
+        ),
         pytest.param({"targets": T[:1]}, ValueError, r"targets must be \(2,\), one .* got \(1,\)", id="shape"),
         pytest.param({"targets": T.int()}, TypeError, "targets must be int64, got torch.int32", id="targets-dtype"),
         pytest.param(
@@ -354,7 +357,7 @@ T = torch.tensor([0, 2])
         pytest.param(
             {"label_smoothing": 1.0}, ValueError, r"label_smoothing must be in \[0, 1\), got 1.0", id="smooth"
         ),
-        pytest.param({"z_loss": -0.1}, ValueError, "z_loss must be at least 0, got -0.1", id="z-loss"),
+        pytest.param({"z_loss": -0.1}, ValueError, "z_loss must be at least 0 and finite, got -0.1", id="z-loss"),
         pytest.param(
             {"softcap": 0.0}, ValueError, "softcap must be above 0 .*, got 0.0; None for no cap", id="softcap"
         ),

@@ -262,6 +262,7 @@ T = torch.tensor([0, 4])
         pytest.param({"hidden": H.long()}, TypeError, "hidden must be .* got torch.int64", id="hidden-dtype"),
         pytest.param({"weight": W.int()}, TypeError, "weight must be .* got torch.int32", id="weight-dtype"),
         pytest.param({"weight": W[0]}, ValueError, r"weight must be \(V, C\), got \(3,\)", id="weight-rank"),
+        pytest.param({"weight": W[:0]}, ValueError, "the number of classes, must be 1 or more, got 0", id="0-classes"),
         pytest.param({"hidden": H[:, :2]}, ValueError, r"hidden must be \(2, 3\), with .* got \(2, 2\)", id="hidden"),
         pytest.param({"bias": H[0]}, ValueError, r"bias must be \(5,\), one per row of weight, got \(3,\)", id="bias"),
         pytest.param({"bias": T}, TypeError, "bias must be .* got torch.int64", id="bias-dtype"),
@@ -271,6 +272,7 @@ T = torch.tensor([0, 4])
         pytest.param({"reduction": "max"}, ValueError, "'sum', 'mean' or 'none', got 'max'", id="reduction"),
         pytest.param({"num_targets": 3}, ValueError, "num_targets must be from 0 to 2, .* got 3", id="num_targets"),
         pytest.param({"num_targets": 1}, ValueError, "num_targets is 1, but 2 targets are not", id="other-num_targets"),
+        pytest.param({"num_targets": 2.0}, TypeError, "num_targets must be an int, got 2.0", id="float-num_targets"),
         pytest.param({"memory_budget": 0}, ValueError, "memory_budget must be at least 1 byte, got 0", id="budget"),
         pytest.param(
             {"memory_budget": 1e6}, TypeError, "memory_budget must be an int, got 1000000.0", id="float-budget"

@@ -160,6 +160,19 @@ def test_compiles_as_one_graph(name):
             torch.testing.assert_close(compiled(**made, positions=positions), mk.rotary(**made, positions=positions))
 
 
+@pytest.mark.parametrize("table", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("interleaved", PAIRS)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_tables_of_another_dtype_are_float32_inside(name, interleaved, table):
+    """Their own digits are what they are; no product is rounded to them."""
+    made = {key: t.to(DEVICE, torch.bfloat16) for key, t in tensors((2, 7, 3, 1, 8)).items()}
+    given = {key: made[key].to(table) for key in ("cos", "sin")}
+    with mk.backend(name):
+        found = mk.rotary(**made | given, interleaved=interleaved)
+        expected = mk.rotary(**made | {key: t.float() for key, t in given.items()}, interleaved=interleaved)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 Q = torch.zeros(2, 3, 4, 6)
 COS = torch.zeros(5, 3)
 

@@ -7,7 +7,6 @@ the kernels: `ladder/__init__.py`, a climb in five rungs, then `scores.py`, `for
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import torch
@@ -97,7 +96,7 @@ def attention(
         cu_seqlens_k=cu_seqlens_k,
         prefix=prefix,
     )
-    _check_products(q, k, masks, alibi_slopes, bias, softcap)
+    _check_products(q, k, masks, alibi_slopes, bias, softcap, scale)
     checks.shape("v", v, k.shape, "the shape of k")
     checks.same_dtype("q", q, v=v)
     checks.same_device("q", q, v=v)
@@ -158,7 +157,7 @@ def attention_weights(
         cu_seqlens_k=cu_seqlens_k,
         prefix=prefix,
     )
-    _check_products(q, k, masks, alibi_slopes, bias, softcap)
+    _check_products(q, k, masks, alibi_slopes, bias, softcap, scale)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     return reference.attention_weights(q, k, masks, alibi_slopes, bias, softcap, factor)
 
@@ -173,7 +172,13 @@ def _obstacle(q: Tensor, bias: Tensor | None) -> str:
 
 
 def _check_products(
-    q: Tensor, k: Tensor, masks: Masks, alibi_slopes: Tensor | None, bias: Tensor | None, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    masks: Masks,
+    alibi_slopes: Tensor | None,
+    bias: Tensor | None,
+    softcap: float | None,
+    scale: float | None,
 ) -> None:
     """Raise unless everything that the scores are made of fits together."""
     checks.floating("q", q)
@@ -196,8 +201,9 @@ def _check_products(
         checks.rank("bias", bias, "B H T S")
         batch, heads = bias.shape[:2]
         checks.shape("bias", bias, (1 if batch == 1 else B, 1 if heads == 1 else H, T, S), "(1 or B, 1 or H, T, S)")
-    if softcap is not None and not 0 < softcap < math.inf:
-        raise ValueError(f"softcap must be above 0 and finite, got {softcap}; pass None for no bound")
+    checks.softcap(softcap)
+    if scale is not None:
+        checks.finite("scale", scale)
     checks.same_device(
         "q",
         q,
@@ -234,10 +240,14 @@ def _check_masks(masks: Masks, B: int, T: int, S: int) -> None:
     if not isinstance(masks.window, (tuple, list)) or len(masks.window) != 2:
         raise ValueError(f"window must be (left, right), got {masks.window!r}; pass (None, None) for no bound")
     for side in masks.window:
-        if isinstance(side, float):
+        if side is None:
+            continue
+        if not isinstance(side, (int, torch.SymInt)):  # one of numpy's has few bits: -np.uint8(5) is 251
             raise TypeError(f"window must be (left, right) in whole tokens, got {masks.window}; pass integers or None")
-        if side is not None and side < 0:
-            raise ValueError(f"window must be (left, right), each 0 or more or None, got {masks.window}")
+        if not 0 <= side < 2**63:
+            raise ValueError(
+                f"window must be (left, right), each 0 or more and of 64 bits, or None, got {masks.window}"
+            )
     left, right = masks.window
     if masks.causal and right is not None and right > 0:
         raise ValueError(

@@ -36,7 +36,7 @@ def cross_entropy(
         loss = lse - (1 - label_smoothing) * l[..., target] - label_smoothing * mean(l[..., :]) + z_loss * lse ** 2
 
     Args:
-        logits: (..., V), any floating dtype.
+        logits: (..., V), any floating dtype; V is 1 or more.
         targets: (...) int64, each in [0, V) or `ignore_index`.
         ignore_index: such targets have no loss and no gradient.
         label_smoothing: share of the target's probability that is spread over all V, in [0, 1); as torch defines it.
@@ -61,7 +61,7 @@ def cross_entropy(
     checks.floating("logits", logits)
     checks.columns("logits", logits, "V")
     checks.shape("targets", targets, logits.shape[:-1], "one target per row of logits")
-    check_options(targets, ignore_index, label_smoothing, z_loss, softcap, reduction)
+    check_options(targets, logits.shape[-1], ignore_index, label_smoothing, z_loss, softcap, reduction)
     checks.same_device("logits", logits, targets=targets)
     if not torch.compiler.is_compiling():
         check_targets(targets, logits.shape[-1], ignore_index)

@@ -5,7 +5,6 @@ Read next: `reference.py`.
 
 from __future__ import annotations
 
-import math
 import os
 
 import torch
@@ -17,17 +16,23 @@ CHECKED = os.environ.get("MINILLM_CHECKED") == "1"  # the checked mode: targets 
 
 
 def check_options(
-    targets: Tensor, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float | None, reduction: str
+    targets: Tensor,
+    num_classes: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    reduction: str,
 ) -> None:
-    """Raise TypeError unless targets are int64 and ignore_index an int, ValueError for an option out of its range."""
+    """Raise TypeError unless targets are int64 and ignore_index an int, ValueError for what is out of its range."""
     if targets.dtype != torch.int64:
         raise TypeError(f"targets must be int64, got {targets.dtype}; convert them first")
+    if num_classes < 1:
+        raise ValueError(f"V, the number of classes, must be 1 or more, got {num_classes}")
     checks.whole("ignore_index", ignore_index)
     checks.probability("label_smoothing", label_smoothing)
-    if not z_loss >= 0:
-        raise ValueError(f"z_loss must be at least 0, got {z_loss}")
-    if softcap is not None and not 0 < softcap < math.inf:
-        raise ValueError(f"softcap must be above 0 and finite, got {softcap}; None for no cap")
+    checks.not_negative("z_loss", z_loss)
+    checks.softcap(softcap)
     if reduction not in ("sum", "mean", "none"):
         raise ValueError(f"reduction is 'sum', 'mean' or 'none', got {reduction!r}")
 

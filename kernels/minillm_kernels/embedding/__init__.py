@@ -38,6 +38,7 @@ def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
     """
     checks.floating("weight", weight)
     checks.rank("weight", weight, "V C")
+    checks.a_tensor("tokens", tokens)
     if tokens.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"tokens must be int64 or int32, got {tokens.dtype}; convert it first")
     checks.same_device("weight", weight, tokens=tokens)

@@ -75,12 +75,14 @@ def linear_cross_entropy(
     if bias is not None:
         checks.floating("bias", bias)
         checks.shape("bias", bias, (V,), "one per row of weight")
-    check_options(targets, ignore_index, label_smoothing, z_loss, softcap, reduction)
+    check_options(targets, V, ignore_index, label_smoothing, z_loss, softcap, reduction)
     checks.same_device("hidden", hidden, weight=weight, targets=targets, bias=bias)
     if memory_budget is not None:
         checks.whole("memory_budget", memory_budget)
     if memory_budget is not None and memory_budget < 1:
         raise ValueError(f"memory_budget must be at least 1 byte, got {memory_budget}; None for the default")
+    if num_targets is not None:
+        checks.whole("num_targets", num_targets)
     if num_targets is not None and not 0 <= num_targets <= targets.numel():
         raise ValueError(f"num_targets must be from 0 to {targets.numel()}, the number of targets, got {num_targets}")
     if not torch.compiler.is_compiling():

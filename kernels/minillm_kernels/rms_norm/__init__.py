@@ -64,7 +64,7 @@ def rms_norm(
     Returns:
         y (..., C) in the dtype of `x`; with `residual` the pair (y, s). The mean square is taken in float32.
     Raises:
-        ValueError: a shape, device, probability or missing seed; the text shows what came.
+        ValueError: a shape, device, eps, probability or missing seed; the text shows what came.
         TypeError: a dtype that is not floating, a residual in another dtype than `x`, or a seed that is neither an int
             nor a 0-dim int64 tensor.
 
@@ -86,6 +86,7 @@ def rms_norm(
         checks.shape("residual", residual, x.shape, "the shape of x")
         checks.same_dtype("x", x, residual=residual)
     checks.same_device("x", x, weight=weight, bias=bias, residual=residual)
+    checks.not_negative("eps", eps)
     checks.dropout(dropout_p, seed)
     match dispatch.choose("rms_norm", x):
         case "fused":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minillm_kernels import checks, dispatch
+from minillm_kernels.precision import working_dtype
 from minillm_kernels.rotary import composed, reference
 
 __all__ = ["rotary"]
@@ -32,7 +33,7 @@ def rotary(
     Args:
         q: queries (B, T, H, D), any floating dtype, D even.
         k: keys (B, T, Hkv, D), the dtype of `q`.
-        cos, sin: tables (P, D/2), float32 (float64 for float64 `q`); row p belongs to position p.
+        cos, sin: tables (P, D/2), float32 (float64 for float64 `q`) or converted to it; row p belongs to position p.
         positions: (B, T) int64, each in [0, P); None: 0 .. T-1.
         interleaved: False: pairs half a head apart (Llama, GPT-NeoX); True: neighbours (RoFormer, GPT-J).
     Returns:
@@ -58,17 +59,18 @@ def rotary(
 
             return fused.rotary(q, k, cos, sin, positions, interleaved)
         case "reference":
-            return reference.rotary(q, k, *_rows(cos, sin, q.shape[1], positions), interleaved)
+            return reference.rotary(q, k, *_rows(q, cos, sin, positions), interleaved)
         case _:
-            return composed.rotary(q, k, *_rows(cos, sin, q.shape[1], positions), interleaved)
+            return composed.rotary(q, k, *_rows(q, cos, sin, positions), interleaved)
 
 
-def _rows(cos: Tensor, sin: Tensor, length: int, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the tables' rows at the positions, each (1 or B, T, 1, D/2), without gradient on every backend."""
-    cos, sin = cos.detach(), sin.detach()
-    if positions is None:
-        return cos[None, :length, None, :], sin[None, :length, None, :]
-    return cos[positions][:, :, None, :], sin[positions][:, :, None, :]
+def _rows(q: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the tables' rows at the positions, each (1 or B, T, 1, D/2) in the working dtype, without gradient."""
+    cos, sin = (
+        table[None, : q.shape[1]] if positions is None else table[positions] for table in (cos.detach(), sin.detach())
+    )
+    wide = working_dtype(q.dtype)
+    return cos[:, :, None, :].to(wide), sin[:, :, None, :].to(wide)
 
 
 def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None) -> None:
@@ -85,12 +87,13 @@ def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | N
     checks.shape("sin", sin, tuple(cos.shape), "the shape of cos")
     checks.floating("cos", cos)
     checks.same_dtype("cos", cos, sin=sin)
+    if positions is not None:
+        checks.shape("positions", positions, (B, T), "the batch and length of q")
     checks.same_device("q", q, k=k, cos=cos, sin=sin, positions=positions)
     if positions is None:
         if cos.shape[0] < T:
             raise ValueError(f"q has {T} positions, the tables only {cos.shape[0]} rows; make longer tables")
         return
-    checks.shape("positions", positions, (B, T), "the batch and length of q")
     if positions.dtype != torch.int64:
         raise TypeError(f"positions must be int64, got {positions.dtype}; convert them first")
     checks.indices("positions", positions, cos.shape[0], "the rows of the tables")
