@@ -14,6 +14,8 @@ import torch
 from minillm_kernels import compile_report, dispatch
 from torch import Tensor
 
+TRITON_TYPE = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64"}
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPS = ("rms_norm", "layer_norm", "relu", "gelu", "relu2", "swiglu", "geglu", "rotary", "dropout", "embedding")
 
@@ -230,49 +232,77 @@ def test_loads_and_stores_are_16_bytes_wide_on_hopper(op, variant, loads, stores
 
 
 SEED = torch.tensor(7)
-LAUNCHED = ["rms_norm", "layer_norm", "gelu none", "gelu tanh", "embedding"]  # those whose settings depend on the call
+LAUNCHED = {"rms_norm": 3, "layer_norm": 3, "relu": 3, "gelu none": 3, "gelu tanh": 3, "relu2": 3, "swiglu": 2}
+LAUNCHED |= {"geglu none": 2, "geglu tanh": 2, "rotary": 1, "dropout": 1, "embedding": 3}  # kernels of each
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(f"minillm_kernels.{name}")
+
+
+def launch_all(op: str, form: str, dtype: torch.dtype) -> None:
+    """Call the launchers of an op in the ways that are on record."""
+    x, C = torch.zeros(4, 1024, dtype=dtype), 1024
+    match op:
+        case "embedding":
+            embedding = module("embedding.fused")
+            embedding.forward(torch.zeros(4, dtype=torch.int64), x)
+            embedding.backward(torch.zeros(300, dtype=torch.int64), x.new_zeros(300, C), 4)
+        case "relu" | "gelu" | "relu2":
+            elementwise, function = module("elementwise"), module(f"{op}.fused").FUNCTIONS[form]
+            for bias, seed in ((None, None), (torch.zeros(C), None), (None, SEED), (torch.zeros(C), SEED)):
+                y = elementwise.unary_forward(x, bias, seed, function, 0.1)
+                elementwise.unary_backward(y, x, bias, seed, function, 0.1)
+        case "swiglu" | "geglu":
+            elementwise, function = module("elementwise"), module(f"{op}.fused").FUNCTIONS[form]
+            halves = torch.zeros(4, 2 * C, dtype=dtype).chunk(2, dim=1)
+            for (gate, up), seed in (((x, x), None), (halves, None), (halves, SEED)):
+                y = elementwise.gated_forward(gate, up, seed, function, 0.1)
+                elementwise.gated_backward(y, gate, up, seed, function, 0.1)
+        case "rotary":
+            turn = module("rotary.fused")._op
+            for D, Hkv in ((64, 12), (80, 12), (128, 12), (64, 2), (80, 2), (128, 2)):
+                q, k, table = x.new_zeros(1, 4, 12, D), x.new_zeros(1, 4, Hkv, D), torch.zeros(4, D // 2)
+                turn(q, k, table, table, None, False, False)
+            q, table = x.new_zeros(1, 4, 12, 64), torch.zeros(4, 32)
+            for positions in (None, torch.zeros(1, 4, dtype=torch.int64)):
+                for interleaved, inverse in ((False, False), (False, True), (True, False), (True, True)):
+                    turn(q, q.clone(), table, table, positions, interleaved, inverse)
+        case "dropout":
+            for width in (8, 128, 1024, 2048):
+                module("dropout.fused")._op(x.new_zeros(4, width), SEED, 0.1)
+        case _:
+            row_norm, centre = module("row_norm"), op == "layer_norm"
+            for width in (1024, 4096) if dtype == torch.bfloat16 else (1024,):  # float32 is on record at one
+                x, weight = torch.zeros(4, width, dtype=dtype), torch.zeros(width)
+                for ds, residual, bias, seed in ((None,) * 4, (x, None, None, None), (x, x, weight, SEED)):
+                    y, s, mean, rstd = row_norm.forward(x, weight, bias, residual, seed, 1e-6, 0.1, centre)
+                    made, bias_dtype = s if s.numel() else x, None if bias is None else bias.dtype
+                    row_norm.backward(y, ds, made, weight, mean, rstd, seed, 0.1, bias_dtype, centre)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("which", LAUNCHED)
 def test_what_is_launched_is_on_record(monkeypatch, which, dtype):
-    """Tile, stages and threads of the same kernel in the same dtype; nothing runs, so that sizes may be a GPU's."""
-    launched: list[tuple[Any, int, dict[str, Any]]] = []
-
-    def launch(kernel, grid, *tensors, threads, **constants):
-        launched.append((kernel, threads, constants))
-
-    row_norm, elementwise, column_sums, gelu, embedding = (
-        importlib.import_module(f"minillm_kernels.{name}")
-        for name in ("row_norm", "elementwise", "column_sums", "gelu.fused", "embedding.fused")
-    )
-    for module in (row_norm, elementwise, column_sums, embedding):
-        monkeypatch.setattr(module, "launch", launch)
+    """The same kernel, dtypes, constants and threads, and no other constants; nothing runs, so sizes may be a GPU's."""
     op, _, form = which.partition(" ")
-    x, C = torch.zeros(4, 1024, dtype=dtype), 1024
-    switches = [(None, None), (torch.zeros(C), None), (None, SEED), (torch.zeros(C), SEED)]
-    if op == "embedding":
-        embedding.forward(torch.zeros(4, dtype=torch.int64), x)
-        embedding.backward(torch.zeros(300, dtype=torch.int64), x.new_zeros(300, C), 4)
-    elif op == "gelu":
-        for bias, seed in switches:
-            y = elementwise.unary_forward(x, bias, seed, gelu.FUNCTIONS[form], 0.1)
-            elementwise.unary_backward(y, x, bias, seed, gelu.FUNCTIONS[form], 0.1)
-    else:
-        centre = op == "layer_norm"
-        for width in (1024, 4096) if dtype == torch.bfloat16 else (1024,):  # float32 is on record at one
-            x, weight = torch.zeros(4, width, dtype=dtype), torch.zeros(width)
-            for residual, bias, seed in ((None, None, None), (x, None, None), (x, weight, SEED)):
-                y, s, mean, rstd = row_norm.forward(x, weight, bias, residual, seed, 1e-6, 0.1, centre)
-                bias_dtype = None if bias is None else bias.dtype
-                row_norm.backward(y, residual, s if s.numel() else x, weight, mean, rstd, seed, 0.1, bias_dtype, centre)
-    found = importlib.import_module(f"minillm_kernels.{op}.fused").variants()
-    variants = [v for v in found if "sm_90" in v.targets]
-    assert len({kernel.fn.__name__ for kernel, *_ in launched}) >= 3
-    for kernel, threads, constants in launched:
-        kinds = [v for v in variants if v.kernel is kernel and (str(dtype) in v.name or "sums" in v.name)]
-        same = [v for v in kinds if v.num_warps == threads // 32 and constants.items() <= dict(v.constants).items()]
-        assert same, (kernel.fn.__name__, threads, constants)
+    launched: list[tuple[Any, tuple[Any, ...], int, dict[str, Any]]] = []
+
+    def launch(kernel, grid, *arguments, threads, **constants):
+        launched.append((kernel, arguments, threads, constants))
+
+    for name in ("row_norm", "elementwise", "column_sums", "rotary.fused", "dropout.fused", "embedding.fused"):
+        monkeypatch.setattr(module(name), "launch", launch)
+    monkeypatch.setattr(dispatch, "launches", lambda tensor: True)
+    launch_all(op, form, dtype)
+    variants = [v for v in module(f"{op}.fused").variants() if "sm_90" in v.targets]
+    assert len({kernel.fn.__name__ for kernel, *_ in launched}) == LAUNCHED[which]
+    for kernel, arguments, threads, constants in launched:
+        given = dict(zip(kernel.arg_names, arguments, strict=False))
+        fixed = constants | {name: None for name, value in given.items() if value is None}
+        types = {name: TRITON_TYPE[value.dtype] for name, value in given.items() if isinstance(value, Tensor)}
+        same = [v for v in variants if v.kernel is kernel and v.num_warps == threads // 32 and v.constants == fixed]
+        assert any(types.items() <= v.signature.items() for v in same), (kernel.fn.__name__, types, threads, fixed)
 
 
 @pytest.mark.parametrize("form", ["none", "tanh"])
