@@ -87,6 +87,17 @@ def test_to_moves_every_tensor():
     assert moved.seed == 100
 
 
+@pytest.mark.parametrize("starts", [None, [0, 2, 3, 4]], ids=["from the first column", "padded on the left"])
+@pytest.mark.parametrize("lengths", [None, [4, 2, 0, 1]], ids=["to the last column", "padded on the right"])
+def test_real_tokens_stand_from_the_start_on_for_the_length(starts, lengths):
+    """By hand, row by row, padding on either side or on both."""
+    first, length = starts or [0] * 4, lengths or [5] * 4
+    wanted = [[a <= column < a + n for column in range(5)] for a, n in zip(first, length, strict=True)]
+    given = {name: torch.tensor(rows) for name, rows in (("starts", starts), ("lengths", lengths)) if rows is not None}
+    batch = Batch(tokens=torch.zeros(4, 5, dtype=torch.int64), **given)
+    assert batch.real().tolist() == wanted
+
+
 def test_model_inputs_are_all_that_a_model_takes():
     """All fields but tokens, targets and weights, by their names."""
     assert full().model_inputs().keys() == {*TENSORS, "seed"} - {"tokens", "targets", "weights"}

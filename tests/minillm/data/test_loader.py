@@ -149,6 +149,16 @@ def test_epochs_begin_at_other_offsets_and_in_other_orders(store_of):
     assert all(batch.lengths is None for batch in epochs)
 
 
+@pytest.mark.parametrize("context", [1, 2, 7, 10])
+def test_an_epoch_has_all_windows_that_are_full_at_every_offset(store_of, context):
+    """Counted offset by offset: not one is lost at the end, whatever the length of the text."""
+    for length in range(2, 60):
+        loader = make(store_of([list(range(length))]), context=context, batch_size=1)
+        places = length - 1  # the last token has no next one
+        fitting = min(len(range(offset, places - context + 1, context)) for offset in range(context))
+        assert loader.num_windows == max(1, fitting), length
+
+
 def loader_windows(tokens, context):
     """Number of windows that are full at every offset: one place is lost to the shift."""
     return (tokens - 1 - context + 1) // context
@@ -169,6 +179,14 @@ def test_step_k_needs_no_steps_before_it(store_of, layout):
         assert fields(make(store, seed=5, **layout).batch(step)) == steps[step]
     assert fields(make(store, seed=6, **layout).batch(3)) != steps[3]
     assert len({batch["seed"] for batch in steps}) == 30, "what is drawn within batches repeats itself"
+
+
+def test_evaluation_draws_the_same_for_a_batch_and_another_for_the_next(store_of):
+    """Masks of held-out text are those of the last look at it, and no batch has the pattern of another one."""
+    store = store_of([list(range(40))])
+    looks = [[batch.seed for batch in make(store, seed=5).eval_batches(2)] for _ in range(2)]
+    assert looks[0] == looks[1] and len(set(looks[0])) == len(looks[0]) == 5
+    assert set(looks[0]).isdisjoint(batch.seed for batch in make(store, seed=6).eval_batches(2))
 
 
 @pytest.mark.parametrize("documents", [[[1]], [[]]])

@@ -14,6 +14,7 @@ from minillm.data.corpora import open_corpus
 from minillm.data.shards import TokenStore, open_prepared, prepare, remove_leftovers
 from minillm.errors import InputError
 from minillm.tokenizer.byte import FIRST, ByteTokenizer
+from minillm.tokenizer.character import CharacterTokenizer
 from minillm.tokenizer.config import TokenizerConfig
 from minillm.tokenizer.training import train_tokenizer
 
@@ -63,26 +64,21 @@ def test_parts_and_batches_leave_no_trace(tmp_path, monkeypatch, kind):
 
 
 def test_kept_when_nothing_changed(tmp_path):
-    """Made once; anew when the text, the split, the tokenizer, the prefix or the suffix is another."""
+    """Made once; anew when one thing is another: the text, the split, the tokenizer, the prefix or the suffix."""
     (tmp_path / "text").mkdir()
     text = tmp_path / "text/a.txt"
     text.write_text("a text to be cut in two, now and again")
-    chars = train_tokenizer(TokenizerConfig(kind="char"), [text.read_text()])
-    cases = [
-        {},
-        {"prefix": [BOS]},
-        {"suffix": [EOS]},
-        {"tokenizer": chars},
-        {"valid_fraction": 0.3},
-    ]
-    for number, case in enumerate(cases):
-        case = dict(case)
-        corpus = open_corpus(str(text), valid_fraction=case.pop("valid_fraction", 0.1))
-        tokenizer = case.pop("tokenizer", BYTES)
-        assert prepare(corpus, tokenizer, tmp_path / "shards", **case), cases[number]
-        assert not prepare(corpus, tokenizer, tmp_path / "shards", **case)
-    text.write_text("a text to be cut in two, now and again!")
-    assert prepare(open_corpus(str(text), valid_fraction=0.3), BYTES, tmp_path / "shards")
+    chars, more = (CharacterTokenizer(text.read_text() + letters) for letters in ("", "!"))  # of one kind
+    case = {"valid_fraction": 0.1, "tokenizer": BYTES, "prefix": (), "suffix": ()}
+    changes = [{}, {"prefix": [BOS]}, {"suffix": [EOS]}, {"tokenizer": chars}, {"tokenizer": more}]
+    for change in (*changes, {"valid_fraction": 0.3}, {"text": "a text to be cut in two, now or again"}):
+        text.write_text(change.pop("text", text.read_text()))
+        case |= change
+        given = dict(case)
+        corpus = open_corpus(str(text), valid_fraction=given.pop("valid_fraction"))
+        tokenizer = given.pop("tokenizer")
+        assert prepare(corpus, tokenizer, tmp_path / "shards", **given), change
+        assert not prepare(corpus, tokenizer, tmp_path / "shards", **given)
 
 
 def test_only_the_splits_that_are_needed(tmp_path):

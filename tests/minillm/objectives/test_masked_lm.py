@@ -234,6 +234,15 @@ def test_the_loss_is_cross_entropy_at_the_hidden_places(choices: dict[str, Any])
     assert loss.count == (targets != -100).sum() == 5 + 3 + 1  # of 18 (cls, sep), of 10, of 1 maskable tokens
 
 
+def test_hidden_tokens_are_counted_anew_in_a_batch_that_had_other_targets() -> None:
+    """Such as one of next tokens, counted on its way to a device."""
+    before = noise(3, 20, targets=torch.zeros(3, 20, dtype=torch.int64)).to("cpu")
+    assert before.num_targets == 3 * 20
+    moved = masker(rate=0.15).prepare(before).to("cpu")
+    assert moved.targets is not None
+    assert moved.num_targets == (moved.targets != -100).sum() == 3 * 3  # of 18 tokens between cls and sep
+
+
 def test_only_targets_enter_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig(
         kind="encoder", vocab_size=V, context=20, num_layers=1, width=16, num_heads=2, head="transform"
