@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from minillm.errors import InputError
 from minillm.tokenizer.base import ALL_SPECIALS, FILE, NAMES, load_tokenizer
+from minillm.tokenizer.config import TokenizerConfig
+from minillm.tokenizer.training import train_tokenizer
 
 ODD = [
     pytest.param("", id="nothing"),
@@ -123,8 +125,11 @@ def test_saved_and_loaded(tokenizer, tmp_path, samples):
 
 
 def test_digests_tell_tokenizers_apart(trained):
-    """Four kinds, four digests."""
+    """Four kinds, four digests; of one kind, two that learnt from other texts."""
     assert len({tokenizer.digest for tokenizer in trained.values()}) == 4
+    for kind in ("bpe", "unigram", "char"):
+        other = train_tokenizer(TokenizerConfig(kind=kind, vocab_size=600), ["the cat sat on the mat\n"] * 9)
+        assert other.digest != trained[kind].digest, kind
 
 
 def test_a_failing_save_leaves_the_old_one(trained, tmp_path, monkeypatch):
@@ -182,6 +187,9 @@ def test_word_classes(trained):
     ids = {trained["bpe"].piece(token): token for token in range(trained["bpe"].vocab_size)}
     assert not begins[ids[" the"]] and ends[ids[" the"]]
     assert begins[ids["ing"]] and begins[ids["<0xC3>"]] and not begins[ids["<0x20>"]]
+    begins, ends = trained["byte"].word_classes()
+    word = trained["byte"].encode("naïve")  # ï is two bytes, which do not cut the word in two
+    assert begins[word].all() and ends[word].all() and not begins[trained["byte"].encode(" .\n")].any()
     for tokenizer in trained.values():
         begins, ends = tokenizer.word_classes()
         assert begins.dtype == ends.dtype == np.bool_ and len(begins) == len(ends) == tokenizer.vocab_size
