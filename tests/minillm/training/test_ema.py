@@ -1,6 +1,7 @@
 """The running mean of the weights is the one of the formula, stands in for them, and leaves them as they were."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -133,16 +134,21 @@ def test_the_trainer_keeps_judges_and_saves_the_mean(parts, make_trainer):
 
 
 def test_a_step_without_targets_leaves_the_mean(parts, make_trainer):
-    """No new weights, nothing to take in."""
+    """No new weights, nothing to take in: the mean stays behind them as it was, however many such steps come."""
 
-    class Empty(parts.Objective):
-        def __init__(self):
-            super().__init__(rate=0.0)
+    class Ends(parts.Objective):
+        def prepare(self, batch):
+            batch = super().prepare(batch)
+            return batch if batch.seed < 3 * 17 else replace(batch, targets=torch.full_like(batch.targets, -100))
 
-    trainer = make_trainer(objective=Empty(), ema_decay=0.5, max_steps=3)
-    before = {name: mean.clone() for name, mean in trainer.ema.tensors().items()}
-    trainer.fit()
-    assert all(torch.equal(mean, before[name]) for name, mean in trainer.ema.tensors().items())
+    given = {"optim": OptimConfig(learning_rate=0.1, warmup_steps=0, schedule="constant"), "ema_decay": 0.9}
+    three, six = (make_trainer(f"{n}", objective=Ends(), max_steps=n, **given) for n in (3, 6))
+    for trainer in (three, six):
+        trainer.fit()
+    assert six.state.empty_steps == 3
+    for name, mean in three.ema.tensors().items():
+        assert torch.equal(mean, six.ema.tensors()[name])
+        assert not torch.equal(mean, six.model.get_parameter(name))  # else nothing could move it
 
 
 def test_whoever_uses_the_run_gets_the_mean(tiny_config, tmp_path):

@@ -73,6 +73,20 @@ def test_steps_equal_torchs_muon(decay):
     assert moved > 0.03  # the steps were many times larger than what is allowed
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_decay_takes_its_share_of_the_weights_as_they_were(shape):
+    """Equation (4): beside a step without decay, eta lambda W is missing, whatever the direction."""
+    begun = random(shape, seed=3, dtype=torch.float64)
+    ends = []
+    for decay in (0.0, 0.3):
+        parameter = nn.Parameter(begun.clone())
+        parameter.grad = random(shape, seed=4, dtype=torch.float64)
+        group = {"params": [parameter], "matrices": True, "momentum": 0.9, "weight_decay": decay}
+        Muon([group], lr=0.5, product_dtype=torch.float64).step()
+        ends.append(parameter.detach())
+    torch.testing.assert_close(ends[0] - ends[1], 0.5 * 0.3 * begun, rtol=0, atol=1e-12)  # rounding in float64
+
+
 def test_linear_layers_go_to_muon_and_all_else_to_adamw(parts):
     """The groups by name: rates, decay, momentum."""
     model = parts.Model(parts.Config())
