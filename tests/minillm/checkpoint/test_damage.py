@@ -187,6 +187,18 @@ def test_a_manifest_cannot_lead_out_of_its_folder(folder, name):
         read_manifest(place)
 
 
+@pytest.mark.parametrize("fact, value", [("step", 3), ("score", [-0.5]), ("tokenizer", "0" * 64)])
+def test_a_changed_fact_is_damage(folder, fact, value):
+    """No file's digest tells of it, but the manifest's own: a score of another checkpoint would make this one best."""
+    path = folder.folder_of(4) / MANIFEST
+    table = json.loads(path.read_text())
+    assert table["facts"][fact] != value
+    table["facts"][fact] = value
+    path.write_text(json.dumps(table, indent=1) + "\n")
+    with pytest.raises(InputError, match=f"{MANIFEST} is damaged .its own SHA-256 does not fit.; use another"):
+        folder.load(4)
+
+
 def test_a_manifest_of_a_later_format_says_so(folder):
     place = folder.folder_of(4)
     table = json.loads((place / MANIFEST).read_text()) | {"format": 2}

@@ -35,6 +35,47 @@ def test_a_file_that_cannot_be_written_keeps_its_old_content(tmp_path, monkeypat
     assert path.read_text() == content and names(tmp_path) == ["file.txt"]
 
 
+@pytest.fixture
+def done(monkeypatch):
+    """The flushes, by the number of what was flushed, and the renamings ("renamed") as they come."""
+    calls, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (fsync(descriptor), calls.append(os.fstat(descriptor).st_ino)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (replace(*paths), calls.append("renamed")))
+    return calls
+
+
+def numbers(*paths) -> list[int]:
+    return [path.stat().st_ino for path in paths]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_after(tmp_path, done):
+    """Else a crash between the two leaves the name of a file that is empty."""
+    files.write_text(tmp_path / "file", "new")
+    assert done == [*numbers(tmp_path / "file"), "renamed", *numbers(tmp_path)]
+
+
+def test_all_of_a_folder_is_on_the_disk_before_it_has_its_name_and_its_name_after(tmp_path, done):
+    """Its files, and the names of them: those in a folder inside too."""
+    with files.new_folder(tmp_path / "folder") as draft:
+        (draft / "inside").mkdir()
+        for name in ("file", "inside/deep"):
+            (draft / name).write_text(name)
+    folder, at = tmp_path / "folder", done.index("renamed")
+    assert sorted(done[:at]) == sorted(numbers(folder, *folder.rglob("*"))) and len(done[:at]) == 4
+    assert done[at + 1 :] == numbers(tmp_path)
+
+
+@pytest.mark.parametrize("on_disk", [b"ne", b"nex", b"new!", b""], ids=["cut", "other", "more", "nothing"])
+def test_a_disk_that_has_something_else_is_found_out(tmp_path, monkeypatch, on_disk):
+    """It says that it took all; that is read back, and the old content stays."""
+    files.write_text(tmp_path / "file", "old")
+    write = files.write_all
+    monkeypatch.setattr(files, "write_all", lambda descriptor, _: write(descriptor, on_disk))
+    with pytest.raises(InputError, match="file: what is on the disk differs from what was written"):
+        files.write_text(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old"
+
+
 def test_text_is_utf8_with_line_ends_as_they_are(tmp_path):
     files.write_text(tmp_path / "file", "ä\r\nb\n")
     assert (tmp_path / "file").read_bytes() == b"\xc3\xa4\r\nb\n"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from minillm.checkpoint import native
 from minillm.checkpoint.native import put_tensors, read_tensors, tensors_of, write_tensors
 from minillm.errors import InputError
 
@@ -34,6 +35,34 @@ def test_equal_tensors_give_equal_bytes_in_any_order(tmp_path):
     write_tensors(tmp_path / "one", tensors)
     write_tensors(tmp_path / "two", dict(reversed(tensors.items())))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "on_disk",
+    [
+        pytest.param({"a": torch.tensor([1.0, -0.0]), "b": torch.ones(1)}, id="a-sign-of-zero"),
+        pytest.param({"a": torch.tensor([1.0, 0.0]), "b": torch.zeros(1)}, id="a-number"),
+        pytest.param({"a": torch.tensor([1.0, 0.0], dtype=torch.float64), "b": torch.ones(1)}, id="a-dtype"),
+        pytest.param({"a": torch.tensor([[1.0, 0.0]]), "b": torch.ones(1)}, id="a-shape"),
+        pytest.param({"a": torch.tensor([1.0, 0.0])}, id="one-less"),
+    ],
+)
+def test_a_disk_that_has_something_else_is_found_out(tmp_path, monkeypatch, on_disk):
+    """It says that it took all; that is read back, bit for bit."""
+    save = native.save_file
+    monkeypatch.setattr(native, "save_file", lambda tensors, path, **options: save(on_disk, path, **options))
+    with pytest.raises(InputError, match=r"cannot write \S*/x: what is on the disk differs from what was written"):
+        write_tensors(tmp_path / "x", {"a": torch.tensor([1.0, 0.0]), "b": torch.ones(1)})
+
+
+def test_what_is_read_back_comes_from_the_disk(tmp_path, monkeypatch):
+    """Flushed, and forgotten by the system: else its memory would be read, which has all that was written."""
+    done = []
+    for name in ("save_file", "sync_file", "forget_cached", "load_file"):
+        real = getattr(native, name)
+        monkeypatch.setattr(native, name, lambda *w, name=name, real=real, **o: (done.append(name), real(*w, **o))[1])
+    write_tensors(tmp_path / "x", {"a": torch.ones(2)})
+    assert done == ["save_file", "sync_file", "forget_cached", "load_file"]
 
 
 class Tied(nn.Module):

@@ -165,6 +165,14 @@ def test_keep_last_best_and_every(make_trainer):
     assert trainer.folder.steps() == [4, 6, 8, 10, 12] and trainer.folder.load("best").step == 4
 
 
+def test_only_what_was_judged_is_among_the_best(make_trainer):
+    """Judged are steps 4, 8 and 12, each worse than the one before; how good 3, 6 and 9 are, nobody knows."""
+    losses = iter([1.0, 2.0, 3.0])
+    trainer = make_trainer(evaluate=lambda model: {"loss": next(losses)}, eval_every=4, checkpoint_every=3, keep_best=2)
+    trainer.fit()
+    assert trainer.folder.load("best").step == 4 and trainer.folder.steps() == [4, 12]
+
+
 @pytest.mark.parametrize(
     "losses, best", [((5, 1, 3), 12), ((1, 5, 3), 4), ((5, 1, 6), 4)], ids=["last", "first", "old"]
 )
