@@ -11,7 +11,7 @@ from minillm.training.config import OptimConfig
 from minillm.training.optim import make_optimiser, optimiser_tensors, put_optimiser_tensors, set_learning_rate
 
 KINDS = [
-    pytest.param(OptimConfig(name="adamw", beta2=0.95, eps=1e-6), id="adamw"),
+    pytest.param(OptimConfig(name="adamw", beta1=0.8, beta2=0.95, eps=0.1), id="adamw"),
     pytest.param(OptimConfig(name="sgd"), id="sgd-momentum"),
     pytest.param(OptimConfig(name="sgd", momentum=0.0), id="sgd"),
 ]

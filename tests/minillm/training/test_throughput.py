@@ -75,13 +75,17 @@ def test_stopwatch_leaves_pauses_out(clock):
     assert watch.lap() == 20.0
 
 
-def test_mfu_is_rate_times_flops_over_the_yardstick(make_trainer, monkeypatch):
+@pytest.mark.parametrize("processes", [1, 4])
+def test_mfu_is_rate_times_flops_over_the_yardsticks(make_trainer, monkeypatch, processes):
+    """The rate is of all processes, and each has a device of its own; here one of them takes all micro-batches."""
     monkeypatch.setattr("minillm.training.trainer.yardstick", lambda *_: Yardstick(1e9, "a rate"))
     trainer = make_trainer(flops_per_token=5e3)
+    monkeypatch.setattr(trainer.processes, "size", processes)
+    monkeypatch.setattr(trainer.processes, "own", lambda parts: parts)
     trainer.fit()
     rows = read_columns(trainer.folder.timing_path)
     for rate, mfu in zip(rows["tokens_per_second"], rows["mfu"], strict=True):
-        assert mfu == pytest.approx(rate * 5e3 / 1e9, rel=1e-3, abs=1e-5)  # rounded to 5 decimals in the file
+        assert mfu == pytest.approx(rate * 5e3 / (1e9 * processes), rel=1e-3, abs=1e-5)  # 5 decimals in the file
 
 
 def test_without_flops_there_is_no_mfu_and_no_measurement(make_trainer, monkeypatch):
