@@ -280,6 +280,47 @@ def test_a_model_of_ours_opens_there_as_the_family_that_it_is(settings, name, tm
     assert any("pooler" in note for note in made.notes) == config.pooler
 
 
+# Of each family settings that are not transformers' defaults, so that one which is lost on the way is seen.
+UNUSUAL: dict[str, dict[str, Any]] = {
+    "bert": {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2, "hidden_act": "relu"}
+    | {"layer_norm_eps": 1e-3, "type_vocab_size": 3, "tie_word_embeddings": False},
+    "roberta": {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2}
+    | {"layer_norm_eps": 1e-3, "type_vocab_size": 3, "tie_word_embeddings": False},
+    "distilbert": {"dropout": 0.3, "attention_dropout": 0.2, "activation": "relu", "tie_word_embeddings": False},
+    "modernbert": {"embedding_dropout": 0.3, "mlp_dropout": 0.3, "attention_dropout": 0.2, "norm_eps": 1e-3}
+    | {"global_rope_theta": 300.0, "local_rope_theta": 50.0, "global_attn_every_n_layers": 2}
+    | {"local_attention": 4, "tie_word_embeddings": False},
+    "gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.2, "layer_norm_epsilon": 1e-3}
+    | {"activation_function": "relu", "n_inner": 40, "tie_word_embeddings": False},
+    "llama": {"attention_dropout": 0.2, "rms_norm_eps": 1e-3, "rope_theta": 500.0, "head_dim": 4}
+    | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "mistral": {"attention_dropout": 0.2, "rms_norm_eps": 1e-3, "rope_theta": 500.0, "head_dim": 4}
+    | {"sliding_window": 7, "tie_word_embeddings": True},
+    "qwen3": {"attention_dropout": 0.2, "rms_norm_eps": 1e-3, "rope_theta": 500.0, "tie_word_embeddings": True}
+    | {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 0},
+}
+
+
+def test_every_setting_comes_in_and_goes_out_without_the_folder_that_it_came_from(peer, family, head, tmp_path) -> None:
+    """As of a model that was pretrained here: what its own configuration does not say, nothing else does.
+
+    Dropout and the spread of initial weights are among them, which no logit of a model in use would show.
+    """
+    import transformers
+
+    there = peer(family, head, initializer_range=0.05, **UNUSUAL[family])
+    loaded = minillm.load(there.folder)
+    config = loaded.model.config
+    assert (config.attention_dropout, config.init_std) == (0.2, 0.05)
+    assert config.dropout == (0.3 if family not in ("llama", "mistral", "qwen3") else 0.0)
+    export_model(loaded.model, tmp_path / "out", tokenizer=None, family=family)
+    old, new = there.model.config.to_dict(), transformers.AutoConfig.from_pretrained(tmp_path / "out").to_dict()
+    usual = transformers.AutoConfig.for_model(family).to_dict()
+    lost = {name for name in old if new.get(name) != old[name]} - {"_name_or_path"}
+    assert lost <= {f"{symbol}_token_id" for symbol in ("pad", "bos", "eos", "cls", "sep")}  # a tokenizer's
+    assert all(old[name] != usual.get(name) for name in UNUSUAL[family] if name in old)
+
+
 def test_shards_go_out_and_come_in(peer, family, head, tmp_path) -> None:
     """Several files and an index, which transformers reads, and we."""
     there = peer(family, head)
