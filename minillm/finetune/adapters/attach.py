@@ -71,7 +71,11 @@ def attach(
         raise ValueError(f"an adapter named {name!r} is attached already; detach it or take another name")
     parts = _make_parts(model, config, name)
     if tensors is not None:
-        _put_tensors(_tensors_of(parts), tensors, source)
+        try:
+            _put_tensors(_tensors_of(parts), tensors, source)
+        except InputError:
+            forget_pass_seed(backbone_of(model))  # the parts' dropout had asked for it
+            raise
     put_parts(backbone_of(model), parts, name)
     set_active(model, name)
 

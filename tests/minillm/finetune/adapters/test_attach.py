@@ -260,3 +260,14 @@ def test_tensors_that_do_not_fit_change_nothing(stand_in, change):
     with pytest.raises(InputError, match=f"somewhere is of another architecture: the model .*{message}"):
         put_adapter_tensors(model, "adapter", tensors, source="somewhere")
     assert all(torch.equal(tensor, before[key]) for key, tensor in adapter_tensors(model, "adapter").items())
+
+
+def test_an_adapter_that_does_not_fit_leaves_nothing_behind(stand_in):
+    """No wrapper, nothing frozen, and nobody who listens to the seeds of the passes for its dropout."""
+    model = stand_in()
+    names = list(model.state_dict())
+    with pytest.raises(InputError, match="the file has no such tensor"):
+        attach(model, LoRAConfig(dropout=0.5), tensors={"more": torch.ones(2)}, source="somewhere")
+    assert list(model.state_dict()) == names and len(learning(model)) == len(names)
+    backbone = model.backbone
+    assert not any(module._forward_pre_hooks for module in (backbone, *backbone.blocks))
