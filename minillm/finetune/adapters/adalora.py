@@ -28,9 +28,10 @@ Trainable: r (in + out + 1) for each target. The running means of (3) are buffer
 t is the trainer's: a resumed run prunes as if it had not stopped. Pruned triplets stay in the file, as zeros. With
 `train.ema_decay` the mean of E is judged and saved: it becomes 0 where E does, and follows where E grows back.
 
-Source: Zhang et al. (2023), arXiv:2303.10512, equations 3 and 7-12 and algorithm 1, which takes the sensitivity at the
-weights where the gradient was taken. PEFT takes it after the step, divides alpha by r + 1e-5, and calls none of this
-from its trainer.
+Source: Zhang et al. (2023), arXiv:2303.10512, equations 3, 4 and 7-12 and algorithm 1, which takes the sensitivity at
+the weights where the gradient was taken. Equation 4 squares the norms of (2) and adds them up; the mean of them as they
+are is PEFT's. PEFT takes the sensitivity after the step, divides alpha by r + 1e-5, and calls none of this from its
+trainer.
 
 Read next: `bottleneck.py`.
 """

@@ -14,7 +14,8 @@ weighs both terms: the sums stay sums over the same targets, and k micro-batches
 Cost: two passes forward and backward in place of one, activations of both in memory. Without dropout in the model it is
 the task's own loss at twice the cost.
 
-Source: Liang et al. (2021), arXiv:2106.14448; alpha is 1 to 5 there.
+Source: Liang et al. (2021), arXiv:2106.14448, whose equation 4 has the sum of the two losses and not their mean: alpha
+here is half of alpha there.
 
 Read next: `adversarial.py`.
 """
