@@ -259,8 +259,8 @@ class PromptAnswer:
 def packed(sizes: Sequence[int], room: int) -> list[list[int]]:
     """Return which rows share a sequence of `room` tokens: in order, each with those before it while there is room.
 
-    >>> packed([3, 2, 4, 9, 1], room=6)
-    [[0, 1], [2], [3], [4]]
+    >>> packed([3, 3, 4, 1, 6], room=6)
+    [[0, 1], [2, 3], [4]]
     """
     shared: list[list[int]] = []
     left = 0

@@ -73,6 +73,8 @@ def test_truncation_is_counted_in_rows_and_tokens():
     assert (sequences.truncation.rows, sequences.truncation.tokens) == (1, 10)
     pair = encoder().sequences(["x" * 20], ["y" * 3])
     assert split(pair)[0][1:7] == tokens("x" * 6) and (pair.truncation.rows, pair.truncation.tokens) == (1, 14)
+    both = encoder().sequences(["x" * 20], ["y" * 20]).truncation  # 9 tokens of 40 are left
+    assert (both.rows, both.tokens) == (1, 31)
     assert encoder().sequences(["x" * 10]).truncation.rows == 0
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.config import read_toml
 from minillm.errors import InputError
+from minillm.finetune import learning_rate
 from minillm.finetune.adapters.config import BitFitConfig, LoRAConfig
 from minillm.finetune.learning_rate import matrix_rms, suitable_rate, with_learning_rate
 from minillm.finetune.run import TWIN, finetune, prepared_run
@@ -42,6 +44,23 @@ def test_the_rate_of_everything_by_hand(model_with, rms):
     assert suitable_rate(model, EVERYTHING, None) == pytest.approx(
         5.5 * rms / (shape.num_layers * shape.width), rel=0.05
     )
+
+
+ROWS = [
+    [cell.strip() for cell in line.split("|")[1:-1]]
+    for line in (learning_rate.__doc__ or "").splitlines()
+    if line.startswith("|") and "RMS" not in line and "---" not in line
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_the_table_of_the_page_is_what_the_rule_gives(monkeypatch, row):
+    """From 2 layers of 128 to the 12 of 768 of BERT-base."""
+    rms, layers, width, rate = (float(cell) for cell in row[1:5])
+    monkeypatch.setattr(learning_rate, "matrix_rms", lambda model: rms)
+    shape = SimpleNamespace(num_layers=int(layers), width=int(width))
+    model = SimpleNamespace(config=SimpleNamespace(backbone=shape))
+    assert len(ROWS) == 5 and suitable_rate(model, EVERYTHING, None) == rate
 
 
 @pytest.mark.parametrize(

@@ -44,14 +44,27 @@ def test_ragged_sets_are_seen_evenly(count, size):
 
 
 def test_a_batch_depends_on_nothing_but_the_step():
-    """Asked in any order, by another loader too: the same batch; another seed, another order."""
+    """Asked in any order, by another loader too: the same batch; another seed, another order and other dropout."""
     first, second = (SequenceLoader(sequences(500), batch_size=8, pad=0, seed=3) for _ in range(2))
     steps = [70, 0, 69, 1, 200, 0]
     for step in steps:
         a, b = first.batch(step), second.batch(step)
         assert torch.equal(a.tokens, b.tokens) and a.seed == b.seed
-    assert taken(SequenceLoader(sequences(500), batch_size=8, pad=0, seed=4), range(5)) != taken(first, range(5))
-    assert first.batch(0).seed != first.batch(1).seed
+    other = SequenceLoader(sequences(500), batch_size=8, pad=0, seed=4)
+    assert taken(other, range(5)) != taken(first, range(5))
+    assert len({loader.batch(step).seed for loader in (first, other) for step in (0, 1)}) == 4
+
+
+def test_texts_that_vary_are_asked_for_by_their_number_and_epoch():
+    """Over three epochs each sequence once an epoch: a batch has what was given for the two numbers."""
+    data = sequences(12)
+
+    def varied(places, epochs):
+        tokens = (100 * epochs + places).astype(np.int32)
+        return Sequences(tokens=tokens, bounds=np.arange(len(places) + 1), rows=np.arange(len(places)))
+
+    loader = SequenceLoader(data, batch_size=4, pad=0, varied=varied)
+    assert sorted(taken(loader, range(9))) == [100 * epoch + place for epoch in range(3) for place in range(12)]
 
 
 def test_buckets_save_padding_and_mix_lengths():

@@ -1,13 +1,16 @@
 """How LoRA and its kin begin, and how they drop."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from minillm_kernels.dispatch import backend
+from torch.nn import functional as F
 
 from minillm.finetune.adapters.attach import attach, detach
 from minillm.finetune.adapters.config import AdaLoRAConfig, LoRAConfig
+from minillm.finetune.adapters.dora import DoRA
 from minillm.finetune.adapters.lora import LoRA
 from minillm.model.layers import Linear
 
@@ -82,6 +85,25 @@ def test_dropout_leaves_the_mean_where_it_was(stand_in, stir):
     dropped = place(x) - place.base(x)
     error = dropped.std(dim=0) / 2000**0.5
     assert ((dropped.mean(dim=0) - still).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_dropout_acts_on_what_enters_the_update(stand_in, stir, config):
+    """The weight itself sees all of x; what the update adds to it sees the elements of x that were kept."""
+    model = stand_in("encoder-pre", num_layers=1).backbone
+    attach(model, dataclasses.replace(config, targets=("q",)))
+    stir(model)
+    place = model.blocks[0].attention.q
+    part, weight, bias = place.adapters["adapter"], place.base.weight, place.base.bias
+    merged, _ = part.merged(weight, bias)
+    own = weight
+    if isinstance(part, DoRA):  # its gain scales the weight too
+        own = (part.magnitude / (weight + part.product(weight)).norm(dim=1))[:, None] * weight
+    model.train()(torch.zeros(1, 1, dtype=torch.int64), seed=1)  # leaves its seed
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+    kept = part.dropout(x)
+    assert kept.eq(0).any() and not kept.eq(0).all()
+    torch.testing.assert_close(place(x), F.linear(x, own, bias) + F.linear(kept, merged - own), rtol=1e-4, atol=1e-5)
 
 
 def test_each_place_and_adapter_drops_its_own_pattern(stand_in):

@@ -136,6 +136,24 @@ def test_each_text_is_shifted_by_epsilon_at_most_and_padding_by_nothing(
     assert not delta[~batch.real()].any()
 
 
+def test_every_step_of_pgd_follows_the_gradient_at_the_shift_before(plain_task, task_model, ragged_batch):
+    """The formula by hand: a stride of 3/2 eps / K along it, then back to eps where that is longer."""
+    steps, model, batch, plain = 4, task_model(), ragged_batch(), plain_task("single_label")
+    seen: list[Tensor] = []
+    handle = model.backbone.blocks[0].register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0].detach()))
+    Adversarial(plain, EPSILON, steps).losses(model, batch)
+    handle.remove()
+    assert len(seen) == steps + 1
+    for before, after in zip(seen, seen[1:], strict=False):
+        point = before.clone().requires_grad_()
+        with changed_embeddings(model.backbone, lambda e, point=point: point):
+            (gradient,) = torch.autograd.grad(plain.step(model, batch).total, point)
+        gradient = gradient / gradient.flatten(1).norm(dim=1)[:, None, None]
+        moved = before - seen[0] + 1.5 * EPSILON / steps * gradient
+        length = moved.flatten(1).norm(dim=1)[:, None, None]
+        torch.testing.assert_close(after - seen[0], moved * (EPSILON / length).clamp(max=1.0), rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_packed_texts_are_shifted_as_each_by_itself(steps, kind, plain_task, task_model):

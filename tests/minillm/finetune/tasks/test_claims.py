@@ -92,6 +92,23 @@ def test_micro_batches_give_the_gradient_of_the_mean(parts, cls, kind, choices):
         assert excess == 0
 
 
+@pytest.mark.parametrize("cls", [Tagging, PromptAnswer])
+def test_labels_are_smoothed_in_training_and_never_in_evaluation(parts, cls):
+    """So that losses of runs with and without smoothing can be held against each other; the truth is PyTorch's."""
+    task, model, sequences = parts(cls, "decoder", {"label_smoothing": 0.3})
+    rows = np.arange(len(sequences))
+    batch = collate(sequences, rows, pad=3, seed=1)
+    outputs, targets = task.outputs(model.eval(), batch), batch.targets
+    targets = targets[targets != -100] if cls is PromptAnswer else targets.flatten()
+    plain, smoothed = (
+        F.cross_entropy(outputs.reshape(len(targets), -1), targets, label_smoothing=e).item() for e in (0.0, 0.3)
+    )
+    trained = task.step(model, batch)
+    assert (trained.total / trained.count).item() == pytest.approx(smoothed, rel=1e-5)
+    evaluated = task.figures(task.predict(model, [(rows, batch)], sequences))["loss"]
+    assert evaluated == pytest.approx(plain, rel=1e-5) and abs(plain - smoothed) > 1e-2
+
+
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 @pytest.mark.parametrize("cls, kind, choices", CASES)
 @torch.no_grad()

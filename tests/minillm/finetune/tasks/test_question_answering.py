@@ -5,12 +5,13 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minillm.errors import InputError
 from minillm.finetune.config import TaskConfig
-from minillm.finetune.loader import SequenceLoader
+from minillm.finetune.loader import SequenceLoader, collate
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.tasks.question_answering import (
     Answer,
@@ -148,6 +149,50 @@ def test_an_answer_longer_than_a_window_is_counted(task_model):
     sequences = task.encode(table(rows), COLUMNS, encoder, labelled=True)
     assert "answers that no window has as a whole: 1" in sequences.notes[0]
     assert not sequences.targets.any()
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_windows_that_have_the_whole_answer_are_asked_for_it_and_no_others(task_model, kind):
+    """A letter is a token, so windows say by their letters what they have: three at every place of a long context."""
+    context = "abcdefghijklmnopqrstuvwxyz"
+    task = QuestionAnswering.learn(config(), table(ROWS), COLUMNS)
+    _, encoder = task_model(task, kind, context=16, text={"overlap": 1})
+    rows = [("?", context, [context[place : place + 3]]) for place in range(len(context) - 2)]
+    sequences = task.encode(table(rows), COLUMNS, encoder, labelled=True)
+    details, numbers = sequences.details, []
+    for number, row in enumerate(sequences.rows):
+        (letters,) = rows[row][2]
+        window = "".join(context[start:stop] for start, stop in details.spans[number])
+        first, last = details.none[number], details.none[number]
+        if letters in window:
+            first = details.first[number] + window.index(letters)
+            last = first + 2
+        numbers.append((first, last))
+    assert sequences.targets.tolist() == [list(pair) for pair in numbers]
+    assert len(sequences) > 2 * len(rows) and "as a whole" in sequences.notes[0]
+
+
+def test_an_answer_in_several_windows_has_the_best_of_their_scores(task_model, monkeypatch):
+    """And no answer the lowest: by hand over all pairs of all windows, whose logits are drawn."""
+    context = "abcdefghijklmnopqrstuvwxyz"
+    task = QuestionAnswering.learn(config(candidates=999, max_answer_tokens=3), table(ROWS), COLUMNS)
+    model, encoder = task_model(task, context=20, text={"overlap": 7})
+    sequences = task.encode(table([("?", context, ["abc"])]), COLUMNS, encoder, labelled=True)
+    logits = [torch.randn(2, 20, generator=torch.Generator().manual_seed(n)) for n in range(len(sequences))]
+    following = iter(logits)
+    monkeypatch.setattr(task, "outputs", lambda model, batch: next(following)[None, :, : batch.tokens.shape[1]])
+    places = [(np.array([n]), collate(sequences, np.array([n]))) for n in range(len(sequences))]
+    said = task.predict(model, places, sequences)
+    (found,), (none,) = said.candidates, said.none
+    scores, details = {}, sequences.details
+    for (start, stop), spans, begin in zip(logits, details.spans, details.first, strict=True):
+        for i, j in itertools.product(range(len(spans)), range(len(spans))):
+            if i <= j < i + 3:
+                text = context[spans[i][0] : spans[j][1]]
+                scores[text] = max(scores.get(text, -np.inf), float(start[begin + i] + stop[begin + j]))
+    assert len(sequences) == 3 and [c.score for c in found] == sorted((c.score for c in found), reverse=True)
+    assert {c.text: c.score for c in found} == pytest.approx(scores)
+    assert none == pytest.approx(min(float(drawn[:, 0].sum()) for drawn in logits))
 
 
 def test_a_long_question_keeps_half_of_the_room(task_model):

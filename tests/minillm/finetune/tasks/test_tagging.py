@@ -110,6 +110,15 @@ def test_entities_have_places_in_the_text(task_model, all_knowing):
         assert all(0.9 < e["probability"] <= 1.0 for e in answer["entities"])
 
 
+def test_an_entity_is_as_likely_as_the_least_likely_of_its_words():
+    task = Tagging.learn(CONFIG, table(), COLUMNS)
+    sentences = read_sentences(table([(["Ada", "Lovelace", "slept"], ["B-PER", "I-PER", "O"])]), COLUMNS, labelled=True)
+    shares = np.array([0.9, 0.6, 0.3], dtype=np.float32)
+    said = TagPredictions(sentences=sentences, guesses=[["B-PER", "I-PER", "O"]], probabilities=[shares], loss=None)
+    (answer,) = task.answers(said)
+    assert [found["probability"] for found in answer["entities"]] == pytest.approx([0.6])
+
+
 def test_a_text_is_split_where_it_has_no_words(task_model):
     """Unlabelled texts: their own words, in their own spacing."""
     task = Tagging.learn(CONFIG, table(), COLUMNS)
@@ -275,3 +284,12 @@ def test_figures_of_every_tag():
     assert (x.name, x.precision, x.recall, x.f1, x.support, x.predicted) == ("X", 1.0, 0.5, pytest.approx(2 / 3), 2, 1)
     assert (y.precision, y.recall, z.f1) == (0.5, 1.0, None)
     assert task.figures(said) == {"loss": 1.0, "accuracy": 2 / 3, "macro_f1": pytest.approx(2 / 3)}
+
+
+def test_accuracy_counts_words_and_not_sentences():
+    """Three of four words are right; of the two sentences one is right and one is wrong."""
+    tagged = [(["a", "b", "c"], ["X", "X", "Y"]), (["d"], ["Z"])]
+    task = Tagging.learn(CONFIG, table(tagged), COLUMNS)
+    sentences = read_sentences(table(tagged), COLUMNS, labelled=True)
+    said = TagPredictions(sentences=sentences, guesses=[["X", "X", "Y"], ["X"]], probabilities=(), loss=1.0)
+    assert task.figures(said)["accuracy"] == 3 / 4

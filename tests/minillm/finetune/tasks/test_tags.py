@@ -46,6 +46,7 @@ def test_every_scheme_says_the_same(given_tags):
         (["B-X", "I-Y", "I-Y"], ["B-X", "B-Y", "I-Y"]),
         (["B-X", "O", "I-X"], ["B-X", "O", "B-X"]),
         (["E-X", "E-X"], ["B-X", "B-X"]),
+        (["B-X", "L-X", "I-X"], ["B-X", "I-X", "B-X"]),
         ([], []),
     ],
     ids=str,

@@ -237,18 +237,34 @@ def test_windows_of_a_text_become_one_answer(task_model, name):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_windows_count_once_a_text(task_model):
-    """The loss of a set in which one text has many windows: each text's mean, then their mean."""
+@pytest.mark.parametrize(
+    "balanced, smoothing", [(False, 0.0), (True, 0.0), (True, 0.2)], ids=["plain", "balanced", "balanced-smoothed"]
+)
+@pytest.mark.parametrize("name", ["single_label", "multi_label"])
+def test_windows_count_once_a_text(task_model, name, balanced, smoothing):
+    """A text of many windows beside one of one: each text's mean, then their mean, weighed by the labels' weights."""
     texts = ["short", "a text that is so long that it needs several windows " * 2]
-    task = SingleLabel.learn(TaskConfig(), table("single_label"), COLUMNS)
+    choices = TaskConfig(name=name, class_weights="balanced" if balanced else "none", label_smoothing=smoothing)
+    task = TASKS[name].learn(choices, table(name), COLUMNS)
     model, encoder = task_model(task, context=24, text={"long_texts": "windows", "overlap": 4})
-    sequences = task.encode(table("single_label", texts), COLUMNS, encoder, labelled=True)
+    sequences = task.encode(table(name, texts), COLUMNS, encoder, labelled=True)
     batch = task.prepare(collate(sequences, np.arange(len(sequences))))
     loss = task.step(model, batch)
-    losses = F.cross_entropy(task.outputs(model, batch), batch.targets, reduction="none")
-    expected = (losses[0] + losses[1:].mean()) / 2
-    assert loss.count.item() == pytest.approx(2.0)
-    assert (loss.total / loss.count).item() == pytest.approx(expected.item(), rel=1e-6)
+    outputs, targets = task.outputs(model, batch).double(), batch.targets
+    if name == "single_label":  # of six rows are one "a", four "b", one "c"
+        losses = F.cross_entropy(outputs, targets, reduction="none", label_smoothing=smoothing)
+        weights = torch.tensor([2.0, 0.5, 2.0])[targets]
+    else:  # and of the three labels are three, two, two
+        wanted = targets.double() * (1 - smoothing) + smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
+        yes, no = torch.tensor([1.0, 1.5, 1.5]), torch.tensor([1.0, 0.75, 0.75])
+        weights = torch.where(targets == 1, yes, no)
+    weights = weights if balanced else torch.ones_like(weights)
+    assert len(sequences) > 3 and (not balanced or len(weights.unique()) > 1)
+    total = (losses * weights)[0].sum() + (losses * weights)[1:].mean(dim=0).sum()
+    count = weights[0].sum() + weights[1].sum()
+    assert loss.count.item() == pytest.approx(count.item())
+    assert loss.total.item() == pytest.approx(total.item(), rel=1e-6)
 
 
 def test_rows_without_a_target_count_nothing():
@@ -279,6 +295,8 @@ def test_answers():
     multi = MultiLabel(TaskConfig(name="multi_label"), TaskFacts(name="multi_label", labels=("a", "b", "c")))
     said = dataclasses.replace(said, task="multi_label", logits=np.array([[1.0, -1.0, 0.0]], dtype=np.float32))
     assert next(multi.answers(said))["label"] == ["a", "c"]
+    (cooler,) = multi.answers(said, temperature=2.0, thresholds=[0.63, 0.63, 0.5])  # 1 / (1 + exp(-1/2)) is 0.622
+    assert cooler["probabilities"]["a"] == pytest.approx(1 / (1 + np.exp(-0.5))) and cooler["label"] == ["c"]
     regression = Regression(TaskConfig(name="regression"), TaskFacts(name="regression", center=3.0, scale=2.0))
     assert regression.in_unit(np.array([[0.5]], dtype=np.float32)).tolist() == [[4.0]]
 
