@@ -52,6 +52,8 @@ def test_a_batch_depends_on_nothing_but_the_step():
         assert torch.equal(a.tokens, b.tokens) and a.seed == b.seed
     other = SequenceLoader(sequences(500), batch_size=8, pad=0, seed=4)
     assert taken(other, range(5)) != taken(first, range(5))
+    plain = [SequenceLoader(sequences(500), batch_size=8, pad=0, buckets=False, seed=seed) for seed in (3, 4)]
+    assert taken(plain[0], range(5)) != taken(plain[1], range(5))  # also which rows are of one batch
     assert len({loader.batch(step).seed for loader in (first, other) for step in (0, 1)}) == 4
 
 

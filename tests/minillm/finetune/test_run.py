@@ -15,8 +15,11 @@ from minillm.checkpoint.run_folder import RunFolder
 from minillm.config import build, read_toml
 from minillm.errors import InputError, Stopped
 from minillm.finetune import report, run
+from minillm.finetune.adapters.adalora import WithOrthogonality
 from minillm.finetune.config import FinetuneConfig
 from minillm.finetune.predict import load_finetuned
+from minillm.finetune.regularisers.adversarial import Adversarial
+from minillm.finetune.regularisers.r_drop import RDrop
 from minillm.finetune.run import finetune, resume
 from minillm.finetune.seeds import finetune_seeds, resume_seeds
 from minillm.finetune.source import open_source
@@ -134,6 +137,59 @@ def test_resumed_equals_never_stopped(settings, tmp_path, kill_at, given, killed
     kill_at(None)
     resume(tmp_path / "again", {"train": {"log_every": 1}})
     assert left_by(tmp_path / "again") == left_by(tmp_path / "through")
+
+
+@pytest.fixture
+def trainer_of(settings, tmp_path):
+    """Return a function: settings -> the trainer of such a run, before its first step."""
+
+    def make(**given):
+        config, _, material, model = run.prepared_run(settings(**given), run.Mute())
+        folder = RunFolder(tmp_path / "run")
+        folder.create()
+        with run.joined(config.distributed, torch.device("cpu")) as processes:
+            return run._trainer(config, folder, material, model, processes, run.Mute())
+
+    return make
+
+
+def test_a_run_decays_its_rate_towards_the_bottom(trainer_of):
+    """One layer: head, final norm, block and embeddings stand one above the other."""
+    groups = trainer_of(scope__layer_decay=0.5, optim__learning_rate=0.8).optimiser.param_groups
+    assert {group["peak_lr"] for group in groups} == {0.8, 0.4, 0.2, 0.1}
+
+
+def test_a_run_unfreezes_its_layers_one_by_one(trainer_of):
+    """Before its first steps the head alone learns, later on the block too."""
+    trainer = trainer_of(scope__unfreeze_every=5)
+    for step, names in ((0, {"head"}), (4, {"head"}), (5, {"head", "backbone.final_norm", "backbone.blocks"})):
+        trainer.state.step = step
+        for call in trainer.before_step:
+            call(trainer)
+        learning = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+        assert {".".join(n.split(".")[: 1 + n.startswith("backbone")]) for n in learning} == names
+
+
+def test_a_run_is_regularised_as_its_settings_say(trainer_of):
+    """The attack around R-Drop around the task, and AdaLoRA's penalty, which counts once, around them all."""
+    given = {"regulariser__r_drop": 2.0, "regulariser__adversarial": 0.3, "adapter__kind": "adalora"}
+    objective = trainer_of(**given).objective
+    kinds = [type(objective), type(objective.objective), type(objective.objective.objective)]
+    assert kinds == [WithOrthogonality, Adversarial, RDrop]
+    assert objective.objective.objective.task.name == "single_label"
+
+
+def test_a_run_prunes_adalora_to_its_budget(settings, tmp_path):
+    """Two triplets of each linear layer on the mean, of the three that there are."""
+    given = {"adapter__kind": "adalora", "adapter__rank": 3, "adapter__target_rank": 2, "adapter__prune_every": 1}
+    finetune(settings(**given), tmp_path / "run")
+    values = [t for n, t in RunFolder(tmp_path / "run").load("latest").model_tensors().items() if n.endswith(".E")]
+    assert sum(int(value.ne(0).sum()) for value in values) == 2 * len(values) > 0
+
+
+def test_a_run_drops_what_its_settings_say_and_not_as_in_pretraining(trainer_of):
+    model = trainer_of(backbone__dropout=0.3, head__dropout=0.2).model
+    assert (model.config.backbone.dropout, model.backbone.config.dropout, model.head.dropout_p) == (0.3, 0.3, 0.2)
 
 
 def test_seeds_decide_and_nothing_else(settings, tmp_path):

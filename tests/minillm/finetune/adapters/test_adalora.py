@@ -23,6 +23,17 @@ def adapted(stand_in):
     return model
 
 
+def test_the_factors_begin_as_the_page_says(stand_in):
+    """A and B from N(0, 0.02^2), whatever the layer's size, and E at 0."""
+    model = stand_in("encoder-pre")
+    torch.manual_seed(5)
+    attach(model, AdaLoRAConfig(rank=40, target_rank=2))
+    for letter, deviation in (("A", 0.02), ("B", 0.02), ("E", 0.0)):
+        drawn = torch.cat([part.factors()[letter].detach().flatten() for part in updates(model, "adapter")])
+        assert drawn.std().item() == pytest.approx(deviation, rel=0.05)
+        assert drawn.mean().item() == pytest.approx(0.0, abs=1e-3)
+
+
 def test_the_penalty_is_in_the_loss_in_training_and_never_in_evaluation(adapted, classify):
     objective = WithOrthogonality(classify, "adapter")
     tokens = torch.arange(12).reshape(2, 6)
@@ -136,15 +147,30 @@ def test_sensitivities_are_those_of_the_gradient_before_clipping_and_the_weights
     with torch.no_grad():
         for part in updates(adapted, "adapter"):
             part.E.normal_()
+            part.config = dataclasses.replace(CONFIG, beta1=0.8, beta2=0.9)
     trainer.after_backward.append(note)
     RankAllocator(adapted, "adapter", steps=10).connect(trainer)
     trainer.fit()
     for number, part in enumerate(updates(adapted, "adapter")):
         for letter in "AEB":
             now = products[number, letter]
-            torch.testing.assert_close(getattr(part, f"sensitivity_{letter}"), (1 - 0.85) * now)
-            torch.testing.assert_close(getattr(part, f"uncertainty_{letter}"), (1 - 0.85) * 0.85 * now)
+            torch.testing.assert_close(getattr(part, f"sensitivity_{letter}"), (1 - 0.8) * now)
+            torch.testing.assert_close(getattr(part, f"uncertainty_{letter}"), (1 - 0.9) * 0.8 * now)
     assert max(now.max() for now in products.values()) > 1e-4
+
+
+def test_past_the_last_pruning_step_the_scores_stand(adapted, classify, make_trainer):
+    """Up to t_f every step renews the running means, and none does after it."""
+    trainer = make_trainer(adapted, classify, max_steps=10)
+    allocator = RankAllocator(adapted, "adapter", steps=10)
+    allocator.connect(trainer)
+    means = []
+    trainer.after_step.append(lambda _: means.append([p.sensitivity_A.clone() for p in updates(adapted, "adapter")]))
+    trainer.fit()
+    assert allocator.last == 6
+    for step in range(2, 11):
+        same = all(torch.equal(a, b) for a, b in zip(means[step - 2], means[step - 1], strict=True))
+        assert same == (step > 6), step
 
 
 def test_a_gradient_that_overflowed_leaves_the_means_alone(adapted):

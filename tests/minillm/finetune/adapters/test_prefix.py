@@ -226,3 +226,13 @@ def test_the_network_makes_what_its_formula_says(stand_in, stir):
         keys, values = flat.chunk(2, dim=1)
         truth = torch.stack((keys.view(3, 2, 4), values.view(3, 2, 4)))
         torch.testing.assert_close(made.double(), truth, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mlp_width", [None, 100], ids=["plain", "network"])
+def test_a_prefix_begins_small(stand_in, mlp_width):
+    """Matrices from N(0, 0.02^2) and biases at 0."""
+    model = stand_in("llama", width=64)
+    torch.manual_seed(0)
+    attach(model, PrefixConfig(length=90, mlp_width=mlp_width))
+    for name, drawn in adapter_tensors(model, "adapter").items():
+        assert drawn.eq(0).all() if name.endswith("bias") else drawn.std().item() == pytest.approx(0.02, rel=0.05)
