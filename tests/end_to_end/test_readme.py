@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from minillm_kernels.dispatch import OPS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,6 +39,21 @@ def test_readme_shows_commands():
     commands = commands_of(README)
     assert "make quickstart" in commands
     assert sum("minillm " in c for c in commands) >= 6
+
+
+def test_the_tree_is_that_of_the_files():
+    """Every name in it is there, and `<op>` stands for each of the ops."""
+    folder, names = "", []
+    for line in README.partition("## What is where")[2].split("```")[1].splitlines()[1:]:
+        indent = len(line) - len(line.lstrip())
+        if indent > 2:
+            continue  # a description goes on
+        said = re.split(r"\s{2,}", line.strip())[0].split(", ")
+        folder = folder if indent else said[0]
+        names += [f"{folder}{name}" for name in said] if indent else said
+    assert len(names) > 25
+    every = [name.replace("<op>", op) for name in names for op in (OPS if "<op>" in name else ("",))]
+    assert [name for name in every if not (ROOT / name).exists()] == []
 
 
 def test_every_command_of_the_readme_works(project, monkeypatch, capsys):
