@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from minillm.attention_maps import Attended
 from minillm.explain_shown import visible, width_of
-from minillm.finetune.report_plots import families, shortened
-from minillm.training.plots import TEXT, TRAIN
+from minillm.finetune.report_plots import shortened
+from minillm.training.plots import TEXT, TRAIN, families
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minillm.explain import Explanation
-from minillm.finetune.report_plots import families
-from minillm.training.plots import TEXT, TRAIN, VALID
+from minillm.training.plots import TEXT, TRAIN, VALID, families
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,6 @@ Read next: `regularisers/r_drop.py`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from minillm.training.plots import (
     VALID,
     WIDTH,
     draw_smoothed,
+    families,
     legend,
     new_figure,
     points,
@@ -38,18 +38,8 @@ if TYPE_CHECKING:
 NUMBERED = 20  # classes; with more, cells are too small for their numbers
 NAMED = 60  # classes; with more, names would lie over each other
 SHORT = 24  # characters of a name
-CJK = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei", "SimHei")
 UNBOUNDED = (*LOWER_IS_BETTER, "best_threshold")  # figures that do not go with those in [-1, 1]
 CURVES = (TRAIN, VALID, "#3a8a4d", "#8a4fa0", "#a08020")
-
-
-@functools.cache
-def families() -> list[str]:
-    """Return the font families for texts of the user's: matplotlib's own, then those for CJK that are installed."""
-    from matplotlib import font_manager
-
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return ["DejaVu Sans", *(name for name in CJK if name in installed)]
 
 
 def shortened(name: str, length: int = SHORT) -> str:

@@ -8,9 +8,11 @@ Read next: `../objectives/loss.py`.
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from minillm.checkpoint.files import write_bytes
 from minillm.checkpoint.run_folder import RunFolder
-from minillm.errors import InputError
+from minillm.errors import InputError, warn
 from minillm.training.records import METRICS, TIMING, read_columns
 
 if TYPE_CHECKING:
@@ -30,6 +32,11 @@ Points = tuple[list[float], list[float]]  # steps, values
 TRAIN, VALID, ANCHOR, TEXT = "#2f6db3", "#c8501e", "#7a7a7a", "#333333"
 WIDTH, HEIGHT, DPI = 7.2, 4.2, 150  # inches, inches, dots per inch
 FEW = 8  # points; fewer are drawn one by one and not smoothed
+CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC", "WenQuanYi Zen Hei")
+CJK += ("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo")  # of macOS
+CJK += ("Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic")  # of Windows
+SOME = 8  # characters that a line names
+NO_GLYPH = re.compile(r"Glyph (\d+) .* missing from font")  # matplotlib's warning; the number is the character's
 
 
 def draw_plots(folder: RunFolder | Path, *, anchors: Mapping[str, float] | None = None) -> list[Path]:
@@ -156,7 +163,7 @@ def new_figure(title: str, labels: Sequence[str]) -> tuple[Figure, list[Axes]]:
 
     height = HEIGHT if len(labels) == 1 else 1.35 * HEIGHT
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    figure.suptitle(title, fontsize=12, color=TEXT, parse_math=False)
+    figure.suptitle(title, fontsize=12, color=TEXT, parse_math=False, fontfamily=families())
     panels: list[Axes] = list(figure.subplots(len(labels), 1, sharex=True, squeeze=False)[:, 0])
     for axes, label in zip(panels, labels, strict=True):
         axes.set_ylabel(label, color=TEXT)
@@ -176,6 +183,15 @@ def style(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#999999")
     axes.tick_params(colors=TEXT, labelsize=9)
+
+
+@functools.cache
+def families() -> list[str]:
+    """Return the font families for texts of the user's: matplotlib's own, then those for CJK that are installed."""
+    from matplotlib import font_manager
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in CJK if name in installed)]
 
 
 def draw_smoothed(axes: Axes, steps: Sequence[float], values: Sequence[float], raw: str, smooth: str) -> None:
@@ -223,11 +239,25 @@ def legend(axes: Axes, place: Literal["upper right", "lower right"]) -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, whole or not at all; return its path."""
+    """Write a figure as PNG, whole or not at all; return its path. What no font here has is said."""
     content = io.BytesIO()
-    with warnings.catch_warnings():
-        # a run's name in a script that the font lacks shows as boxes, which is no matter for the log
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         figure.savefig(content, format="png", dpi=DPI)
     write_bytes(path, content.getvalue())
+    missing: dict[str, None] = {}  # a dict keeps the order
+    for warning in caught:
+        if found := NO_GLYPH.match(str(warning.message)):
+            missing[chr(int(found[1]))] = None
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if missing:
+        _say_boxes("".join(missing))
     return path
+
+
+@functools.cache  # once, and not for each figure with the run's name in it
+def _say_boxes(characters: str) -> None:
+    """Say that no font has these characters."""
+    some = characters if len(characters) <= SOME else f"{characters[:SOME]}…"
+    warn(f"no font here has {some}: figures show boxes instead; install one that has, such as Noto Sans CJK")

@@ -40,6 +40,16 @@ def test_three_pngs_of_the_stated_size(tmp_path, steps, mfu):
         assert struct.unpack(">I", content[16:20])[0] == round(WIDTH * DPI)
 
 
+def test_characters_without_a_font_are_named_once_for_all_figures(tmp_path, capfd):
+    folder = RunFolder(tmp_path / "a\U000f1234b")  # of a private plane: no font has it
+    write_run(folder, 8)
+    draw_plots(folder)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == [
+        "minillm: no font here has \U000f1234: figures show boxes instead; install one that has, such as Noto Sans CJK"
+    ]
+
+
 def test_equal_csvs_give_equal_bytes(tmp_path):
     folder = RunFolder(tmp_path / "run")
     write_run(folder, 20)
