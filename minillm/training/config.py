@@ -16,6 +16,7 @@ ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 LOWER_IS_BETTER = ("loss", "perplexity", "mse", "mae")  # all other figures are better higher
 Schedule = Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"]
 
+SMALLEST = 2.0**-126  # eps: below it float32 has 0 in its place, or few digits, and divides by that
 LARGEST = 1e30  # learning rate: beyond it float32 cannot hold what a step multiplies
 MOST_THREADS = 4096  # of one op
 MOST_ROWS = 2**31  # sequences in a batch; no machine takes so many
@@ -155,6 +156,10 @@ class OptimConfig:
                 raise ValueError(f"optim.{name} must be above 0, got {value}")
             if value is not None and value > LARGEST:
                 raise ValueError(f"optim.{name} must be at most {LARGEST:g}, got {value}")
+        if self.eps < SMALLEST:
+            raise ValueError(
+                f"optim.eps must be at least {SMALLEST:.2g}, as float32 is 0 below, got {self.eps}; try 1e-8"
+            )
         if self.adamw_learning_rate is not None and self.name != "muon":
             raise ValueError(f"optim.adamw_learning_rate goes with muon, and optim.name is {self.name}; leave it out")
         for name in ("min_learning_rate_ratio", "decay_fraction"):

@@ -31,6 +31,13 @@ NO_SCALE_DOES = (
 )
 
 
+LATER = "lower optim.learning_rate or raise optim.warmup_steps"
+AT_FIRST = (  # before any step has changed the weights
+    "no learning rate is to blame before the first step; mend the weights or settings that the run began with, of a "
+    "new model such as model.init_std, its softcaps or objective.z_loss"
+)
+
+
 @contextmanager
 def memory_explained(train: TrainConfig, device: torch.device) -> Iterator[None]:
     """Turn running out of memory inside the block into an InputError that names a micro-batch to try.
@@ -111,9 +118,10 @@ def not_finite(what: str, step: int, safe: str, *, where: str = "", advice: str 
         where: from which places of the text or table the batch came; empty: not known.
         advice: what to do; empty: the usual.
     """
+    first = step == 1 and what != "the validation loss"  # which is that of weights after the step
     return InputError(
-        f"{what} is no longer a finite number at step {step}{f' ({where})' if where else ''}; "
-        f"{advice or 'lower optim.learning_rate or raise optim.warmup_steps'}; {safe}"
+        f"{what} is {'not' if first else 'no longer'} a finite number at step {step}{f' ({where})' if where else ''}; "
+        f"{advice or (AT_FIRST if first else LATER)}; {safe}"
     )
 
 

@@ -31,6 +31,7 @@ from minillm.training.config import OptimConfig, TrainConfig
         (TrainConfig, {"device": "tpu"}, "train.device takes one of auto, cpu, cuda, mps, got 'tpu'"),
         (OptimConfig, {"learning_rate": 0.0}, "optim.learning_rate must be above 0, got 0.0"),
         (OptimConfig, {"learning_rate": float("nan")}, "optim.learning_rate must be above 0, got nan"),
+        (OptimConfig, {"eps": 1e-60}, "optim.eps must be at least 1.2e-38, as float32 is 0 below, got 1e-60; try 1e-8"),
         (OptimConfig, {"min_learning_rate_ratio": 1.5}, r"optim.min_learning_rate_ratio must be in \[0, 1\], got 1.5"),
         (OptimConfig, {"beta2": 1.0}, r"optim.beta2 must be in \[0, 1\), got 1.0"),
         (OptimConfig, {"warmup_steps": -1}, "optim.warmup_steps must not be negative"),
