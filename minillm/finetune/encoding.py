@@ -9,8 +9,8 @@ With room for R tokens beside the control symbols, what is longer is
     truncated   A to R. Of a pair token after token is taken from the longer text, from B when both are equally long:
                 A and B end with ceil(R / 2) and floor(R / 2), or with less where one of them had less
     windows     the first R tokens of A, then on by R - overlap, until all is seen; the last window ends with A. Of a
-                pair A keeps R / 2 tokens at most, and B is seen through windows. Every row counts once in training: its
-                windows weigh 1 / their number
+                pair A keeps floor(R / 2) tokens, or what B leaves of R where that is more; B is seen through windows.
+                Every row counts once in training: its windows weigh 1 / their number
 
 Read next: `loader.py`.
 """
@@ -206,7 +206,7 @@ class TextEncoder:
         if self.config.long_texts == "truncate" or len(a) + len(b) <= room:
             keep, stay = longest_first(len(a), len(b), room)
             return a[:keep], [b[:stay]], len(a) - keep + len(b) - stay
-        kept = a[: room // 2]
+        kept = a[: max(room // 2, room - len(b))]
         return kept, list(self._windows(b, room - len(kept))), len(a) - len(kept)
 
     def _windows(self, text: list[int], room: int) -> Iterator[list[int]]:

@@ -105,6 +105,14 @@ def test_windows_of_a_pair_keep_half_of_the_first_text():
     assert (sequences.truncation.rows, sequences.truncation.tokens) == (1, 5)
 
 
+def test_windows_leave_the_first_text_what_a_short_second_one_does_not_need():
+    """With room for 9 tokens, B of 2 leaves 7 to A's 9, and there is one sequence."""
+    sequences = encoder(long_texts="windows", overlap=1).sequences(["x" * 9], ["yy"])
+    (part,) = split(sequences)
+    assert part[1:8] == tokens("x" * 7) and part[9:11] == tokens("yy")
+    assert (sequences.truncation.rows, sequences.truncation.tokens) == (1, 2)
+
+
 def test_window_starts_do_not_repeat():
     for length, room in itertools.product(range(1, 40), range(3, 9)):
         starts = list(window_starts(length, room, 2 if room > 2 else 0))
