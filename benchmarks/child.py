@@ -44,10 +44,12 @@ class Child:
     """python -m MODULE WORDS --to FILE, and the lines that it writes into that file.
 
     reason: why there are no more lines; empty while there may be, and where the child ended well.
-    patience: seconds of silence after which it is ended; None: `PATIENCE`.
+    patience: seconds of silence after which it is ended; None: `PATIENCE`. threads: see `environment`.
     """
 
-    def __init__(self, module: str, words: Sequence[str] = (), *, patience: float | None = None):
+    def __init__(
+        self, module: str, words: Sequence[str] = (), *, patience: float | None = None, threads: int | None = None
+    ):
         self._folder = tempfile.TemporaryDirectory(prefix="benchmarks-")
         self._path, self._log = Path(self._folder.name, "lines"), Path(self._folder.name, "log")
         self._path.touch()
@@ -57,7 +59,7 @@ class Child:
         self.reason = ""
         command = [sys.executable, "-m", module, *words, "--to", str(self._path)]
         with self._log.open("w", encoding="utf-8") as log:
-            self._child = start(command, stdin=subprocess.PIPE, stdout=log)
+            self._child = start(command, threads=threads, stdin=subprocess.PIPE, stdout=log)
         self._heard = time.monotonic()
 
     def __enter__(self) -> Child:
@@ -86,25 +88,37 @@ class Child:
             until: on the clock of time.monotonic.
         """
         while not self._ready:
-            status = self._child.poll()  # before reading: what it wrote last is then read too
-            self._rest += self._file.read()
-            *whole, self._rest = self._rest.split("\n")
-            self._ready += whole
-            now = time.monotonic()
-            if whole:
-                self._heard = now
-            elif status is not None:
-                if status:
-                    self.reason = f"the process ended with status {status}: {self._last_words()}"
+            if not self._look():
                 return None
-            elif now > until or now - self._heard > self._patience:
+            now = time.monotonic()
+            if self._ready:
+                break
+            if now > until or now - self._heard > self._patience:
                 silent = f"more than {self._patience:.0f} s without a result"
                 self.reason = "no time left in the budget" if now > until else silent
                 end(self._child)
                 return None
-            else:
-                time.sleep(PAUSE)
+            time.sleep(PAUSE)
         return json.loads(self._ready.pop(0))
+
+    def come(self) -> list[dict[str, Any]] | None:
+        """Return the lines that have come since the last time, without waiting; None where there are no more."""
+        if not self._look():
+            return None
+        lines, self._ready = self._ready, []
+        return [json.loads(line) for line in lines]
+
+    def _look(self) -> bool:
+        """Read what has come; return False where nothing has, and nothing will."""
+        status = self._child.poll()  # before reading: what it wrote last is then read too
+        self._rest += self._file.read()
+        *whole, self._rest = self._rest.split("\n")
+        self._ready += whole
+        if whole:
+            self._heard = time.monotonic()
+        elif status:
+            self.reason = f"the process ended with status {status}: {self._last_words()}"
+        return bool(whole) or status is None
 
     def lines(self, until: float) -> Iterator[dict[str, Any]]:
         """Yield lines as they come, until there are no more."""

@@ -4,6 +4,9 @@ With a GPU the kernels are compiled and bfloat16 is among the dtypes; all tests 
 not fit. Without one Triton's interpreter runs them, which takes hours of a GPU's seconds: a fixed number of cases of
 each test. Either way the page says how many of how many; the rest is `make test`'s.
 
+Each process has a share of the tests of all files, in the order of `sampling.py`: so the clock cuts a little off every
+file, and not all of those that would come last. A test that ends its process costs only itself.
+
 Left out are the tests that need no device: those of the compile report, and those that plant faults into kernels to see
 that other tests would find them.
 
@@ -12,122 +15,121 @@ Read next: `warming.py`.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from benchmarks import child
+from benchmarks.child import Child
 from benchmarks.context import Context, Part
 from benchmarks.machine import ROOT
 from benchmarks.warming import warming
 
-WORDS = ("PASSED", "FAILED", "ERROR", "SKIPPED")  # what pytest -v says of each test
 NEEDS_NO_DEVICE = re.compile(r"test_(compile_report|\w+_faults|\w+_ladder|dispatch|checks|philox)\.py")
 EACH = {"cuda": (0, 4), "cpu": (5, 1)}  # cases of each test, without --quick and with it; 0: all
 WORKERS = {"cuda": 12, "cpu": 2}  # at most; a compiled kernel takes a core for a second, the interpreter for longer
-BYTES_A_PROCESS = 8000  # of a file's text, on a GPU: what is longer is dealt out to several processes
+PAUSE = 0.5  # seconds between two looks
+MOST_NAMED = 20  # of the tests of one file that failed
+# a warning of another PyTorch than the one that the tests were written with is no wrong result
+OPTIONS = ["-q", "--tb=line", "-W", "default", "-p", "no:cacheprovider", "-p", "benchmarks.sampling"]
 
 
 def correctness(context: Context) -> Iterator[Part]:
-    """Run the tests, a process a file; on a GPU several for a large file."""
-    names = [p for p in (ROOT / "tests/kernels").glob("test_*.py") if not NEEDS_NO_DEVICE.fullmatch(p.name)]
+    """Run the tests, several processes beside each other."""
+    paths = [p for p in sorted((ROOT / "tests/kernels").glob("test_*.py")) if not NEEDS_NO_DEVICE.fullmatch(p.name)]
     if context.ops is not None:
-        names = [p for p in names if any(op.split("_")[0] in p.name for op in context.ops)]
-    # With many workers the largest decide when the last one ends; with two, in an interpreter, the others should end.
-    names.sort(key=lambda path: path.stat().st_size, reverse=context.kind == "cuda")
-    until = time.monotonic() + context.budget
-    each = EACH[context.kind][context.quick]
+        paths = [p for p in paths if any(op.split("_")[0] in p.name for op in context.ops)]
+    until, each = time.monotonic() + context.budget, EACH[context.kind][context.quick]
     found: dict[str, Part] = {}
-    running: list[subprocess.Popen[bytes]] = []
-    with warming(context), contextlib.ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(max(1, min(WORKERS[context.kind], os.cpu_count() or 2))))
-        stack.callback(stop, pool, running)  # before the pool waits for its threads: Ctrl-C must not
-        futures = {}
-        for path in names:
-            shares = -(-path.stat().st_size // BYTES_A_PROCESS) if context.kind == "cuda" else 1
-            for share in range(1, shares + 1):
-                futures[pool.submit(run_tests, path, until, each, f"{share}/{shares}", running)] = path.name
-        for future in as_completed(futures):
-            name, part = futures[future], future.result()
-            told = f"{part['passed']} passed, {part['failed']} failed, of {part['tests']} in all"
-            context.say(f"{name}: {told}{', ' * bool(part['reason'])}{part['reason']}")
-            found[name] = together(found[name], part) if name in found else part
-            yield {"files": dict(sorted(found.items())), "each": each}
+    with warming(context):
+        for found in run_tests(paths, until, each, min(WORKERS[context.kind], os.cpu_count() or 2)):
+            yield {"files": found, "each": each}
+    for name, part in found.items():
+        told = f"{part['passed']} passed, {part['failed']} failed, of {part['tests']} in all"
+        context.say(f"{name}: {told}{', ' * bool(part['reason'])}{part['reason']}")
 
 
-def stop(pool: ThreadPoolExecutor, running: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End what still runs, and begin nothing more."""
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in running:
-        child.end(process)
-
-
-def together(one: Part, other: Part) -> Part:
-    """Return what two processes found in one file."""
-    return {
-        **{name: one[name] + other[name] for name in ("passed", "failed", "skipped", "failures")},
-        "tests": max(one["tests"], other["tests"]),
-        "seconds": max(one.get("seconds", 0.0), other.get("seconds", 0.0)),
-        "reason": one["reason"] or other["reason"],
-    }
-
-
-def run_tests(
-    path: Path, until: float, each: int, share: str = "1/1", running: list[subprocess.Popen[bytes]] | None = None
-) -> Part:
-    """Run one file of tests and count; what was counted before the time was over stays.
+def run_tests(paths: Sequence[Path], until: float, each: int, workers: int = 1) -> Iterator[dict[str, Part]]:
+    """Run files of tests; yield what came of each, by its name, as it grows.
 
     Args:
-        until: on the clock of time.monotonic.
+        until: on the clock of time.monotonic; what was counted before the time was over stays.
         each: cases of every test function; 0: all.
-        share: "2/3" for the second of three processes.
-        running: takes the process, for who has to end it early.
     """
-    part: Part = {"passed": 0, "failed": 0, "skipped": 0, "tests": 0, "failures": [], "reason": ""}
-    left = until - time.monotonic()
-    if left < 1:
-        return part | {"reason": "not run: no time left in the budget"}
-    start = time.monotonic()
-    # a warning of another PyTorch than the one that the tests were written with is no wrong result
-    options = ["-v", "--tb=line", "-W", "default", "-p", "no:cacheprovider", "-p", "benchmarks.sampling"]
-    command = [sys.executable, "-m", "pytest", *options, "--each", str(each), "--share", share, str(path)]
-    reason = ""
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
-        tests = child.start(command, threads=1, stdin=subprocess.DEVNULL, stdout=output)
-        if running is not None:
-            running.append(tests)
-        try:
-            status = tests.wait(timeout=left)
-            if status not in (0, 1, 5):
-                reason = f"pytest ended with status {status}"
-        except subprocess.TimeoutExpired:
-            reason = "stopped: no time left in the budget"
-        finally:
-            child.end(tests)
-        output.seek(0)
-        lines = output.read().splitlines()
-    part |= counted(lines)
-    part["seconds"] = time.monotonic() - start
-    nothing = "" if part["passed"] or part["failed"] else "nothing ran: " + (lines[-1:] or ["?"])[0][:160]
-    return part | {"reason": reason or nothing}
+    nothing: Part = {"passed": 0, "failed": 0, "skipped": 0, "tests": 0, "asked": 0, "seconds": 0.0, "reason": ""}
+    found = {path.name: {**nothing, "failures": []} for path in paths}
+    shares: list[Share] = []
+    with ExitStack() as stack:
+        if paths and until - time.monotonic() >= 1:
+            words = [*OPTIONS, "--continue-on-collection-errors", "--each", str(each), *map(str, paths)]
+            shares = [Share([*words, "--share", f"{n + 1}/{workers}"], found, stack) for n in range(workers)]
+        while time.monotonic() < until and not all(share.over for share in shares):
+            time.sleep(PAUSE)
+            if any([share.look() for share in shares]):  # a list: all of them look
+                yield found
+    reasons = [share.reason or "no time left in the budget" for share in shares if share.reason or not share.over]
+    for part in found.values():
+        done = part["passed"] + part["failed"] + part["skipped"]
+        if not part["reason"] and (reasons or not shares) and (done < part["asked"] or not done):
+            part["reason"] = f"{'stopped' if done else 'not run'}: {(reasons or ['no time left in the budget'])[0]}"
+    yield found
 
 
-def counted(lines: Sequence[str]) -> Part:
-    """Return what `pytest -v` says of its tests: how many there are, and what came of those that were run."""
-    verdicts = {word: [x for x in lines if f" {word}" in x and "::" in x] for word in WORDS}
-    failed = [x for x in verdicts["FAILED"] + verdicts["ERROR"] if not x.startswith(("FAILED", "ERROR"))]
-    collected = [int(m[1]) for x in lines if (m := re.search(r"collected (\d+) items?", x))]
-    return {
-        "passed": len(verdicts["PASSED"]),
-        "failed": len(failed),
-        "skipped": len(verdicts["SKIPPED"]),
-        "tests": max(collected, default=0),
-        "failures": [x.split(" FAILED")[0].split(" ERROR")[0].rpartition("/")[2] for x in failed][:20],
-    }
+class Share:
+    """A process's share of the tests: begun anew behind a test that ended it, or that lost the GPU.
+
+    over: whether there is no more to come. reason: why that is before the last of its tests; empty where it is not.
+    """
+
+    def __init__(self, words: Sequence[str], found: dict[str, Part], stack: ExitStack) -> None:
+        """Start it, to be ended with `stack`; what comes of its tests is added to `found`."""
+        self._words, self._found, self._stack = words, found, stack
+        self._begun = self._begun_before = 0  # tests, by this process and by those before it
+        self._running, self._finished = "", False
+        self.over, self.reason = False, ""
+        self._child = self._start()
+
+    def _start(self) -> Child:
+        words = [*self._words, "--after", str(self._begun)]
+        return self._stack.enter_context(Child("pytest", words, threads=1))
+
+    def look(self) -> bool:
+        """Count what has come; return whether anything has."""
+        lines = [] if self.over else self._child.come()
+        if lines is None:
+            self._ended()
+            return True
+        for line in lines:
+            self._count(line)
+        return bool(lines)
+
+    def _count(self, line: dict[str, Any]) -> None:
+        match line:
+            case {"tests": tests, "asked": asked}:
+                for name, part in self._found.items():
+                    part["tests"], part["asked"] = tests.get(name, 0), asked.get(name, 0)
+            case {"broken": name, "why": why}:
+                self._found[name]["reason"] = f"nothing ran: {why}"
+            case {"begin": test}:
+                self._running, self._begun = test, self._begun + 1
+            case {"end": test, "outcome": outcome, "seconds": seconds}:
+                self._running = ""
+                part = self._found[test.partition("::")[0]]
+                part[outcome] += 1
+                part["seconds"] += seconds
+                if outcome == "failed" and len(part["failures"]) < MOST_NAMED:
+                    part["failures"].append(test)
+            case _:
+                self._finished = True
+
+    def _ended(self) -> None:
+        if self._running:
+            self._count({"end": self._running, "outcome": "failed", "seconds": 0.0})
+        if not self._finished and self._begun > self._begun_before:
+            self._begun_before = self._begun
+            self._child = self._start()
+        else:
+            self.over, self.reason = True, "" if self._finished else self._child.reason or "pytest ended early"
