@@ -1,6 +1,7 @@
 """The command: python -m benchmarks, with options that --help lists.
 
-Exit status: 0 done; 1 a test or a check of this run failed; 2 the input is wrong, with one line that says what to do.
+Exit status: 0 done; 1 a test or a check of this run failed; 2 the input is wrong, or the result cannot be written, with
+one line that says what to do; 128 and its number after a signal.
 
 Read next: `sections.py`.
 """
@@ -8,10 +9,12 @@ Read next: `sections.py`.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -116,31 +119,76 @@ def run(
     def say(text: str) -> None:
         print(f"[{time.monotonic() - start:6.1f} s] {text}", file=sys.stderr, flush=True)
 
+    def write(how: Callable[[dict[str, Any], Path, str], None]) -> bool:
+        try:
+            how(result, folder, stem)
+        except OSError as error:  # the disk is full: there may be room again when the next part is written
+            say(f"cannot write to {folder}: {error.strerror}; make room, or name another folder with --out")
+            return False
+        return True
+
     say(f"{head['device']}, commit {head['commit']}, results in {folder}")
     status, spare = 0, 0.0
     try:
-        for section in sections.SECTIONS:
-            budget = section.budget(head["kind"], quick)
-            if tune and section.name == "launches":
-                budget = launches.WIDE_BUDGET
-            if section.name in chosen and budget:
-                ends = time.monotonic() + budget + spare  # what a section leaves is the next one's
-                say(f"{section.name}: at most {budget + spare:.0f} s")
-                context = Context(head["kind"], quick, ops, skip, budget + spare, say, tune, chosen)
-                run_section(section, context, result, folder, stem)
-                spare = max(0.0, ends - time.monotonic())
-    except KeyboardInterrupt:
+        with stopping():
+            for section in sections.SECTIONS:
+                budget = section.budget(head["kind"], quick)
+                if tune and section.name == "launches":
+                    budget = launches.WIDE_BUDGET
+                if section.name in chosen and budget:
+                    ends = time.monotonic() + budget + spare  # what a section leaves is the next one's
+                    say(f"{section.name}: at most {budget + spare:.0f} s")
+                    context = Context(head["kind"], quick, ops, skip, budget + spare, say, tune, chosen)
+                    run_section(section, context, result, write)
+                    spare = max(0.0, ends - time.monotonic())
+    except Stopped as stopped:
         say("stopped; what was measured is kept")
-        status = 130
-    report.write_page_with_plots(result, folder, stem)
+        status = 128 + stopped.number
+    written = write(report.write_json)
+    written &= write(report.write_page_with_plots)
     print(folder / f"{stem}.md")
-    return status or report.status(result)
+    return status or (report.status(result) if written else 2)
 
 
-def run_section(section: Section, context: Context, result: dict[str, Any], folder: Path, stem: str) -> None:
-    """Run one section; the result is written after each of its parts, and the page when it is done.
+class Stopped(BaseException):
+    """A signal asked for the end: no Exception, which a section would take for a defect of its own."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Raise `Stopped` inside the block when a signal asks for the end, Ctrl-C or `kill`.
+
+    Python alone would end at once after SIGTERM, and leave its children at work on the GPU.
+    """
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise Stopped(number)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_section(
+    section: Section,
+    context: Context,
+    result: dict[str, Any],
+    write: Callable[[Callable[[dict[str, Any], Path, str], None]], object],
+) -> None:
+    """Run one section; the result is written after each of its parts, and the page when it is done or stopped.
 
     A defect of the section costs what it had still to say, and no other section.
+
+    Args:
+        write: takes what writes a result into a folder under a name.
     """
     from benchmarks import report, timing
 
@@ -148,12 +196,13 @@ def run_section(section: Section, context: Context, result: dict[str, Any], fold
     try:
         for part in section.run(context):
             result["sections"][section.name] = {**part, "took": time.monotonic() - began}
-            report.write_json(result, folder / f"{stem}.json")
+            write(report.write_json)
     except Exception as error:
         result["sections"].setdefault(section.name, {})["defect"] = timing.first_line(error)
         context.say(f"{section.name}: {traceback.format_exc()}")
-        report.write_json(result, folder / f"{stem}.json")
-    report.write_page(result, folder, stem)
+        write(report.write_json)
+    finally:
+        write(report.write_page)
 
 
 if __name__ == "__main__":

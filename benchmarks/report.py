@@ -21,17 +21,26 @@ from benchmarks import parts
 Result = Mapping[str, Any]
 
 
-def write_json(result: Result, path: Path) -> None:
-    """Write a result whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".json.part")
-    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+def write_json(result: Result, folder: Path, stem: str) -> None:
+    """Write a result."""
+    write_whole(folder / f"{stem}.json", json.dumps(result, indent=1) + "\n")
 
 
 def write_page(result: Result, folder: Path, stem: str) -> None:
     """Write the page beside the JSON, without plots: those take seconds, and are drawn when the run ends."""
-    (folder / f"{stem}.md").write_text(page(result), encoding="utf-8")
+    write_whole(folder / f"{stem}.md", page(result))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole, or leave what is there as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def write_page_with_plots(result: Result, folder: Path, stem: str) -> None:
@@ -45,7 +54,7 @@ def write_page_with_plots(result: Result, folder: Path, stem: str) -> None:
     except Exception as error:  # what was measured is not lost to a plot
         trouble = f"{type(error).__name__}: {error}"
         print(f"benchmarks: no plots, {trouble}", file=sys.stderr)
-    (folder / f"{stem}.md").write_text(page(result, pictures, trouble), encoding="utf-8")
+    write_whole(folder / f"{stem}.md", page(result, pictures, trouble))
 
 
 def status(result: Result) -> int:

@@ -1,16 +1,19 @@
 """The command, as a user starts it: what it writes, how it ends, and that a case that dies costs only itself."""
 
+import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import launches, machine, sections
+from benchmarks import launches, machine, report, sections
 from benchmarks.context import Context, Section
 
 ROOT = Path(__file__).parents[2]
@@ -272,16 +275,65 @@ def test_what_a_section_leaves_is_the_next_ones(monkeypatch, tmp_path):
     assert budgets[0] == 9 and 17 < budgets[1] < 18
 
 
-def test_ctrl_c_keeps_what_was_measured(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+def test_a_signal_keeps_what_was_measured_and_ends_what_measures(monkeypatch, tmp_path, capsys, number):
+    """Ctrl-C, `kill` and a time limit's; left to Python, a SIGTERM's children would go on measuring."""
+    ended = []
+
     def interrupted(context):
-        yield {"reason": "half of it"}
-        raise KeyboardInterrupt
+        try:
+            yield {"reason": "half of it"}
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        finally:
+            ended.append("its processes")
 
     monkeypatch.setattr(sections, "SECTIONS", [Section("compile", interrupted, {"cpu": (9, 9)})])
     monkeypatch.setattr(machine, "header", lambda: HEAD)
-    assert command.run(("compile",), None, [], tmp_path, quick=False) == 130
+    before = signal.getsignal(number)
+    with pytest.MonkeyPatch.context() as ending:  # the page is there before seconds are spent on plots
+        ending.setattr(report, "write_page_with_plots", lambda *a: None)
+        assert command.run(("compile",), None, [], tmp_path, quick=False) == 128 + number
+    assert ended == ["its processes"] and signal.getsignal(number) == before
     assert "Not run: half of it." in (tmp_path / "device/2026-11-25-abc.md").read_text()
     assert "stopped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("room", [True, False], ids=["room-again", "full-for-good"])
+def test_a_full_disk_is_a_line_and_costs_no_section(monkeypatch, tmp_path, capsys, room):
+    """What is on the disk stays whole; what was measured while it was full is written as soon as there is room."""
+    full = [False]
+    own = Path.write_text
+
+    def write_text(self, text, **more):
+        if full[0]:
+            own(self, text[: len(text) // 2], **more)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return own(self, text, **more)
+
+    def filling(context):
+        yield {"reason": "before"}
+        full[0] = True
+        yield {"reason": "meanwhile"}
+        full[0] = not room
+
+    listed = (
+        Section("recipes", filling, {"cpu": (9, 9)}),
+        Section("compile", lambda context: iter([{"reason": "after"}]), {"cpu": (9, 9)}),
+    )
+    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(sections, "SECTIONS", listed)
+    monkeypatch.setattr(machine, "header", lambda: HEAD)
+    status = command.run(("recipes", "compile"), None, [], tmp_path, quick=False)
+    found = json.loads((tmp_path / "device/2026-11-25-abc.json").read_text())["sections"]
+    said = capsys.readouterr().err
+    if room:
+        assert (status, found["recipes"]["reason"], found["compile"]["reason"]) == (0, "meanwhile", "after")
+    else:
+        assert (status, found["recipes"]["reason"]) == (2, "before")
+    told = "No space left on device; make room, or name another folder with --out"
+    assert told in said and "Traceback" not in said
+    assert not list(tmp_path.glob("*/*.part"))
 
 
 def test_tune_is_the_launch_tables_alone_with_a_budget_of_its_own(monkeypatch, tmp_path, capsys):

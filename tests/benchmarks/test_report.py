@@ -24,7 +24,7 @@ def line_of(page, heading, provider):
 
 
 def test_page_and_plots_are_made(result, tmp_path):
-    report.write_json(result, tmp_path / "r.json")
+    report.write_json(result, tmp_path, "r")
     report.write_page(result, tmp_path, "r")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "r.md"]  # while the run goes on
     report.write_page_with_plots(result, tmp_path, "r")
