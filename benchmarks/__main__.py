@@ -27,8 +27,8 @@ SECTION_NAMES = (  # a test compares them with sections.SECTIONS
     "ceilings",
     "ops",
     "recipes",
-    "scaling",
     "launches",
+    "scaling",
     "compile",
 )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from benchmarks.machine import ROOT
 
 PATIENCE = 120.0  # seconds without a line after which a child is ended
 PAUSE = 0.05  # seconds between two looks
+ERROR = re.compile(r"([\w.]+(Error|Exception)|\s*what\(\)): ")  # as Python and C++ end with it
 
 
 def environment(threads: int | None = None) -> dict[str, str]:
@@ -127,7 +129,8 @@ class Child:
 
     def _last_words(self) -> str:
         lines = [x for x in self._log.read_text(encoding="utf-8", errors="replace").splitlines() if x.strip()]
-        return lines[-1][:200] if lines else "it said nothing"
+        errors = [x.strip() for x in lines if ERROR.match(x)]  # under those of a GPU stands advice on how to find them
+        return (errors or lines or ["it said nothing"])[-1][:200]
 
 
 def start(command: Sequence[str], *, threads: int | None = None, **streams: Any) -> subprocess.Popen[Any]:

@@ -25,6 +25,9 @@ from benchmarks.training.section import training
 Case = tuple[str, str]  # op, shape
 COMPILERS = ("torch.compile", "FlexAttention")  # providers that a quick run goes without
 MOST_CRASHES = 3  # of one case, after which it is given up
+# Seconds of silence after which a provider is given up: on a GPU a kernel that never ends would take the whole budget,
+# and no compiler half a minute; on a CPU compilers do.
+PATIENCE = {"cuda": 45.0, "cpu": 120.0}
 # How often a case is visited at most, once all cases have been before and in another process each time. A GPU's clocks
 # stay where they are; a CPU that is shared drifts by more in a minute than in the second that the rounds of one visit
 # take. Compiled providers, which take longest to prepare, are visited once.
@@ -79,7 +82,8 @@ def measured(context: Context, what: str, cases: Sequence[Case]) -> Iterator[Par
         case, provider = None, None
         given = [[*c, blamed.get(c, {})] for c in left]
         options = _options(context, COMPILERS if context.quick else ())  # each takes as long as a whole case
-        with Child("benchmarks.worker", [what, "--cases", json.dumps(given), *options]) as worker:
+        words, patience = [what, "--cases", json.dumps(given), *options], PATIENCE[context.kind]
+        with Child("benchmarks.worker", words, patience=patience) as worker:
             for line in worker.lines(until):
                 if "start" in line:
                     case, provider = (line["start"][0], line["start"][1]), None
@@ -180,7 +184,7 @@ SECTIONS = (
     Section("ceilings", ceilings, {"cuda": (20, 12), "cpu": (40, 20)}),
     Section("ops", ops, {"cuda": (110, 45), "cpu": (330, 45)}),
     Section("recipes", training, {"cuda": (185, 60), "cpu": (230, 60)}),
-    Section("scaling", scaling, {"cuda": (25, 0), "cpu": (70, 0)}),
     Section("launches", launches, {"cuda": (20, 10), "cpu": (1, 1)}),
+    Section("scaling", scaling, {"cuda": (25, 0), "cpu": (70, 0)}),
     Section("compile", compile_summary, {"cpu": (5, 5)}),
 )

@@ -204,7 +204,7 @@ def interleaved(
         copies: of the inputs, among which a candidate is called.
         rounds: samples a candidate; fewer, but 3 at least, where `seconds` are over before.
         graph: whether capturing is tried.
-        heard: called with the name of each candidate before it is first called.
+        heard: called with the name of each candidate before it is first called, and when one fails later.
     """
     found: dict[str, Times | Exception] = {}
     samplers: dict[str, Sampler] = {}
@@ -228,6 +228,7 @@ def interleaved(
             try:
                 samples[name].append(samplers[name].sample())
             except Exception as error:
+                heard(name)  # it is to blame where the device is lost, and not who was heard of last
                 found[name] = error
                 del samplers[name]
                 forget(error)

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import ceilings
 from benchmarks.measure import EFFORTS, SCALING_EFFORT, Effort, measure_case, time_again
-from benchmarks.ops import BENCHMARKS, scaling
+from benchmarks.ops import BENCHMARKS, FIRST, scaling
 from benchmarks.ops.registration import Shape
 from benchmarks.timing import first_line
 from minillm.training.host_memory import keep_freed_memory
@@ -28,7 +28,7 @@ Line = dict[str, Any]
 
 def cases(kind: str, *, quick: bool, ops: list[str] | None) -> list[tuple[str, str]]:
     """Return (op, shape) in the order of measurement: every op's first shape, then every op's second, and so on."""
-    chosen = [b for name, b in BENCHMARKS.items() if ops is None or name in ops]
+    chosen = [BENCHMARKS[name] for name in dict.fromkeys((*FIRST, *BENCHMARKS)) if ops is None or name in ops]
     ranks = 1 if quick else max(len(b.shapes[kind]) for b in BENCHMARKS.values())
     return [(b.name, b.shapes[kind][i].name) for i in range(ranks) for b in chosen if i < len(b.shapes[kind])]
 

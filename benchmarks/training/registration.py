@@ -52,6 +52,7 @@ class Recipe:
     ladder: contenders again, each with one thing more than the one before; the last two are contenders above.
     plain: settings of the peer's architecture. filed: the table of the recipe's file, from which come the sizes.
     labels: of a text, one of which is right: the recipe fine-tunes a classifier; 0: it pretrains.
+    in_spare_time: measured in what the other recipes leave of the time.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Recipe:
     contenders: tuple[Contender, ...]
     ladder: tuple[Contender, ...] = ()
     labels: int = 0
+    in_spare_time: bool = False
 
     def config(self, contender: Contender) -> PretrainConfig:
         """Return the settings of a contender's run."""

@@ -29,7 +29,7 @@ FEWEST_ROUNDS = 3
 READY_SHARE = 0.7  # of a recipe's time, after which nobody is waited for any longer
 PATIENCE = 200.0  # seconds of silence; a large model compiles for more than a minute
 QUICK_RECIPES, QUICK_CONTENDERS = 1, 3  # with --quick
-PROFILED = 5.0  # seconds that a profile may take; on a GPU the first contender's, where so many are left
+PROFILED = 5.0  # seconds that are kept for a profile; on a GPU the first contender's
 
 
 @dataclass
@@ -85,9 +85,9 @@ def training(context: Context, start: Start = start) -> Iterator[Part]:
     if context.quick:
         takers = {r.name: r.contenders[:QUICK_CONTENDERS] for r in chosen}
     for number, recipe in enumerate(chosen):
-        waiting = sum(len(takers[r.name]) for r in chosen[number:])
-        left = ends - time.monotonic()
-        until = time.monotonic() + left * len(takers[recipe.name]) / waiting  # contenders share what is left
+        # Starting and compiling takes as long for few contenders as for many: recipes share alike what is left.
+        waiting = sum(r is recipe or not r.in_spare_time for r in chosen[number:])
+        until = time.monotonic() + (ends - time.monotonic()) / waiting
         rows += measure(recipe, takers[recipe.name], context, until, start)
         yield {"rows": list(rows), **facts}
 
@@ -120,8 +120,9 @@ def measure(
                 seats.append(seat)
                 if seat.has("built", {}, ready):
                     seat.has("warm", {"warm": True}, ready)
-        take_turns([s for s in seats if s.warm], context, until)
-        if context.kind == "cuda" and seats[0].samples and not seats[0].reason and time.monotonic() + PROFILED < until:
+        profiled = context.kind == "cuda"
+        take_turns([s for s in seats if s.warm], context, until - PROFILED * profiled)
+        if profiled and seats[0].samples and not seats[0].reason:
             seats[0].has("profile", {"profile": True}, until)
     rows = [row_of(recipe, seat) for seat in seats]
     late = contenders[len(seats) :]

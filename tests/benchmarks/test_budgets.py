@@ -58,6 +58,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(correctness, "WORKERS", {"cuda": 1, "cpu": 1})  # two would both move the one clock
     for module in (child, training):
         monkeypatch.setattr(module, "PATIENCE", float("inf"))  # as if each spoke just often enough
+    monkeypatch.setattr(sections, "PATIENCE", dict.fromkeys(PROMISED, float("inf")))
     return made
 
 

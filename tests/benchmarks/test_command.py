@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import launches, machine, report, sections
+from benchmarks import launches, machine, report, sections, worker
 from benchmarks.context import Context, Section
+from benchmarks.ops import BENCHMARKS
 
 ROOT = Path(__file__).parents[2]
 HEAD = {"device": "device", "kind": "cpu", "date": "2026-11-25T00:00:00Z", "commit": "abc"}
@@ -131,6 +132,7 @@ class Lines:
     def __call__(self, module, words=(), **more):
         self.now = self.script.pop(0)
         self.words.append(words)
+        self.more = more
         self.reason = "the process ended with status -11: it said nothing"
         return self
 
@@ -180,8 +182,27 @@ def test_a_provider_that_ends_its_process_is_left_out_and_its_case_begins_anew(m
     )
     assert found["rows"] == [{"op": "relu"}] and found["not_run"] == []
     assert [case[2] for case in given[0]] == [{}, {}, {}]
-    assert given[1][0][:2] == RELU and list(given[1][0][2]) == ["fused"]
-    assert "status -11" in given[1][0][2]["fused"]
+    left_out = {op: why for op, _, why in given[1]}
+    assert {op: list(why) for op, why in left_out.items()} == {"relu": ["fused"], "gelu": [], "relu2": []}
+    assert "status -11" in left_out["relu"]["fused"]
+
+
+def test_the_most_telling_case_of_every_op_comes_first_and_every_case_once():
+    """What a model's step spends most time in, before all others; then the second shapes in the same order."""
+    cases = worker.cases("cuda", quick=False, ops=None)
+    names = [op for op, _ in cases]
+    assert names[:3] == ["attention_causal", "linear_cross_entropy", "layer_norm"]
+    assert sorted(names[: len(BENCHMARKS)]) == sorted(BENCHMARKS) and names[len(BENCHMARKS)] == names[0]
+    assert sorted(cases) == sorted((b.name, s.name) for b in BENCHMARKS.values() for s in b.shapes["cuda"])
+
+
+def test_a_provider_that_falls_silent_costs_less_than_half_of_the_ops(monkeypatch):
+    (budget,) = (s.budget("cuda", False) for s in sections.SECTIONS if s.name == "ops")
+    assert sections.PATIENCE["cuda"] < budget / 2
+    child = Lines([[]])
+    monkeypatch.setattr(sections, "Child", child)
+    list(sections.ops(Context("cpu", True, ["relu"], [], 60.0, lambda text: None)))
+    assert child.more["patience"] == sections.PATIENCE["cpu"]
 
 
 def test_a_case_that_dies_again_and_again_is_given_up(monkeypatch):
@@ -192,7 +213,7 @@ def test_a_case_that_dies_again_and_again_is_given_up(monkeypatch):
 
 def test_a_process_that_cannot_begin_is_not_started_for_ever(monkeypatch):
     found, _ = run_ops(monkeypatch, [[]])
-    assert [n["case"][0] for n in found["not_run"]] == ["relu", "gelu", "relu2"]
+    assert {n["case"][0] for n in found["not_run"]} == {"relu", "gelu", "relu2"}
 
 
 def test_cases_are_visited_again_and_their_spread_covers_all_visits(monkeypatch):

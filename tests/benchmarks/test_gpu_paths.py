@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import child, machine, timing, warming
+from benchmarks import child, machine, timing, warming, worker
 from benchmarks.context import Context
 from benchmarks.measure import EFFORTS, measure_case
 from benchmarks.ops import BENCHMARKS
@@ -162,6 +162,46 @@ def test_a_lost_device_ends_the_process_and_blames_nobody_else(gpu):
     assert heard == ["first"]
 
 
+def test_who_loses_the_device_in_a_later_round_is_the_last_that_was_heard_of(gpu):
+    """Whoever reads the names blames the last one; all were heard of before the first round."""
+    calls = iter(range(10**6))
+
+    def late(i):
+        gpu.work(1e-4)
+        if next(calls) > 30:
+            gpu.lost = True
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    heard = []
+    both = {"late": late, "fine": lambda i: gpu.work(1e-4)}
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        interleaved(both, copies=1, device=GPU, rounds=50, seconds=9, graph=False, heard=heard.append)
+    assert heard == ["late", "fine", "late"]
+
+
+@pytest.mark.parametrize(
+    "said, told",
+    [
+        pytest.param(
+            "Traceback (most recent call last):\n  File a.py\ntorch.AcceleratorError: CUDA error: an illegal address\n"
+            "For debugging consider passing CUDA_LAUNCH_BLOCKING=1\nCompile with `TORCH_USE_CUDA_DSA` for more.\n",
+            "torch.AcceleratorError: CUDA error: an illegal address",
+            id="python",
+        ),
+        pytest.param(
+            "terminate called after throwing\n  what():  CUDA error: device-side assert\nframe #0: c10::Error\n",
+            "what():  CUDA error: device-side assert",
+            id="c++",
+        ),
+        pytest.param("Killed\n", "Killed", id="neither"),
+        pytest.param("\n", "it said nothing", id="nothing"),
+    ],
+)
+def test_last_words_of_a_process_are_its_error(tmp_path, said, told):
+    (tmp_path / "log").write_text(said)
+    assert child.Child._last_words(SimpleNamespace(_log=tmp_path / "log")) == told
+
+
 @pytest.mark.usefixtures("gpu")
 def test_a_case_on_a_gpu_has_every_provider_in_bfloat16_with_its_memory(monkeypatch):
     """From check to rows; the kernel's and PyTorch's code run on the CPU in the GPU's place."""
@@ -226,11 +266,13 @@ def test_what_is_warmed_up_is_what_compiles_in_the_sections_to_come(tmp_path):
     assert set(recipes) == {
         (r, f"{who}, compiled") for r in ("gpt2-124m", "bert-base", "llama-125m") for who in ("minillm", "transformers")
     }
+    begun = [lane[0][3:5] for lane in lanes]  # peers compile longest: only what is begun at once is done with the tests
+    assert ["gpt2-124m", "transformers, compiled"] in begun and ["bert-base", "transformers, compiled"] in begun
     ((ops,),) = (
         [c for c in lane if c[2] == "benchmarks.worker"] for lane in lanes if lane[0][2] == "benchmarks.worker"
     )
     cases = json.loads(ops[ops.index("--cases") + 1])
-    assert [case[0] for case in cases] == list(BENCHMARKS)
+    assert cases == [[*case, {}] for case in worker.cases("cuda", quick=True, ops=None)]
     skipped = json.loads(ops[ops.index("--skip") + 1])
     assert not {"torch.compile", "FlexAttention", "fused"} & set(skipped) and "torch" in skipped
     assert warming.commands(chosen("correctness"), tmp_path) == []

@@ -465,6 +465,35 @@ def test_peer_objective_prepares_as_ours_does():
     assert torch.equal(ours.tokens, peer.tokens) and torch.equal(ours.targets, peer.targets)
 
 
+def test_recipes_share_the_time_alike_and_the_last_has_what_they_leave(monkeypatch):
+    """The first takes all that it has, the second 20 seconds of its 50; the third, in spare time, has the rest."""
+    now, given = [0.0], []
+    monkeypatch.setattr(section, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    named = {n: dataclasses.replace(small("gpt2-124m"), name=n, in_spare_time=n == "c") for n in "abc"}
+    monkeypatch.setattr(section, "recipes", lambda: named)
+
+    def measure(recipe, contenders, context, until, start):
+        given.append(until - now[0])
+        now[0] += {"a": 50.0, "b": 20.0, "c": 0.0}[recipe.name]
+        return []
+
+    monkeypatch.setattr(section, "measure", measure)
+    list(section.training(Context("cpu", False, None, [], 100.0, lambda text: None)))
+    assert given == [50.0, 50.0, 30.0]
+
+
+def test_on_a_gpu_turns_leave_time_for_the_profile(monkeypatch):
+    """Turns take 8 seconds each of the 60: a seventh would end at 56, and the profile would have less than its 5."""
+    now = [0.0]
+    monkeypatch.setattr(section, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    slow = Scripted(turns=STEADY[:6])
+    slow.lines.append({"profile": {"kernels": [["a_kernel", 2, 0.5]]}})
+    own = slow.tell
+    slow.tell = lambda what: (own(what), now.__setitem__(0, now[0] + 8 * ("seconds" in what)))
+    row = measured({"minillm": slow}, "cuda")["minillm"]
+    assert (row["status"], row["rounds"]) == ("measured", 6) and row["kernels"]
+
+
 def test_the_last_contenders_leave_where_not_all_could_have_their_turns(monkeypatch):
     """Turns take 8 seconds each of the 60: three rounds of two contenders fit, of three they do not."""
     now = [0.0]
