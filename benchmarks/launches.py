@@ -23,10 +23,10 @@ def launches(context: Context) -> Iterator[Part]:
     if context.kind != "cuda":
         yield {"reason": "launch tables are those of a GPU's kernels, and this device has none"}
         return
-    left = titles(wide=context.tune)
+    until = time.monotonic() + context.budget
+    left = titles(wide=context.tune)  # imports Triton, which takes seconds
     found: list[Part] = []
     not_run: list[Part] = []
-    until = time.monotonic() + context.budget
     while left and time.monotonic() < until:
         current = None
         words = ["launches", "--cases", json.dumps(left), *["--wide"] * context.tune]

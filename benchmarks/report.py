@@ -58,12 +58,16 @@ def write_page_with_plots(result: Result, folder: Path, stem: str) -> None:
 
 
 def status(result: Result) -> int:
-    """Return 1 where a test or a section failed, or one of this project's own was wrong; else 0."""
+    """Return 1 where a test or a section failed, or one of this project's own was wrong; else 0.
+
+    A kernel of this project is wrong too where another run of it has other bits.
+    """
     sections = result["sections"]
     files = sections.get("correctness", {}).get("files", {})
     ours = ("fused", "torch", "reference")
     rows = [*parts.rows_of(result, "ops"), *parts.rows_of(result, "scaling")]
     wrong = any(r["status"] == "wrong" and r["provider"] in ours for r in rows)
+    wrong |= any(r["provider"] == "fused" and not (r.get("repeats", True) and r.get("finite", True)) for r in rows)
     wrong |= any(r["status"] == "wrong" and not r["peer"] for r in parts.rows_of(result, "recipes"))
     return int(wrong or any(f["failed"] for f in files.values()) or any("defect" in part for part in sections.values()))
 

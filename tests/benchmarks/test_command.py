@@ -273,6 +273,20 @@ def test_a_section_that_fails_is_reported_and_the_next_ones_run(monkeypatch, tmp
     capsys.readouterr()
 
 
+def test_what_a_section_has_found_is_on_the_disk_while_it_goes_on(monkeypatch, tmp_path):
+    """A machine may be taken away at any time."""
+    seen = []
+
+    def slow(context):
+        yield {"reason": "half of it"}
+        seen.append(json.loads((tmp_path / "device/2026-11-25-abc.json").read_text())["sections"]["compile"]["reason"])
+
+    monkeypatch.setattr(sections, "SECTIONS", [Section("compile", slow, {"cpu": (9, 9)})])
+    monkeypatch.setattr(machine, "header", lambda: HEAD)
+    command.run(("compile",), None, [], tmp_path, quick=False)
+    assert seen == ["half of it"]
+
+
 def test_a_part_of_a_run_leaves_the_result_of_a_whole_one_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "header", lambda: HEAD)
     section = Section("compile", lambda context: iter([{"reason": "nothing to do"}]), {"cpu": (9, 9)})

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import child, machine, timing, warming, worker
+from benchmarks import ceilings, child, machine, timing, warming, worker
 from benchmarks.context import Context
 from benchmarks.measure import EFFORTS, measure_case
 from benchmarks.ops import BENCHMARKS
@@ -112,6 +113,23 @@ def test_a_replayed_graph_is_timed_by_events_over_all_copies(gpu):
     before = gpu.replays
     assert sampler.sample() == pytest.approx(4e-6)  # of 2, 4 and 6
     assert gpu.replays - before == pytest.approx(timing.GPU_SAMPLE / 12e-6, abs=1)
+
+
+def test_the_device_is_kept_busy_before_the_first_event_and_that_is_not_timed(gpu):
+    """While it writes the cover the host submits the calls; what it writes is larger than its cache."""
+    covered = []
+    busy = SimpleNamespace(zero_=lambda: (covered.append(gpu.now), gpu.work(5.0)))
+    sampler = EventSampler(lambda i: gpu.work(1e-6), 2, busy, graph=False)
+    covered.clear()
+    assert sampler.sample() == pytest.approx(1e-6, rel=1e-3) and len(covered) == 1
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_cover_is_larger_than_the_cache(monkeypatch):
+    made = []
+    monkeypatch.setattr(timing, "EventSampler", lambda call, copies, cover, graph: made.append(cover.nbytes) or 1 / 0)
+    interleaved({"any": lambda i: None}, copies=1, device=GPU, rounds=1, seconds=1)
+    assert made[0] > 2 * timing.cache_bytes(GPU)
 
 
 def test_a_call_that_cannot_be_captured_is_timed_without_a_graph_and_says_so(gpu):
@@ -226,6 +244,38 @@ def test_a_case_on_a_gpu_has_every_provider_in_bfloat16_with_its_memory(monkeypa
             continue
         assert (row["status"], row["dtype"], row["peak_bytes"], row["repeats"]) == ("measured", "bf16", 250, True)
         assert row["check_dims"] == {"R": 2, "C": 6} and row["copies"] == timing.copies_for(row["bytes"], GPU)
+
+
+def test_ceilings_are_the_best_rate_of_what_is_copied_and_multiplied(monkeypatch):
+    """Bytes read and written, two operations a multiply-add; a size or a way that is slower changes nothing."""
+    seconds = iter([4.0, 1.0, 2.0, 9.0, 1.0, 8.0])  # three ways to copy, two sizes in bfloat16, one in float32
+    worked = []
+
+    def interleaved(candidates, **more):
+        ((name, call),) = candidates.items()
+        counter = FlopCounterMode(display=False)
+        with counter:
+            result = call(0)
+        worked.append(counter.get_total_flops() or 2 * result.nbytes)
+        return {name: Times((next(seconds),) * 3, "graph")}
+
+    monkeypatch.setattr(ceilings, "interleaved", interleaved)
+    monkeypatch.setattr(ceilings, "COPY_BYTES", {"cuda": 4096})
+    monkeypatch.setattr(ceilings, "MATRIX_SIDES", {"cuda": {torch.bfloat16: (8, 16), torch.float32: (4,)}})
+    for name in ("randn", "empty_like"):  # on the CPU in the GPU's place
+        own = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *a, own=own, **k: own(*a, **{**k, "device": "cpu"}))
+    torch.backends.cuda.matmul.allow_tf32 = True
+    *_, found = ceilings.measure(GPU, rounds=3, seconds=1.0)
+    assert worked == [8192, 8192, 8192, 2 * 8**3, 2 * 16**3, 2 * 4**3]
+    rates = {name: ceiling["rate"] for name, ceiling in found.items()}
+    assert rates == {"copy": 8192 / 1.0, "matrix bf16": 2 * 16**3 / 1.0, "matrix fp32": 2 * 4**3 / 8.0}
+    assert not torch.backends.cuda.matmul.allow_tf32  # float32 is that in full precision
+
+
+def test_an_interpreter_that_is_asked_for_is_not_what_children_measure(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "TRITON_INTERPRET" not in child.environment()
 
 
 def test_size_of_the_cache_is_the_devices_or_a_guess(gpu, monkeypatch):

@@ -70,6 +70,14 @@ def test_results_that_differ_from_call_to_call_are_said_to():
     assert found["torch", "forward"]["repeats"] is True
 
 
+def test_what_is_not_finite_at_the_timed_sizes_has_no_speedup():
+    """The check may take smaller sizes, at which it is right."""
+    shape = Shape("tiny", {"R": 16, "C": 32}, {"R": 4})
+    found, rows = rows_with(lambda t: t["x"].relu() / (len(t["x"]) == 4), shape)
+    row = found["planted", "forward"]
+    assert (row["status"], row["finite"]) == ("measured", False) and figures.speedup(row, rows) is None
+
+
 @pytest.mark.parametrize("error", [Unavailable("no such device"), RuntimeError("broken\nin two lines")])
 def test_provider_that_raises_is_not_run_and_the_others_are(error):
     def raising(t):

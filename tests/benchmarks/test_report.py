@@ -202,6 +202,17 @@ def test_status_tells_of_failures(result):
     assert report.status(result) == 1
 
 
+@pytest.mark.parametrize("name", ["repeats", "finite"])
+def test_a_kernel_that_differs_on_repeat_or_is_not_finite_is_a_failure(result, name):
+    """Of this project's kernels; what PyTorch's own do is not its defect."""
+    result["sections"]["correctness"]["files"]["test_relu.py"]["failed"] = 0
+    row = next(r for r in parts.rows_of(result) if r["provider"] == "torch" and r["status"] == "measured")
+    row[name] = False
+    assert report.status(result) == 0
+    row["provider"] = "fused"
+    assert report.status(result) == 1
+
+
 def test_comparison_tells_a_change_from_the_spread(result):
     later = copy.deepcopy(result)
     rows = [r for r in parts.rows_of(later) if r["op"] == "relu" and r["provider"] == "torch"]

@@ -239,6 +239,30 @@ def test_on_a_gpu_a_profile_is_of_one_of_several_steps_and_says_how_long_nothing
     assert told["idle"] == pytest.approx(1e-3)
 
 
+def test_on_a_gpu_memory_is_that_of_a_step_and_a_turn_begins_with_a_step_that_is_not_timed(monkeypatch):
+    """Compiling may take more memory than a step; the first step of a turn takes memory again."""
+    peak, taken = [0], []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: peak.__setitem__(0, 0))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: peak[0])
+    timed = made()
+    timed.device = SimpleNamespace(type="cuda")
+    monkeypatch.setattr(timed, "_give_back", lambda: None)
+    step = timed.trainer.take_step
+
+    def take_step():
+        peak[0] = max(peak[0], 300 if taken else 900)
+        taken.append(1)
+        return step()
+
+    monkeypatch.setattr(timed.trainer, "take_step", take_step)
+    assert timed.warm_up()["peak_bytes"] == 300
+    monkeypatch.setattr(timed, "_steps", lambda number: (taken.append(number), (0.5 / len(taken), 3.6))[1])
+    taken.clear()
+    timed.seconds = 0.1
+    turn = timed.turn(0.35)
+    assert taken == [1, 4] and turn == {"seconds": 0.25, "steps": 4, "loss": 3.6}
+
+
 @pytest.mark.parametrize(
     "name, is_span",
     [
