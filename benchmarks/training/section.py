@@ -29,7 +29,7 @@ FEWEST_ROUNDS = 3
 READY_SHARE = 0.7  # of a recipe's time, after which nobody is waited for any longer
 PATIENCE = 200.0  # seconds of silence; a large model compiles for more than a minute
 QUICK_RECIPES, QUICK_CONTENDERS = 1, 3  # with --quick
-PROFILED = 5.0  # seconds that are kept for a profile; on a GPU the first contender's
+PROFILED = 8.0  # seconds that are kept for a profile, which has to start; on a GPU the first contender's
 
 
 @dataclass

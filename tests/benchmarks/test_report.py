@@ -187,6 +187,27 @@ def test_speedup_of_one_visit_is_over_the_first_visit_of_the_baseline():
     assert [figures.speedup(row, [base, again, once]) for row in (base, again, once)] == [1.0, 0.5, 2.0]
 
 
+def test_who_was_timed_in_another_way_has_no_speedup():
+    """A graph has no launches: beside calls that have them it would be fast whatever it computes."""
+    case = {"op": "relu", "shape": "tiny", "dtype": "bf16", "direction": "forward", "status": "measured"}
+    case |= {"error_share": 0.1, "method": "graph"}
+    base = {**case, "provider": "torch", "seconds": 4.0}
+    alike, other = {**case, "provider": "fused", "seconds": 2.0}, {**case, "provider": "Liger", "seconds": 2.0}
+    other["method"] = "events"
+    assert [figures.speedup(row, [base, alike, other]) for row in (alike, other)] == [2.0, None]
+
+
+def test_a_peer_is_one_of_the_same_recipe():
+    ours = {"recipe": "a", "peer": "", "status": "measured", "as_filed": False, "tokens": 10, "seconds": 1.0}
+    peer, stranger = {**ours, "peer": "GPT2", "seconds": 2.0}, {**ours, "peer": "Bert", "recipe": "b", "seconds": 0.1}
+    assert figures.beside_peer(ours, [ours, stranger, peer]) == 2.0
+    assert figures.beside_peer(ours, [ours, stranger]) is None
+
+
+def test_spread_is_the_distance_of_the_quartiles_around_their_median():
+    assert figures.spread({"seconds": 2.0, "low": 1.9, "high": 2.4}) == pytest.approx(0.25)
+
+
 def test_status_tells_of_failures(result):
     assert report.status(result) == 1  # a test failed
     result["sections"]["correctness"]["files"]["test_relu.py"]["failed"] = 0

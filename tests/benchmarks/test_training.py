@@ -507,7 +507,7 @@ def test_recipes_share_the_time_alike_and_the_last_has_what_they_leave(monkeypat
 
 
 def test_on_a_gpu_turns_leave_time_for_the_profile(monkeypatch):
-    """Turns take 8 seconds each of the 60: a seventh would end at 56, and the profile would have less than its 5."""
+    """Turns take 8 seconds each of the 60: a seventh would end at 56, and the profile would have less than its 8."""
     now = [0.0]
     monkeypatch.setattr(section, "time", SimpleNamespace(monotonic=lambda: now[0]))
     slow = Scripted(turns=STEADY[:6])
