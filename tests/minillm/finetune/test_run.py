@@ -192,6 +192,13 @@ def test_a_run_drops_what_its_settings_say_and_not_as_in_pretraining(trainer_of)
     assert (model.config.backbone.dropout, model.backbone.config.dropout, model.head.dropout_p) == (0.3, 0.3, 0.2)
 
 
+def test_a_head_is_drawn_by_the_seed_of_its_run(settings):
+    first, same, other = (
+        run.prepared_run(settings(train__seed=seed), run.Mute())[3].head.dense.weight for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, same) and not torch.equal(first, other)
+
+
 def test_seeds_decide_and_nothing_else(settings, tmp_path):
     """Same seed, same bits; another seed, other bits; logging and evaluating change nothing."""
     for name, given in (
