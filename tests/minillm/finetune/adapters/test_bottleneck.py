@@ -36,6 +36,19 @@ def test_it_computes_its_formula(config, activation):
     torch.testing.assert_close(part(lambda x, now: x, u, None), truth, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "config, sublayers",
+    [(HoulsbyConfig(width=3), {"attention", "mlp"}), (PfeifferConfig(width=3), {"mlp"})],
+    ids=["houlsby", "pfeiffer"],
+)
+def test_the_sub_layers_that_have_a_bottleneck(stand_in, config, sublayers):
+    """Houlsby's stand after both, Pfeiffer's after the feed-forward part alone, in every block."""
+    model = stand_in("encoder-post")
+    attach(model, config)
+    found = {name.partition(".adapter.")[0] for name in adapter_tensors(model, "adapter") if ".down." in name}
+    assert found == {f"blocks.{layer}.{sublayer}" for layer in (0, 1) for sublayer in sublayers}
+
+
 def test_houlsbys_norms_are_copies_that_the_model_is_spared(stand_in, stir, batch):
     """All five of a pre-norm encoder with a normed embedding; the model's own keep their bits."""
     model = stand_in("encoder-pre")
