@@ -125,7 +125,10 @@ def read_qwen3(keys: Keys) -> ModelConfig:
     if every != 1 and width is None:
         keys.refuse("sliding_window", "layer_types has layers with a window")
     window = None if every == 1 else width
-    return decoder(keys, qk_norm=True, head_width=keys.whole("head_dim", 128), window=window, global_every=every)
+    # null is as many as query heads, a missing one what transformers' class has
+    kv_heads = keys.whole("num_key_value_heads", None if "num_key_value_heads" in keys.table else 32)
+    head_width = keys.whole("head_dim", 128)
+    return decoder(keys, qk_norm=True, num_kv_heads=kv_heads, head_width=head_width, window=window, global_every=every)
 
 
 def write_qwen3(model: ModelConfig) -> dict[str, Any]:

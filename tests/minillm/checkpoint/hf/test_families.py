@@ -17,7 +17,8 @@ from torch import Tensor
 import minillm
 from minillm.checkpoint.hf.families import FAMILIES, family_of
 from minillm.checkpoint.hf.family import PLAIN
-from minillm.checkpoint.hf.folder import open_folder
+from minillm.checkpoint.hf.folder import open_folder, read_model
+from minillm.checkpoint.hf.keys import MEANINGLESS, Keys
 from minillm.errors import InputError
 from minillm.exporting import export_model, export_run
 from minillm.importing import import_folder
@@ -319,6 +320,54 @@ def test_every_setting_comes_in_and_goes_out_without_the_folder_that_it_came_fro
     lost = {name for name in old if new.get(name) != old[name]} - {"_name_or_path"}
     assert lost <= {f"{symbol}_token_id" for symbol in ("pad", "bos", "eos", "cls", "sep")}  # a tokenizer's
     assert all(old[name] != usual.get(name) for name in UNUSUAL[family] if name in old)
+
+
+def outcome(name: str, table: dict[str, Any]) -> ModelConfig | None:
+    """Return the model of a config.json, its numbers of heads said in so many words; None where it is refused."""
+    try:
+        config = read_model(FAMILIES[name], Keys(table, "config.json"))
+    except InputError:
+        return None
+    return dataclasses.replace(config, num_kv_heads=config.kv_heads, head_width=config.head_dim)
+
+
+SIZES_ASKED_FOR = (
+    "vocab_size max_position_embeddings num_hidden_layers hidden_size num_attention_heads intermediate_size"
+)
+REQUIRED = dict.fromkeys(("bert", "roberta", "modernbert", "llama", "mistral", "qwen3"), SIZES_ASKED_FOR)
+REQUIRED |= {"distilbert": "vocab_size max_position_embeddings n_layers dim n_heads hidden_dim"}
+REQUIRED |= {"gpt2": "vocab_size n_positions n_layer n_embd n_head"}
+
+
+@pytest.mark.parametrize("unusual", [False, True], ids=["usual", "unusual"])
+def test_a_setting_that_is_missing_is_what_transformers_takes(peer, family, head, unusual) -> None:
+    """Each key of a config.json is left out, and read as the value that transformers' own class then has."""
+    import transformers
+
+    kind = type(transformers.AutoConfig.for_model(family))
+    there = peer(family, head, initializer_range=0.05, **UNUSUAL[family]) if unusual else peer(family, head)
+    table = json.loads((there.folder / "config.json").read_text())
+    table.pop("layer_types", None)  # else it says what other keys would
+    left_out = set()
+    for name in table.keys() - MEANINGLESS:
+        lacking = {key: value for key, value in table.items() if key != name}
+        if name in REQUIRED[family].split():
+            assert outcome(family, lacking) is None, name
+            continue
+        theirs = kind.from_dict(lacking).to_dict()
+        usual = {name: theirs[name]} if name in theirs else {"layer_types": theirs["layer_types"]}
+        assert outcome(family, lacking) == outcome(family, lacking | usual), name
+        left_out.add(name)
+    assert len(left_out) >= 5, left_out
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_a_number_of_key_heads_of_null_is_that_of_the_query_heads(peer, name) -> None:
+    """As transformers reads it, which refuses a Mistral's."""
+    there = peer(name, "CausalLM", num_key_value_heads=None)
+    table = json.loads((there.folder / "config.json").read_text())
+    config = outcome(name, table | {"num_key_value_heads": None})
+    assert config is not None and config.kv_heads == there.model.config.num_key_value_heads == 4
 
 
 def test_shards_go_out_and_come_in(peer, family, head, tmp_path) -> None:

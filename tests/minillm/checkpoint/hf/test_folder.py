@@ -258,6 +258,7 @@ REFUSED = [
     ("distilbert", {"activation": "silu"}, "activation"),
     ("modernbert", {"hidden_activation": "relu"}, "hidden_activation"),
     ("modernbert", {"norm_bias": True}, "norm_bias"),
+    ("modernbert", {"norm_bias": 0}, "norm_bias = 0 is not supported: only false is"),
     ("modernbert", {"attention_bias": True}, "attention_bias"),
     ("modernbert", {"mlp_bias": True}, "mlp_bias"),
     ("modernbert", {"decoder_bias": False}, "decoder_bias"),
