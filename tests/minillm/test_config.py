@@ -87,6 +87,8 @@ def test_file_and_table_round_trip(tmp_path):
         pytest.param({"oven": {"degrees": "hot"}}, "oven.degrees takes int, got 'hot'", id="type"),
         pytest.param({"oven": {"degrees": 1.5}}, "oven.degrees takes int", id="fraction-for-int"),
         pytest.param({"oven": {"degrees": True}}, "oven.degrees takes int", id="bool-for-int"),
+        pytest.param({"oven": {"degrees": 2**63}}, r"oven.degrees must be below 2\*\*63 in size", id="int-of-64-bits"),
+        pytest.param({"oven": {"degrees": str(-(2**63))}}, "below 2.*63 in size, got -92233", id="negative-of-64-bits"),
         pytest.param({"oven": {"degrees": 1, "mode": "fann"}}, "one of fan, grill, got 'fann'", id="choice"),
         pytest.param({"oven": {"degrees": 1, "light": "yes"}}, "oven.light takes bool", id="bool"),
         pytest.param({"oven": {"degrees": 301}}, "at most 300, got 301", id="cross-check"),

@@ -106,6 +106,32 @@ def test_filters_follow_the_stated_order():
     assert kept(filtered(logits, seen, SamplingConfig(temperature=1.0, top_k=2, top_p=0.75))) == [{0}]
 
 
+def test_all_filters_together_are_those_of_transformers():
+    """In its order, in which it applies them too; each of the five changes what is left here."""
+    from transformers.generation import logits_process
+
+    settings = {"temperature": 1.7, "top_k": 12, "top_p": 0.8, "min_p": 0.15, "repetition_penalty": 1.4}
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(16, 50, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(50, (16, 9), generator=generator)
+    seen = torch.zeros(16, 50, dtype=torch.bool).scatter_(1, tokens, True)
+    theirs = logits
+    for name, value in (
+        ("RepetitionPenaltyLogitsProcessor", settings["repetition_penalty"]),
+        ("TemperatureLogitsWarper", settings["temperature"]),
+        ("TopKLogitsWarper", settings["top_k"]),
+        ("TopPLogitsWarper", settings["top_p"]),
+        ("MinPLogitsWarper", settings["min_p"]),
+    ):
+        theirs = getattr(logits_process, name)(value)(tokens, theirs)
+    ours = filtered(logits, seen, SamplingConfig(**settings))
+    torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1), rtol=1e-12, atol=0)
+    for name in settings:
+        others = {key: value for key, value in settings.items() if key != name}
+        without = filtered(logits, seen, SamplingConfig(**{"temperature": 1.0} | others))
+        assert not torch.equal(without.softmax(-1), ours.softmax(-1)), name
+
+
 @DTYPES
 def test_temperature_zero_is_greedy(dtype):
     """Whatever the filters and the seed, the highest logit wins; the limit of small temperatures agrees."""
