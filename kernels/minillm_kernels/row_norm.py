@@ -8,8 +8,8 @@ H200, 2026-11-28, bfloat16). So a program owns 16 rows of width 128, 2 of 1024, 
 thread has 16 elements, as long as 512 threads suffice.
 
 The backward pass takes half as many rows, and copies those of its next tile into shared memory meanwhile, up to width
-2048 in 16 bits and 1024 in 32, plain rms_norm's up to twice that: the bytes that are on their way in registers alone
-kept it at 2.4 of 4.2 TB/s. That takes three stages: with two there is room for one tile, whose copy begins when the
+2048 in 16 bits and 1024 in 32, and some up to twice that: the bytes that are on their way in registers alone kept it at
+2.4 of 4.2 TB/s. That takes three stages: with two there is room for one tile, whose copy begins when the
 tile before it has been worked on, and is waited for at once. A row too wide for its accumulators to stay in registers
 is walked in a loop, and the sums over rows get a kernel of their own.
 
@@ -19,7 +19,7 @@ Read next: `rms_norm/fused.py`, then `layer_norm/fused.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,13 +57,24 @@ WEIGHT_THREADS = 128
 THREADS_PER_SM = 768
 THREADS_PER_SM_OF_SHORT = 512
 SHORT = 256  # columns
-THREADS_PER_SM_WITH_ALL = 512
+THREADS_PER_SM_WITH_MORE = 512
 STAGES = 3  # of the backward pass: the row tile that is worked on, and two that are there or on their way
-# Bytes of a tensor's tile, above which there is one stage. In 16 bits rows of 4096 leave room for it in rms_norm alone
-# and without dropout: both passes take 92.5 us beside 101.9 (8192 rows). Layer norm's take 111.9 beside 106.7, since
-# one program is resident then in place of two.
+# Bytes of a tensor's tile, above which there is one stage. Tiles between the two, rows of 4096 in 16 bits, are staged
+# where that was measured to pay (8192 rows, both passes): rms_norm's, 92.5 us beside 101.9, and, with the gradient of
+# the sum to wait for too, layer norm's, 147.8 beside 156.9 by one program of 512 threads. Without that gradient it is
+# 111.9 beside 106.7. Dropout was not measured, and takes the registers.
 MAX_STAGED = 8192
-MAX_STAGED_WITH_MORE = 4096
+ALWAYS_STAGED = 4096
+
+
+class Extras(NamedTuple):
+    """What a backward pass has beside dy, s and the weight: a mean taken off, ds, a bias, dropout."""
+
+    centre: bool
+    ds: bool
+    bias: bool
+    dropout: bool
+
 
 Statistics = tuple[Tensor, Tensor, Tensor, Tensor]  # y, s, mean, rstd
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]  # dx, dresidual, dweight, dbias
@@ -83,25 +94,23 @@ def tile(num_cols: int, size: tuple[int, int, int]) -> tuple[int, int, int]:
     return block_r, block_c, threads if block_c <= elements else min(MOST_THREADS, block_c // per_thread)
 
 
-def stages(tile_bytes: int, plain: bool) -> int:
-    """Return the stages of the backward pass for tiles of so many bytes in each tensor; 1: load, then work.
-
-    Args:
-        plain: whether rows are neither centred nor have a bias or dropout.
-    """
-    return STAGES if tile_bytes <= (MAX_STAGED if plain else MAX_STAGED_WITH_MORE) else 1
+def stages(tile_bytes: int, extras: Extras) -> int:
+    """Return the stages of the backward pass for tiles of so many bytes in each tensor; 1: load, then work."""
+    pays = not extras.dropout and (extras.ds or not (extras.centre or extras.bias))
+    return STAGES if tile_bytes <= (MAX_STAGED if pays else ALWAYS_STAGED) else 1
 
 
-def threads_per_sm(num_cols: int, has_bias: bool, has_dropout: bool) -> int:
+def threads_per_sm(num_cols: int, tile_bytes: int, extras: Extras) -> int:
     """Return how many threads of the backward pass a multiprocessor has at work."""
-    if has_bias and has_dropout:
-        return THREADS_PER_SM_WITH_ALL
+    large_copies = tile_bytes > ALWAYS_STAGED and stages(tile_bytes, extras) > 1
+    if extras.bias and extras.dropout or large_copies and (extras.centre or extras.bias):
+        return THREADS_PER_SM_WITH_MORE
     return THREADS_PER_SM_OF_SHORT if num_cols <= SHORT else THREADS_PER_SM
 
 
-def walks_backward(num_cols: int, has_bias: bool, has_dropout: bool) -> bool:
+def walks_backward(num_cols: int, extras: Extras) -> bool:
     """Say whether the backward pass of rows of this width walks them in a loop."""
-    return num_cols > (MAX_BACKWARD_WITH_MORE if has_bias or has_dropout else MAX_BACKWARD)
+    return num_cols > (MAX_BACKWARD_WITH_MORE if extras.bias or extras.dropout else MAX_BACKWARD)
 
 
 def forward(
@@ -172,22 +181,23 @@ def backward(
 
     dbias is in `bias_dtype`, and empty without one.
     """
-    has_bias = bias_dtype is not None
+    extras = Extras(centre, ds is not None, bias_dtype is not None, seed is not None)
     dx, dresidual, dweight, dbias = _empty_backward(s, weight, seed, bias_dtype)
     if not s.numel():
         return dx, dresidual, dweight.zero_(), dbias.zero_()
     dy_rows, s_rows, ds_rows = rows_of(dy), rows_of(s), None if ds is None else rows_of(ds)
     R, C = s_rows.shape
     block_r, block_c, threads = tile(C, BACKWARD_TILE)
-    walks = walks_backward(C, has_bias, seed is not None)
+    tile_bytes = block_r * block_c * s.itemsize
+    walks = walks_backward(C, extras)
     if walks:
         block_r, col_tiles, threads = WEIGHT_TILE["BLOCK_R"], cdiv(C, WEIGHT_TILE["BLOCK_C"]), WEIGHT_THREADS
     else:
         col_tiles = 1
-    programs = cdiv(num_sms(s.device) * cdiv(threads_per_sm(C, has_bias, seed is not None), threads), col_tiles)
+    programs = cdiv(num_sms(s.device) * cdiv(threads_per_sm(C, tile_bytes, extras), threads), col_tiles)
     programs = min(cdiv(R, block_r), programs)
-    partial = torch.empty(1 + has_bias, programs, C, dtype=torch.float32, device=s.device)
-    dweights, dbiases = partial[0], partial[1] if has_bias else None
+    partial = torch.empty(1 + extras.bias, programs, C, dtype=torch.float32, device=s.device)
+    dweights, dbiases = partial[0], partial[1] if extras.bias else None
     strides = (dy_rows.stride(0), 0 if ds_rows is None else ds_rows.stride(0), s_rows.stride(0))
     tensors = (dy_rows, ds_rows, s_rows, weight.contiguous(), mean, rstd, seed, dx, dresidual)
     if walks:
@@ -226,10 +236,10 @@ def backward(
             CENTRE=centre,
             BLOCK_R=block_r,
             BLOCK_C=block_c,
-            STAGES=stages(block_r * block_c * s.itemsize, not (centre or has_bias or seed is not None)),
+            STAGES=stages(tile_bytes, extras),
             threads=threads,
         )
-    column_sums.add_up(partial, dweight, dbias if has_bias else None)
+    column_sums.add_up(partial, dweight, dbias if extras.bias else None)
     return dx, dresidual, dweight, dbias
 
 
@@ -380,9 +390,11 @@ def variants(op: str, centre: bool) -> Iterator[Variant]:
                 each = width == 1024 and dtype == torch.bfloat16
                 for on in ((), *((name,) for name in forward_switches if each), forward_switches):
                     yield _forward_variant(op, centre, width, dtype, on, warp)
+                more = [(name,) for name in backward_switches] if each else []
+                if width == 4096:  # which is staged with ds, and not without or with dropout
+                    more = [("HAS_DS", "HAS_BIAS")]
                 # with neither bias nor dropout twice as wide a row fits
-                others = (*((name,) for name in backward_switches if each), ("HAS_DS",), backward_switches)
-                for on in dict.fromkeys(((), *others)):
+                for on in dict.fromkeys(((), *more, ("HAS_DS",), backward_switches)):
                     yield from _backward_variants(op, centre, width, dtype, on, warp)
         yield from column_sums.variants(op, second=True, warp=warp)
 
@@ -415,9 +427,10 @@ def _backward_variants(
     no_bias = {} if "HAS_BIAS" in on else {"dbias_ptr": None}
     name = f"{dtype} C={width} {' '.join(on) or 'plain'}"
     types = _types(dtype) | {"row_strides": ("i32", "i32", "i32")}
-    if not walks_backward(width, "HAS_BIAS" in on, "HAS_DROPOUT" in on):
+    extras = Extras(centre, "HAS_DS" in on, "HAS_BIAS" in on, "HAS_DROPOUT" in on)
+    if not walks_backward(width, extras):
         constants = {"CENTRE": centre, **no_bias, **none, "BLOCK_R": block_r, "BLOCK_C": block_c}
-        constants["STAGES"] = stages(block_r * block_c * dtype.itemsize, not centre and on in ((), ("HAS_DS",)))
+        constants["STAGES"] = stages(block_r * block_c * dtype.itemsize, extras)
         kernel: Any = kernels._row_norm_backward_kernel
         yield make_variant(op, f"backward {name}", kernel, types, constants, threads=threads, warp=warp)
         return

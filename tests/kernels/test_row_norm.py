@@ -13,6 +13,7 @@ from minillm_kernels import compile_report, row_norm
         ("layer_norm", "C=1024 HAS_DROPOUT", 5),
         ("rms_norm", "C=4096 plain", 3),
         ("rms_norm", "C=4096 HAS_DS", 4),
+        ("layer_norm", "C=4096 HAS_DS HAS_BIAS", 5),
     ],
 )
 def test_the_next_tiles_copies_are_on_their_way_while_one_is_worked_on(op, variant, tensors):
@@ -30,6 +31,10 @@ def test_no_program_of_the_backward_pass_waits_for_a_turn(width):
     assert len(rows) >= 18
     for row in rows:
         if row["target"].startswith("sm_"):
-            at_work = row_norm.threads_per_sm(width, "HAS_BIAS" in row["variant"], "HAS_DROPOUT" in row["variant"])
+            has = [name in row["variant"] for name in ("HAS_DS", "HAS_BIAS", "HAS_DROPOUT")]
+            extras = row_norm.Extras(row["op"] == "layer_norm", *has)
+            block_r, block_c, _ = row_norm.tile(width, row_norm.BACKWARD_TILE)
+            itemsize = 4 if "float32" in row["variant"] else 2
+            at_work = row_norm.threads_per_sm(width, block_r * block_c * itemsize, extras)
             programs = row["resident_warps"] // row["warps"]
             assert programs >= -(-at_work // (32 * row["warps"])), (row["op"], row["variant"], row["target"])
