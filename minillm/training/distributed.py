@@ -142,6 +142,15 @@ class Processes:
             )
         return train.batch_size // at_once
 
+    def smaller_micro_batch(self, train: TrainConfig) -> str:
+        """Return what to say where a process has fewer sequences than `train.micro_batch_size`; empty: it has not."""
+        rows, asked = train.batch_size // self.size, train.micro_batch_size
+        if asked is None or asked <= rows:
+            return ""
+        return (
+            f"train.micro_batch_size is {asked}, and each of {self.size} processes has {rows} sequences: {rows} at once"
+        )
+
     def check(self, train: TrainConfig, compute_dtype: torch.dtype) -> None:
         """Raise InputError where a setting does not go with how the model is spread."""
         if not self.gathers or self.config.strategy == "ddp":

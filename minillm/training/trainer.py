@@ -224,6 +224,8 @@ class Trainer:
             self.progress.note(f"{self.state.since_best} evaluations were no better; raise train.patience to go on")
         elif self.optim.warmup_steps >= self.train.max_steps and self.optim.schedule != "constant":
             self.progress.note("the run ends inside its warm-up: optim.warmup_steps is not below train.max_steps")
+        if words := self.processes.smaller_micro_batch(self.train):
+            self.progress.note(words)
         self.progress.start(self.state.step, self.train.max_steps)
 
     def take_step(self) -> Tensor | None:
