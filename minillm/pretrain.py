@@ -229,6 +229,8 @@ def _beginning(config: PretrainConfig, init: Path | None, progress: Progress) ->
     """
     corpus = open_corpus(config.data.input, valid_fraction=config.data.valid_fraction)
     corpus.num_bytes("valid")  # reads all of it, also where no tokenizer has to
+    if corpus.notice:
+        progress.note(corpus.notice)
     if init is not None and is_model_folder(init):
         opened = load(init)
         return opened.require_tokenizer(), tensors_of(opened.model)

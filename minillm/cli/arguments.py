@@ -12,10 +12,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from minillm.config import REQUIRED, convert, fields_of, nearest, override, type_name
 from minillm.errors import InputError
+
+
+class Noticed(Protocol):
+    """A corpus or a tokenizer: notice is what the user should know about it; empty: nothing."""
+
+    notice: str
 
 
 class Parser(argparse.ArgumentParser):
@@ -140,3 +146,9 @@ def finite(value: Any) -> Any:
 def say(text: str) -> None:
     """Print a line of progress on standard error, where it cannot mix with a result."""
     print(text, file=sys.stderr, flush=True)
+
+
+def say_notice(made: Noticed) -> None:
+    """Print what the user should know about a corpus or a tokenizer, where there is anything, on standard error."""
+    if made.notice:
+        say(made.notice)

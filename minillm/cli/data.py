@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from minillm.cli.arguments import Parser, add_settings, override_settings, print_json, say
+from minillm.cli.arguments import Parser, add_settings, override_settings, print_json, say, say_notice
 from minillm.config import build, nearest
 from minillm.data.config import DataConfig
 from minillm.errors import InputError
@@ -41,6 +41,7 @@ def show(argv: Sequence[str]) -> None:
     from minillm.data.corpora import Split, open_corpus
 
     corpus = open_corpus(arguments.input, valid_fraction=arguments.valid_fraction)
+    say_notice(corpus)
     splits: tuple[Split, ...] = get_args(Split)
     sizes = {split: corpus.num_bytes(split) for split in splits}
     documents = {split: corpus.num_documents(split) for split in splits}
@@ -83,10 +84,12 @@ def prepare(argv: Sequence[str]) -> None:
     if arguments.tokenizer is None:
         RunFolder(arguments.out).check_tokenizer_free()
     corpus = open_corpus(arguments.input, valid_fraction=arguments.valid_fraction)
+    say_notice(corpus)
     if arguments.tokenizer is not None:
         tokenizer = tokenizer_at(arguments.tokenizer)
     else:
         tokenizer = train_tokenizer(config, corpus.texts("train"))
+        say_notice(tokenizer)
         tokenizer.save(arguments.out / "tokenizer")
     specials, progress = tokenizer.specials, Progress(quiet=arguments.json)
     around = (specials.cls, specials.sep) if arguments.encoder else (specials.bos, specials.eos)

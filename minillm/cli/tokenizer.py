@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from minillm.cli.arguments import Parser, add_settings, override_settings, print_json, say
+from minillm.cli.arguments import Parser, add_settings, override_settings, print_json, say, say_notice
 from minillm.config import build, nearest
 from minillm.errors import InputError
 from minillm.tokenizer.config import TokenizerConfig
@@ -54,7 +54,9 @@ def train(argv: Sequence[str]) -> None:
     if place == around.tokenizer_path:
         around.check_tokenizer_free()
     corpus = open_corpus(arguments.input, valid_fraction=DataConfig().valid_fraction)
+    say_notice(corpus)
     tokenizer = train_tokenizer(config, corpus.texts("train"))
+    say_notice(tokenizer)
     arguments.out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(arguments.out)
     num_tokens = sum(len(tokenizer.encode(text)) for text in corpus.texts("valid"))

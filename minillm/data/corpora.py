@@ -36,7 +36,12 @@ class Source:
 
 
 class Corpus:
-    """Documents in two splits. Opening one reads no text; counting and the digest read all of it, once."""
+    """Documents in two splits. Opening one reads no text; counting and the digest read all of it, once.
+
+    notice: something that the user should know about what was found; empty: nothing.
+    """
+
+    notice: str = ""
 
     def __init__(self, name: str, sources: Sequence[Source], valid_fraction: float) -> None:
         """Take the sources in their order; `open_corpus` finds them."""
@@ -182,7 +187,8 @@ def open_corpus(name: str, *, valid_fraction: float = 0.1) -> Corpus:
 
     Args:
         name: stdlib-docs, stdlib-code, a .txt or .md file, or a folder in which such files are looked for, its
-            sub-folders included, hidden and empty ones left out. A file of several names, by links, has the first.
+            sub-folders included, hidden and empty ones left out. A file of several names, by links, has the first;
+            links to folders are not followed, as `notice` says: they may lead anywhere.
         valid_fraction: share that is held out, in (0, 1).
     Raises:
         InputError: the name is empty, there is nothing of that name (the nearest embedded one is named), or no such
@@ -201,10 +207,11 @@ def open_corpus(name: str, *, valid_fraction: float = 0.1) -> Corpus:
         return Corpus(name, named, valid_fraction)
     path = Path(name)
     if path.is_dir():
+        inside = [entry for entry in path.rglob("*") if not _hidden(entry.relative_to(path))]
         found = sorted(
             (file.relative_to(path).as_posix(), file)
-            for file in path.rglob("*")
-            if file.suffix.lower() in SUFFIXES and file.is_file() and not _hidden(file.relative_to(path))
+            for file in inside
+            if file.suffix.lower() in SUFFIXES and file.is_file()
             if file.stat().st_size  # an empty file is no document
         )
         if not found:
@@ -213,7 +220,11 @@ def open_corpus(name: str, *, valid_fraction: float = 0.1) -> Corpus:
             _check_name(key)
         once = {_identity(file): (key, file) for key, file in reversed(found)}  # else one text lies on both sides
         found = sorted(once.values())
-        return Corpus(name, [Source(key, lambda file=file: read_parts(file)) for key, file in found], valid_fraction)
+        corpus = Corpus(name, [Source(key, lambda file=file: read_parts(file)) for key, file in found], valid_fraction)
+        if links := sorted(entry for entry in inside if entry.is_symlink() and entry.is_dir()):
+            more = f" and {len(links) - 1} more are links" if links[1:] else " is a link"
+            corpus.notice = f"{links[0]}{more} to a folder, and left out; give a folder that holds the files themselves"
+        return corpus
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise InputError(f"{name} is neither a .txt nor a .md file; if it is plain text, rename it")

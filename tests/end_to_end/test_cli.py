@@ -224,8 +224,9 @@ def test_evaluate_goes_by_the_model_that_is_there(minillm, runs, tmp_path):
 
 def test_tokenizer(minillm, text, tmp_path):
     """Train, encode and decode: the text comes back."""
-    status, _, err = minillm("tokenizer", "train", "--data.input", text, "--out", tmp_path / "t", "--vocab_size", 300)
+    status, _, err = minillm("tokenizer", "train", "--data.input", text, "--out", tmp_path / "t", "--vocab_size", 20)
     assert status == 0, err
+    assert "the text needs at least" in err and "not tokenizer.vocab_size = 20" in err
     status, out, _ = minillm("tokenizer", "encode", tmp_path / "t", "--text", "The cat  sat.", "--json")
     tokens = last_json(out)["tokens"]
     status, out, _ = minillm("tokenizer", "decode", tmp_path / "t", "--tokens", " ".join(map(str, tokens)))

@@ -107,6 +107,17 @@ def test_a_file_of_several_names_is_one_document(tmp_path):
     assert sorted(text for split in SPLITS for text in corpus.documents(split)) == ["one\n", "two\n"]
 
 
+def test_links_to_folders_are_left_out_and_named(tmp_path):
+    for folder in ("texts", "more"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text("one two three\n")
+    assert open_corpus(str(tmp_path / "texts")).notice == ""
+    (tmp_path / "texts/linked").symlink_to("../more")
+    corpus = open_corpus(str(tmp_path / "texts"))
+    assert corpus.num_bytes("train") + corpus.num_bytes("valid") == 14
+    assert corpus.notice.startswith(f"{tmp_path / 'texts/linked'} is a link to a folder, and left out; give")
+
+
 def test_a_folder_with_one_text_is_cut_like_a_file(tmp_path):
     """An empty neighbour does not make two documents of it."""
     (tmp_path / "a.txt").write_text("0123456789")
