@@ -191,8 +191,8 @@ def settings_of(folder: RunFolder) -> dict[str, Any]:
 def _of_finetuning(folder: RunFolder) -> InputError:
     """Return the error that says how to go on with a fine-tuning run."""
     return InputError(
-        f"{folder} is a fine-tuning run; go on with minillm finetune --resume {folder}, or give --init the pretrained "
-        f"model that it began with"
+        f"{folder} is a fine-tuning run; go on with minillm finetune --resume {folder.quoted}, or give --init the "
+        f"pretrained model that it began with"
     )
 
 

@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,6 +117,11 @@ class RunFolder:
     def __str__(self) -> str:
         return str(self.path)
 
+    @property
+    def quoted(self) -> str:
+        """The folder as a word of a command line that can be copied into a shell."""
+        return shlex.quote(str(self.path))
+
     def is_run(self) -> bool:
         """Return whether a run was started here."""
         return self.config_path.is_file() or self.checkpoints.is_dir()
@@ -135,7 +141,7 @@ class RunFolder:
             if self.steps() and not overwrite:
                 raise InputError(
                     f"{self.path} already holds a run, saved at step {self.steps()[-1]}; "
-                    f"choose another --out or use --resume {self.path}"
+                    f"choose another --out or use --resume {self.quoted}"
                 )
             if not self.steps() and self.path.is_dir() and (stranger := self._stranger()):
                 raise InputError(f"{self.path} is not empty and not a run: it has {stranger}; choose another --out")
@@ -224,7 +230,7 @@ class RunFolder:
         steps = self.steps()
         if not steps:
             return "no checkpoint was saved before"
-        return f"the checkpoint of step {steps[-1]} is safe, go on from it with --resume {self.path}"
+        return f"the checkpoint of step {steps[-1]} is safe, go on from it with --resume {self.quoted}"
 
     def save(
         self,

@@ -7,6 +7,7 @@ the settings; then `minillm/finetune/material.py`, `minillm/finetune/run.py` and
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     if isinstance(result, run.Result) and result.summary.signal is not None:
         raise Stopped(128 + result.summary.signal)
     if not arguments.json and not arguments.quiet and is_first():
-        say(f'next: minillm predict {result.run} --text "..."')
+        say(f'next: minillm predict {shlex.quote(str(result.run))} --text "..."')
 
 
 def _check_seeds(several: bool) -> None:

@@ -6,6 +6,7 @@ Read next: `minillm/pretrain.py`; `minillm/quickstart.py` runs it twice.
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,5 +110,5 @@ def _config(arguments: argparse.Namespace) -> tuple[PretrainConfig, str, bool]:
 def _next_command(result: Any) -> str:
     """Return what to do with the run now."""
     if result.kind == "decoder":
-        return f'next: minillm generate {result.run} --prompt "..."'
-    return f'next: minillm fill {result.run} --text "... [MASK] ..."'
+        return f'next: minillm generate {shlex.quote(str(result.run))} --prompt "..."'
+    return f'next: minillm fill {shlex.quote(str(result.run))} --text "... [MASK] ..."'

@@ -126,7 +126,7 @@ def load_finetuned(
         members = [member for member in members if member.steps()] or members
         warn(
             f"the seeds of {run} are not all done, and {len(members)} answer as they are; go on with: "
-            f"minillm finetune --resume {run}"
+            f"minillm finetune --resume {run.quoted}"
         )
     loaded = [_member(member, which, task or {}, torch.device(device)) for member in members]
     (first, asked, tokenizer), *_ = loaded
@@ -226,7 +226,9 @@ def _member(
     checkpoint = run.load(checkpoint_name(which), to_use=True)
     path = str(checkpoint.folder / "config.json")
     if "task" not in checkpoint.model_config:
-        raise InputError(f"{run} is a pretraining run and knows no labels; fine-tune it first: minillm finetune {run}")
+        raise InputError(
+            f"{run} is a pretraining run and knows no labels; fine-tune it first: minillm finetune {run.quoted}"
+        )
     shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
     config: FinetuneConfig = build(FinetuneConfig, read_toml(run.config_path), source=str(run.config_path))
     settings: TaskConfig = build(TaskConfig, to_table(config.task) | {**changed}, source=str(run.config_path))

@@ -199,7 +199,7 @@ def changed(folder: RunFolder, overrides: Mapping[str, Any]) -> FinetuneConfig:
     folder.check()
     table = read_toml(folder.config_path)
     if "task" not in table:
-        raise InputError(f"{folder} is a pretraining run; go on with minillm pretrain --resume {folder}")
+        raise InputError(f"{folder} is a pretraining run; go on with minillm pretrain --resume {folder.quoted}")
     change(table, overrides)
     return build(FinetuneConfig, table, source=str(folder.config_path))
 
@@ -237,7 +237,7 @@ def _trainer(
         device=device,
         compute_dtype=choice.dtype,
         progress=progress,
-        resume_command=f"minillm finetune --resume {folder}",
+        resume_command=f"minillm finetune --resume {folder.quoted}",
         rate_scales=rate_scales(model, config.scope),
         processes=processes,
     )
@@ -281,7 +281,9 @@ def _train(trainer: Trainer, material: Material, config: FinetuneConfig, progres
     if config.against_random and not (config.random or config.preset):
         twin = _from_random(config, folder, progress)
         if twin.summary.stopped_early:
-            progress.warn(f"its twin from random weights is not done; go on with: minillm finetune --resume {folder}")
+            progress.warn(
+                f"its twin from random weights is not done; go on with: minillm finetune --resume {folder.quoted}"
+            )
             stopped = dataclasses.replace(summary, stopped_early=True, signal=twin.summary.signal)
             return Result(run=folder.path, summary=stopped, step=best.step, contenders=(), examples_per_second=rate)
         alike = config.optim.random_learning_rate == config.optim.learning_rate

@@ -168,7 +168,7 @@ def _all(
             progress.note(f"seed {seed}")
             known[seed] = run(seed)
         if not known[seed].contenders:
-            progress.warn(f"the seeds are not all done; go on with: minillm finetune --resume {out}")
+            progress.warn(f"the seeds are not all done; go on with: minillm finetune --resume {RunFolder(out).quoted}")
             signal = known[seed].summary.signal
             assert signal is not None  # nothing else ends a run before it is judged
             raise Stopped(128 + signal)
@@ -267,7 +267,10 @@ def _old_seeds(out: Path, overwrite: bool) -> list[Path]:
         raise InputError(f"{out} is a file, not a folder for runs; choose another --out")
     seeds = seed_folders(out)
     if seeds and not overwrite:
-        raise InputError(f"{out} already holds {len(seeds)} seeds of a run; choose another --out or use --resume {out}")
+        raise InputError(
+            f"{out} already holds {len(seeds)} seeds of a run; choose another --out or use --resume "
+            f"{RunFolder(out).quoted}"
+        )
     names = {path.name for path in out.iterdir() if not is_passing(path.name)}
     strangers = names - {path.name for path in seeds} - {"report", "config.toml", "calibration.json"}
     if strangers or (names and not seeds):

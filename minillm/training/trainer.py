@@ -131,7 +131,7 @@ class Trainer:
         self.ema = None if train.ema_decay is None else EMA(self.model, train.ema_decay)
         self.progress = progress or (Progress(quiet=True) if self.processes.is_first else Mute())
         self.flops_per_token = flops_per_token
-        self.resume_command = resume_command or f"minillm pretrain --resume {folder}"
+        self.resume_command = resume_command or f"minillm pretrain --resume {folder.quoted}"
         self.before_step: list[Callable[[Trainer], None]] = []
         self.after_backward: list[Callable[[Trainer], None]] = []
         self.after_step: list[Callable[[Trainer], None]] = []

@@ -189,6 +189,12 @@ def test_resumed_with_recomputed_blocks_is_the_run_that_kept_them(tiny_config, t
     assert (tmp_path / "other/metrics.csv").read_bytes() == (tmp_path / "through/metrics.csv").read_bytes()
 
 
+def test_commands_that_are_said_can_be_copied(tiny_config, tmp_path):
+    pretrain(tiny_config(train={"max_steps": 1}), tmp_path / "my run")
+    with pytest.raises(InputError, match=f"or use --resume '{tmp_path / 'my run'}'$"):
+        pretrain(tiny_config(train={"max_steps": 1}), tmp_path / "my run")
+
+
 def test_what_is_said(tiny_config, tmp_path, capsys):
     """Notes go to standard error: the tokenizer, the model's size, and the table; standard output stays clean."""
     pretrain(tiny_config(train={"max_steps": 1}), tmp_path / "run", progress=Progress())
