@@ -187,6 +187,7 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
             trainer.resume(checkpoint.step)
             if processes.is_first:
                 write_text(folder.config_path, toml_text(kept), safe=folder.safe())  # not as a rehearsal shortens it
+                folder.calibration_path.unlink(missing_ok=True)  # of a best checkpoint that may soon be another one
             return _train(trainer, material, config, progress)
 
 

@@ -199,6 +199,15 @@ def test_a_head_is_drawn_by_the_seed_of_its_run(settings):
     assert torch.equal(first, same) and not torch.equal(first, other)
 
 
+def test_a_resumed_run_that_does_not_end_has_no_temperature_of_an_earlier_best_checkpoint(settings, tmp_path, kill_at):
+    finetune(settings(), tmp_path / "run")
+    assert (tmp_path / "run/calibration.json").exists()
+    kill_at(10)
+    with pytest.raises(Killed):
+        resume(tmp_path / "run", {"train": {"max_steps": 12}})
+    assert not (tmp_path / "run/calibration.json").exists()
+
+
 def test_seeds_decide_and_nothing_else(settings, tmp_path):
     """Same seed, same bits; another seed, other bits; logging and evaluating change nothing."""
     for name, given in (
