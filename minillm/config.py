@@ -274,8 +274,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
-def toml_text(config: Any) -> str:
-    """Return a configuration as TOML; `build(type(config), read_toml(path))` makes an equal one of a file with it."""
+def toml_text(config: Any, *, leave_out: Iterable[str] = ()) -> str:
+    """Return a configuration as TOML; `build(type(config), read_toml(path))` makes an equal one of a file with it.
+
+    Args:
+        leave_out: sections that say nothing in this case; `build` fills them with defaults.
+    """
     import tomli_w
 
-    return tomli_w.dumps(to_table(config))
+    left = set(leave_out)
+    return tomli_w.dumps({name: value for name, value in to_table(config).items() if name not in left})

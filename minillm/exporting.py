@@ -21,7 +21,7 @@ from torch import Tensor
 from minillm.checkpoint.hf.entries import write_entries
 from minillm.checkpoint.hf.families import FAMILIES, family_of
 from minillm.checkpoint.hf.family import Family, Purpose
-from minillm.checkpoint.hf.folder import SHARD_BYTES, read_model, write_folder
+from minillm.checkpoint.hf.folder import SHARD_BYTES, is_model_folder, read_model, write_folder
 from minillm.checkpoint.hf.keys import MEANINGLESS, Keys
 from minillm.checkpoint.hf.llama_cpp import llama_cpp_notes
 from minillm.checkpoint.hf.origin import GENERATION, HALVES, Origin
@@ -108,6 +108,11 @@ def export_run(
     """
     from minillm.finetune.predict import seed_folders
 
+    if is_model_folder(run):
+        raise InputError(
+            f"{run} is a Hugging Face folder already; to write it in another way make a run of it first: "
+            f"minillm import {RunFolder(run).quoted} --out RUN"
+        )
     check_free(out, overwrite, model_obstacle)
     if seeds := seed_folders(run):
         raise InputError(f"{run} holds {len(seeds)} seeds of one run; export one of them, such as {seeds[0]}")

@@ -140,7 +140,7 @@ def _begun(
         tokenizer.save(draft.tokenizer_path)
     if init is not None and (origin := origin_of(init)) is not None:
         origin.write(draft.path)
-    write_text(draft.config_path, toml_text(config))
+    write_text(draft.config_path, toml_text(config, leave_out=() if _trained_tokenizer(init) else ("tokenizer",)))
     material = gather(config, draft, tokenizer, own_hand=own_hand, progress=progress)
     write_text(draft.corpus_path, json.dumps(_corpus_card(material.corpus), indent=1) + "\n")
     return config, material, model
@@ -201,6 +201,7 @@ def _resumed(folder: RunFolder, overrides: Mapping[str, Any], progress: Progress
     checkpoint = folder.load()  # says what is missing before anything else happens
     done = checkpoint.step
     table = settings_of(folder)
+    kept_out = () if "tokenizer" in table else ("tokenizer",)  # as `_begun` has left it
     change(table, overrides, otherwise=f", and --init {folder} begins a new run with these weights")
     kept: PretrainConfig = build(PretrainConfig, table, source=str(folder.config_path))
     checkpoint.check_model(kept.model)  # before any is built of a config.toml that is not its own
@@ -217,7 +218,8 @@ def _resumed(folder: RunFolder, overrides: Mapping[str, Any], progress: Progress
         trainer = _trainer(config, folder, material, model, processes, progress)
         trainer.resume(done)
         if processes.is_first:
-            write_text(folder.config_path, toml_text(kept), safe=folder.safe())  # a rehearsal shortens no real run
+            text = toml_text(kept, leave_out=kept_out)
+            write_text(folder.config_path, text, safe=folder.safe())  # a rehearsal shortens no real run
         return _train(trainer, material, config, progress)
 
 
@@ -261,6 +263,17 @@ def _with_sections_of(config: PretrainConfig, init: Path) -> PretrainConfig:
     if (settings := config_of(other)) is not None:
         table |= {"tokenizer": to_table(settings.tokenizer)}
     return build(PretrainConfig, table, source=str(checkpoint.folder / "config.json"))
+
+
+def _trained_tokenizer(init: Path | None) -> bool:
+    """Return whether [tokenizer] says how the tokenizer was trained: here, or in the run that this one begins with.
+
+    One that was imported, or that such a run has from an import, was trained elsewhere.
+    """
+    if init is None:
+        return True
+    path = RunFolder(init).config_path
+    return not is_model_folder(init) and path.exists() and "tokenizer" in read_toml(path)
 
 
 def _with_vocabulary(config: PretrainConfig, tokenizer: Tokenizer) -> Any:

@@ -13,6 +13,7 @@ import torch
 
 import minillm
 from minillm.cli import main
+from minillm.config import read_toml
 from minillm.errors import InputError
 from minillm.exporting import export_run
 from minillm.importing import import_folder
@@ -127,6 +128,22 @@ def test_pretraining_goes_on_from_a_folder(theirs, tmp_path) -> None:
     moved = [(tensor - new.state_dict()[name]).abs().max() for name, tensor in old.state_dict().items()]
     assert max(moved) < 1e-20  # the rate of learning, where a bias was 0
     assert minillm.load(tmp_path / "run").origin.settings == minillm.load(theirs).origin.settings
+    for more in (
+        ["--resume", str(tmp_path / "run")],
+        ["--init", str(tmp_path / "run"), "--out", str(tmp_path / "next")],
+    ):
+        assert "tokenizer" not in read_toml(tmp_path / "run/config.toml")  # nobody here knows how it was trained
+        assert main(["pretrain", *more, "--quiet"]) == 0
+    for run in ("run", "next"):
+        assert "tokenizer" not in read_toml(tmp_path / run / "config.toml")
+
+
+def test_export_of_a_folder_says_to_import_it(theirs, tmp_path, capsys) -> None:
+    assert main(["export", str(theirs), "--out", str(tmp_path / "out")]) == 2
+    assert (
+        f"already; to write it in another way make a run of it first: minillm import {theirs}"
+        in capsys.readouterr().err
+    )
 
 
 def test_init_without_settings_says_what_to_add(theirs, capsys) -> None:
