@@ -191,6 +191,7 @@ def test_seeds_are_a_mean_a_sample_deviation_and_each():
             0.8,
             r"By accuracy on test m \(0.9000\) beats x \(0.8000\). One standard error .* is 0.0300.",
         ),
+        ("accuracy", 1.0, 0.8, r"No mistake on 100 rows says, at 95 %, no more than an accuracy above 0.9705.$"),
         ("accuracy", 0.8, 0.8, r"beats nothing; \*\*not x \(0.8000\)\*\*"),
         ("loss", 0.2, 0.3, r"By loss on test m \(0.2000\) beats x \(0.3000\).$"),
         ("mse", 0.3, 0.2, r"beats nothing; \*\*not x"),
