@@ -179,7 +179,7 @@ def settings_of(folder: RunFolder) -> dict[str, Any]:
     if not folder.config_path.exists() and folder.path.is_dir():
         raise InputError(
             f"{folder} has no config.toml and so does not say how to train; give CONFIG.toml or --preset NAME beside "
-            f"--init {folder}"
+            f"--init {folder.quoted}"
         )
     folder.check()
     table = read_toml(folder.config_path)
@@ -202,7 +202,7 @@ def _resumed(folder: RunFolder, overrides: Mapping[str, Any], progress: Progress
     done = checkpoint.step
     table = settings_of(folder)
     kept_out = () if "tokenizer" in table else ("tokenizer",)  # as `_begun` has left it
-    change(table, overrides, otherwise=f", and --init {folder} begins a new run with these weights")
+    change(table, overrides, otherwise=f", and --init {folder.quoted} begins a new run with these weights")
     kept: PretrainConfig = build(PretrainConfig, table, source=str(folder.config_path))
     checkpoint.check_model(kept.model)  # before any is built of a config.toml that is not its own
     config = rehearsal(kept, progress.note, done=done)

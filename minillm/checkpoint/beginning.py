@@ -65,6 +65,8 @@ def draft_of(folder: RunFolder) -> RunFolder:
 
 def _link_tokens(folder: RunFolder, draft: RunFolder) -> None:
     """Let the draft have the token shards that are there: of the same text they need not be made again."""
+    if not folder.tokens_path.is_dir():
+        return
     with suppress(OSError):  # such as a file system without links: then they are made again
         draft.tokens_path.mkdir()
         for path in folder.tokens_path.iterdir():

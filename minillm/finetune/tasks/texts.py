@@ -78,7 +78,7 @@ class TextTask(ABC):
         if self.facts.pairs and columns.pair is None:
             raise InputError(
                 f"the model reads two texts at once, and {table.path} has only {columns.text}; "
-                f"name the other one with data.pair_column"
+                f"name the other one with data.pair_column, or give --pair beside --text"
             )
         pairs = table.texts(columns.pair) if self.facts.pairs and columns.pair is not None else None
         texts = table.texts(columns.text)

@@ -208,6 +208,11 @@ def test_a_resumed_run_that_does_not_end_has_no_temperature_of_an_earlier_best_c
     assert not (tmp_path / "run/calibration.json").exists()
 
 
+def test_a_run_has_no_folder_for_token_shards_which_it_does_not_make(settings, tmp_path):
+    finetune(settings(train__max_steps=1), tmp_path / "run")
+    assert not (tmp_path / "run/tokens").exists()
+
+
 def test_seeds_decide_and_nothing_else(settings, tmp_path):
     """Same seed, same bits; another seed, other bits; logging and evaluating change nothing."""
     for name, given in (
