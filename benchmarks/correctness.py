@@ -111,7 +111,7 @@ class Share:
             case {"tests": tests, "asked": asked}:
                 for name, part in self._found.items():
                     part["tests"], part["asked"] = tests.get(name, 0), asked.get(name, 0)
-            case {"broken": name, "why": why}:
+            case {"broken": name, "why": why} if name in self._found:  # and no folder of tests
                 self._found[name]["reason"] = f"nothing ran: {why}"
             case {"begin": test}:
                 self._running, self._begun = test, self._begun + 1
@@ -122,7 +122,7 @@ class Share:
                 part["seconds"] += seconds
                 if outcome == "failed" and len(part["failures"]) < MOST_NAMED:
                     part["failures"].append(test)
-            case _:
+            case {"finished": _}:
                 self._finished = True
 
     def _ended(self) -> None:
