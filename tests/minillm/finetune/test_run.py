@@ -400,6 +400,14 @@ def test_a_setting_that_is_changed_is_changed_for_all_seeds(settings, tmp_path, 
         assert read_toml(tmp_path / f"out/{place}config.toml")["train"]["max_steps"] == 4
 
 
+def test_a_twin_is_the_run_from_random_weights(settings, tmp_path):
+    """Bit for bit that of the same settings with --random."""
+    short = {"train__max_steps": 2, "train__eval_every": 2}
+    finetune(settings(against_random=True, **short), tmp_path / "run")
+    finetune(settings(random=True, **short), tmp_path / "alone")
+    assert weights(tmp_path / "run/random", 2) == weights(tmp_path / "alone", 2) != weights(tmp_path / "run", 2)
+
+
 def test_a_twin_that_is_stopped_stops_its_run(settings, tmp_path, terminate_in, capsys):
     """The signal is said as of any run, and the run goes on to what it would have been."""
     given = {"train__max_steps": 2, "against_random": True}

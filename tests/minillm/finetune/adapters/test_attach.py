@@ -103,6 +103,23 @@ def test_they_act_one_around_the_other_and_merge_in_that_order(stand_in, kind, b
     assert torch.equal(model(**batch), y)
 
 
+def test_of_two_at_one_place_the_one_that_is_named_first_acts_inside(stand_in):
+    """A shift inside a gain is scaled by it, and outside of it is not."""
+    model = stand_in()
+    attach(model, BitFitConfig(), name="shift")
+    attach(model, IA3Config(targets=("k",)), name="gain")
+    place = model.backbone.blocks[0].attention.k
+    shift, gain = place.adapters["shift"].shift, place.adapters["gain"].gain
+    with torch.no_grad():
+        shift.fill_(2.0)
+        gain.fill_(3.0)
+    x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    set_active(model, "shift", "gain")
+    torch.testing.assert_close(place(x), 3 * (place.base(x) + 2))
+    set_active(model, "gain", "shift")
+    torch.testing.assert_close(place(x), 3 * place.base(x) + 2)
+
+
 @pytest.mark.parametrize(
     "first, second, message",
     [

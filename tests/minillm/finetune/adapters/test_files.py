@@ -148,12 +148,16 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(stand_in, tmp_path, d
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
 
 
-def test_another_architecture_of_the_same_shapes_is_refused(stand_in, tmp_path):
+@pytest.mark.parametrize(
+    "setting, came, asked",
+    [("num_heads", 4, 2), ("activation", "gelu", "relu2"), ("position", "learned", "alibi"), ("norm_eps", 1e-5, 0.1)],
+)
+def test_another_architecture_of_the_same_shapes_is_refused(stand_in, tmp_path, setting, came, asked):
     """Another number of heads has the same tensors; another dropout is no other model."""
-    model = stand_in()
+    model = stand_in(**{setting: came})
     attach(model, LoRAConfig(rank=3))
     save(model, tmp_path / "adapter")
-    with pytest.raises(InputError, match="model.num_heads is 4 in it, this model has 2"):
-        load(stand_in("encoder-post", num_heads=2), tmp_path / "adapter")
-    load(stand_in("encoder-post", dropout=0.3), tmp_path / "adapter")
+    with pytest.raises(InputError, match=f"model.{setting} is {came} in it, this model has {asked}"):
+        load(stand_in("encoder-post", **{setting: asked}), tmp_path / "adapter")
+    load(stand_in("encoder-post", dropout=0.3, **{setting: came}), tmp_path / "adapter")
     assert adapter_tensors(model, "adapter")

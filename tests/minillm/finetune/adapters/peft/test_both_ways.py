@@ -26,7 +26,7 @@ pytestmark = [
 ADAPTERS = {
     "lora": LoRAConfig(rank=3, alpha=5.0),
     "lora-everywhere": LoRAConfig(rank=3, alpha=5.0, targets=("all",)),
-    "rslora": LoRAConfig(rank=3, alpha=5.0, targets=("q", "down"), rank_stabilised=True),
+    "rslora": LoRAConfig(rank=3, alpha=5.0, targets=("q", "v", "down"), rank_stabilised=True),
     "lora-one-layer": LoRAConfig(rank=2, targets=("blocks.1.attention.k", "blocks.0.mlp.up")),
     "lora-table": LoRAConfig(rank=2, targets=("embeddings.tokens", "v")),
     "dora": LoRAConfig(rank=2, targets=("q", "output"), dora=True),
