@@ -52,7 +52,7 @@ def test_the_divergence_is_pytorchs(task, shape):
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("task", TASKS)
 def test_a_step_is_the_formula_over_two_passes(task, weighted, plain_task, task_model, ragged_batch):
-    """The second pass is found by listening; sums, weights, padding and count are written out."""
+    """The second pass is found by listening; sums, weights, padding and count are written out, gradients taken."""
     model, batch, plain = task_model(task, dropout=0.3), ragged_batch(task, weighted=weighted), plain_task(task)
     seeds: list[int] = []
     model.register_forward_pre_hook(lambda m, i, named: seeds.append(named["seed"]), with_kwargs=True)
@@ -68,6 +68,11 @@ def test_a_step_is_the_formula_over_two_passes(task, weighted, plain_task, task_
     truth = truth + 2.0 * (weights[there] * apart).sum()
     torch.testing.assert_close(found.total, truth.float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.count, weights[there].sum())
+    for ours, expected in zip(
+        *(torch.autograd.grad(total, list(model.parameters()), allow_unused=True) for total in (found.total, truth)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("task", TASKS)
