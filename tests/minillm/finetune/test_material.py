@@ -1,10 +1,14 @@
 """What a run learns from: texts that change anew in every epoch, in training alone, and the seed of their order."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from minillm.finetune.augmentation import Augmenter
+from minillm.finetune.material import overlaps
 from minillm.finetune.run import prepared_run
 from minillm.training.progress import Progress
 
@@ -36,3 +40,17 @@ def test_the_order_of_rows_and_their_dropout_come_from_the_seed_of_the_run(setti
     assert torch.equal(first.tokens, same.tokens) and first.seed == same.seed
     assert first.tokens.shape != other.tokens.shape or not torch.equal(first.tokens, other.tokens)
     assert first.seed != other.seed
+
+
+def test_rows_that_stand_in_two_splits_are_counted_and_no_others():
+    """Twice the same text counts twice: so often it is asked; splits that share nothing are not spoken of."""
+
+    def split(name: str, *texts: str) -> Any:
+        return SimpleNamespace(keys=lambda: list(texts), table=SimpleNamespace(path=f"{name}.csv"))
+
+    splits = {
+        "train": split("train", "a", "b", "c"),
+        "valid": split("valid", "a", "x", "a"),
+        "test": split("test", "y"),
+    }
+    assert overlaps(splits) == ["warning: 2 of 3 rows of valid.csv stand in train.csv too; its figures flatter"]
