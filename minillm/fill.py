@@ -61,8 +61,7 @@ def fill(model: Encoder | Decoder, tokenizer: Tokenizer, text: str, top_k: int =
         raise InputError("fill needs an encoder, this model is a decoder; use generate, with a prompt to continue")
     if top_k < 1:
         raise InputError(f"top_k must be at least 1, got {top_k}")
-    specials = tokenizer.specials
-    if specials.mask is None:
+    if tokenizer.specials.mask is None:
         raise InputError("fill needs a tokenizer with a mask symbol, this one has none; train an encoder with its own")
     tokens, holes = tokens_with_holes(tokenizer, text)
     if len(tokens) > model.config.context:
@@ -76,8 +75,9 @@ def fill(model: Encoder | Decoder, tokenizer: Tokenizer, text: str, top_k: int =
     check_finite(logits)
     shares = logits.softmax(dim=-1)  # (holes, V)
     shares[:, tokenizer.vocab_size :] = -1.0  # rows of the output weight that stand for no token
-    shares[:, specials.ids()] = -1.0  # below the share of any piece, also of one that is rounded to 0
-    best = shares.topk(min(top_k, tokenizer.vocab_size - len(specials.ids())))
+    control = sorted(tokenizer.control_ids())
+    shares[:, control] = -1.0  # below the share of any piece, also of one that is rounded to 0
+    best = shares.topk(min(top_k, tokenizer.vocab_size - len(control)))
     for hole, token in zip(holes, best.indices[:, 0].tolist(), strict=True):
         tokens[hole] = token
     return Filled(

@@ -200,7 +200,7 @@ def make_objective(config: PretrainConfig, tokenizer: Tokenizer) -> CausalLM | M
         config.objective,
         vocab_size=tokenizer.vocab_size,
         mask_token=tokenizer.specials.mask,
-        control_tokens=tokenizer.specials.ids(),
+        control_tokens=sorted(tokenizer.control_ids()),
         word_classes=tokenizer.word_classes() if config.objective.masking != "token" else None,
     )
 

@@ -70,6 +70,14 @@ def test_as_many_candidates_as_asked_for_and_no_control_symbol(top_k, count):
     assert {candidate.piece for candidate in hole} <= set(LETTERS.alphabet)
 
 
+def test_a_control_symbol_without_a_role_is_no_candidate(monkeypatch):
+    """As an imported file may have some: none of `Specials`, but symbols all the same."""
+    one, *rest = LETTERS.alphabet
+    monkeypatch.setattr(LETTERS, "control_ids", lambda: {*ALL_SPECIALS.ids(), *LETTERS.encode(one)})
+    (hole,) = fill(encoder(), LETTERS, "ab[MASK]", top_k=1000).holes
+    assert sorted(candidate.piece for candidate in hole) == sorted(rest)
+
+
 def test_a_piece_of_vanishing_probability_still_comes_before_a_control_symbol():
     """Shares that are rounded to 0 in float32 do not let control symbols in."""
     model = encoder(head_bias=True)

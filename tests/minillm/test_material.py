@@ -148,6 +148,17 @@ def test_objectives(tiny_config):
         assert by_words.begins_inside.tolist() == BYTES.word_classes()[0].tolist()
 
 
+def test_no_control_symbol_is_hidden_or_drawn_at_random(tiny_config, monkeypatch):
+    """Not one either that has no role, as an imported tokenizer's file may have some."""
+    tokenizer = ByteTokenizer()
+    control = {*tokenizer.specials.ids(), 100, 262}
+    monkeypatch.setattr(tokenizer, "control_ids", lambda: control)
+    masked = make_objective(tiny_config("encoder"), tokenizer)
+    assert isinstance(masked, MaskedLM)
+    assert set(masked.ordinary.tolist()) == set(range(tokenizer.vocab_size)) - control
+    assert set((~masked.maskable).nonzero()[:, 0].tolist()) == control
+
+
 def test_masked_lm_needs_a_mask(tiny_config):
     """A tokenizer without a mask symbol is the user's to replace."""
     bare = ByteTokenizer()
