@@ -78,6 +78,8 @@ def test_counts_of_targets_and_tokens():
     batch = Batch(tokens=torch.zeros(2, 3, dtype=torch.int64), targets=torch.tensor([[1, -100, 0], [-100] * 3]))
     assert (targets_in(batch), tokens_in(batch)) == (2, 6)
     assert tokens_in(replace(batch, lengths=torch.tensor([3, 1]))) == 4
+    weights = torch.tensor([[0.5, 8.0, 0.25], [8.0] * 3])  # of places without a target none counts
+    assert targets_in(replace(batch, weights=weights)) == 0.75
     with pytest.raises(ValueError, match="must return a batch with targets"):
         targets_in(replace(batch, targets=None))
 
