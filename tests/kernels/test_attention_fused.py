@@ -207,6 +207,24 @@ def test_scale_may_be_as_small_as_0_in_float32_and_below(scale):
     assert_close_to_truth("fused", tensors, dy, {"causal": True, "scale": scale})
 
 
+MASKS_APART = {
+    "keys": {"key_start": numbers(0, 2), "key_stop": numbers(5, 4), "causal": True, "prefix": numbers(1, 3)},
+    "segments": {"segments": torch.tensor([[1, 1, 2, 2, 3], [5, 6, 6, 6, 6]])},
+    "packed": {"cu_seqlens_q": numbers(0, 3, 5), "cu_seqlens_k": numbers(0, 1, 5)},
+    "alibi": {"alibi_slopes": torch.tensor([0.5, 0.1])},
+}
+
+
+@pytest.mark.parametrize("options", MASKS_APART.values(), ids=MASKS_APART)
+def test_masks_are_read_where_they_lie(options):
+    """As columns of a table whose other column has other numbers."""
+    tensors, dy = inputs((1 if "cu_seqlens_q" in options else 2, 5, 5, 2, 1, 16), torch.float32)
+    there = {key: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for key, x in options.items()}
+    apart = {key: torch.stack((x, x + 1), -1)[..., 0] if isinstance(x, torch.Tensor) else x for key, x in there.items()}
+    for x, y in zip(run_fused(tensors, dy, apart), run_fused(tensors, dy, there), strict=True):
+        assert torch.equal(x, y)
+
+
 def test_strides_past_two_to_the_31():
     """Rows 2**31 elements apart, in memory that is mapped and never touched but for them."""
     torch.use_deterministic_algorithms(False)  # nothing is to be filled

@@ -119,7 +119,7 @@ class Masks:
 
 def sequence_of(index: Tensor, bounds: Tensor) -> Tensor:
     """Return which sequence each index lies in: the last whose bound is not after it. An empty one has no index."""
-    return torch.searchsorted(bounds.to(index.dtype), index, right=True) - 1
+    return torch.searchsorted(bounds.to(index.dtype).contiguous(), index, right=True) - 1  # of gaps it warns
 
 
 def _both(seen: Tensor | None, also: Tensor) -> Tensor:
