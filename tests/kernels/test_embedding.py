@@ -59,6 +59,14 @@ def test_kernel_sums_tokens_that_are_common_in_pieces(integer):
     assert torch.equal(*found)
 
 
+def test_tokens_that_lie_apart_are_read_where_they_lie():
+    """As the inputs of a batch whose every row holds one token more for the targets."""
+    tokens, weight = torch.randint(11, (3, 8), device=DEVICE)[:, :-1], torch.randn(11, 5, device=DEVICE)
+    with mk.backend("fused"):
+        assert torch.equal(mk.embedding(tokens, weight), weight[tokens])
+        assert torch.equal(mk.embedding(tokens.T, weight), weight[tokens.T])
+
+
 def test_reference_backward_is_the_derivative():
     tokens = torch.tensor([[0, 2, 2], [1, 0, 2]])
     weight = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)

@@ -20,6 +20,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPS = ("rms_norm", "layer_norm", "relu", "gelu", "relu2", "swiglu", "geglu", "rotary", "dropout", "embedding")
 
 
+def module(name: str) -> Any:
+    return importlib.import_module(f"minillm_kernels.{name}")
+
+
 def normal(*shape: int) -> Tensor:
     return torch.randn(shape, device=DEVICE)
 
@@ -55,13 +59,21 @@ def case(op: str) -> tuple[Callable[..., Any], dict[str, Tensor]]:
     raise AssertionError(op)
 
 
-def run(call: Callable[..., Any], made: dict[str, Tensor]) -> list[Tensor]:
-    """Return outputs and gradients."""
-    leaves = {name: t.clone().requires_grad_() for name, t in made.items()}
+def run(call: Callable[..., Any], made: dict[str, Tensor], apart: int | None = None) -> list[Tensor]:
+    """Return outputs and gradients; the rows of the upstream gradient of output `apart` lie apart."""
+    leaves = {name: t.detach().requires_grad_() for name, t in made.items()}
     outputs = call(**leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    upstream = [torch.linspace(-1, 1, y.numel(), device=DEVICE).view(y.shape) for y in outputs]
+    upstream = [torch.linspace(-1, 1, y.numel(), device=DEVICE).bfloat16().to(y.dtype).view(y.shape) for y in outputs]
+    upstream = [rows_apart(dy) if i == apart else dy for i, dy in enumerate(upstream)]
     return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, list(leaves.values()), upstream)]
+
+
+def rows_apart(t: Tensor) -> Tensor:
+    """Return the same numbers with as many NaN after each row, or after each number where there is one axis."""
+    if t.ndim == 1:
+        return torch.stack((t, t.new_full(t.shape, torch.nan)), dim=1)[:, 0]
+    return torch.cat((t, t.new_full(t.shape, torch.nan)), dim=-1)[..., : t.shape[-1]]
 
 
 def test_these_are_the_ops_with_such_kernels():
@@ -75,6 +87,53 @@ def test_same_input_gives_the_same_bits(op):
         first, second = run(*case(op)), run(*case(op))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert all(t.isfinite().all() for t in first)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_where_the_rows_of_a_tensor_lie_changes_no_bit(op):
+    """Of one tensor at a time, upstream gradients too, so that no two of a call have the same strides."""
+    call, made = case(op)
+    with mk.backend("fused"):
+        expected = run(call, made)
+        others = [run(call, made | {name: rows_apart(t)}) for name, t in made.items()]
+        others += [run(call, made, apart=i) for i in range(len(expected) - len(made))]
+    for found in others:
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_results_in_16_bits_are_rounded_once(op, dtype):
+    """But for one in a hundred, whose truth lies half way between two numbers, they are the truth's nearest numbers."""
+    call, made = case(op)
+    if op in ("rms_norm", "layer_norm"):  # without the sum, which is rounded before it is normed
+        call, made = getattr(mk, op), {name: made[name] for name in ("x", "weight", "bias")}
+    narrow = {name: t.to(dtype) for name, t in made.items()}
+    with mk.backend("fused"):
+        found = run(call, narrow)
+    with mk.backend("reference"):
+        truth = run(call, {name: t.double() for name, t in narrow.items()})
+    for ours, t in zip(found, truth, strict=True):
+        assert (ours != t.to(dtype)).sum() <= 1 + t.numel() // 100
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "layer_norm"])
+def test_what_is_normed_is_the_sum_that_is_returned(op):
+    """To its last bit: the next layers add to that sum, and the backward pass reads it."""
+    x, residual, weight = normal(70, 60).half(), normal(70, 60).half(), normal(60)
+    with mk.backend("fused"):
+        y, s = getattr(mk, op)(x, weight, residual=residual)
+    with mk.backend("reference"):
+        truth = getattr(mk, op)(s.double(), weight)
+    assert (y != truth.half()).sum() <= y.numel() // 100
+
+
+@pytest.mark.parametrize("programs", [1, 256, 300])
+def test_partial_sums_of_all_programs_are_added(programs):
+    """A GPU has more of them than the kernel adds at a time; an interpreted call has few."""
+    partial, first, second = normal(2, programs, 40), normal(40), normal(40)
+    module("column_sums").add_up(partial, first, second)
+    torch.testing.assert_close(torch.stack((first, second)).double(), partial.double().sum(1), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -234,10 +293,6 @@ def test_loads_and_stores_are_16_bytes_wide_on_hopper(op, variant, loads, stores
 SEED = torch.tensor(7)
 LAUNCHED = {"rms_norm": 3, "layer_norm": 3, "relu": 3, "gelu none": 3, "gelu tanh": 3, "relu2": 3, "swiglu": 2}
 LAUNCHED |= {"geglu none": 2, "geglu tanh": 2, "rotary": 1, "dropout": 1, "embedding": 3}  # kernels of each
-
-
-def module(name: str) -> Any:
-    return importlib.import_module(f"minillm_kernels.{name}")
 
 
 def launch_all(op: str, form: str, dtype: torch.dtype) -> None:

@@ -117,6 +117,15 @@ def test_views_of_one_projection(compare, name):
     compare(mk.rotary, {"q": q, "k": k} | tables(6), torch.float32, (), name=name)
 
 
+@pytest.mark.parametrize("name", ["torch", "fused"])
+def test_one_row_of_positions_for_all_and_tables_side_by_side(compare, name):
+    """Views, as models make them: positions that are expanded, cos and sin as halves of one table."""
+    made = tensors((3, 7, 2, 1, 6))
+    cos, sin = torch.cat((made.pop("cos"), made.pop("sin")), dim=1).to(DEVICE).chunk(2, dim=1)
+    positions = torch.randperm(LENGTH, device=DEVICE)[:7].expand(3, 7)
+    compare(mk.rotary, made | {"cos": cos, "sin": sin}, torch.float32, (), name=name, positions=positions)
+
+
 def test_kernel_makes_a_position_outside_of_the_tables_nan():
     """On a GPU nobody looks at positions beforehand; what must not happen is a read past the tables."""
     from minillm_kernels.rotary import fused
