@@ -7,6 +7,7 @@ import pytest
 import torch
 from linear_cross_entropy_cases import BACKENDS, DEVICE, NAME_AND_DTYPE, REDUCTIONS, product_then_loss, tensors
 from minillm_kernels.linear_cross_entropy import chunks
+from torch.nn import functional
 
 SHAPES = [  # of the targets, then C and V
     pytest.param((16,), 8, 64, id="aligned"),
@@ -168,6 +169,21 @@ def test_float16_gradients_survive_until_the_scale_comes(name):
     assert weight.grad is not None
     expected = torch.full((49_999, 4), 2.0**16 / 50_000)
     torch.testing.assert_close(weight.grad[1:].float().cpu(), expected, rtol=2**-10, atol=0)
+
+
+@pytest.mark.parametrize("name", ["torch", "fused"])
+def test_gradient_of_a_float32_bias_has_more_digits_than_a_narrow_hidden(name):
+    """Of 400 rows each rounded by 2^-9 at most the sum is off by a twentieth of that; rounded itself, by up to all."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(400, 4, device=DEVICE).bfloat16(), torch.randn(7, 4, device=DEVICE).bfloat16()
+    bias, targets = torch.randn(7, device=DEVICE).bfloat16().float(), torch.zeros(400, device=DEVICE).long()
+    bias.requires_grad_()
+    with mk.backend(name):
+        loss = mk.linear_cross_entropy(hidden, weight, targets, bias=bias)
+    (found,) = torch.autograd.grad(loss, bias)
+    logits = torch.addmm(bias.detach().bfloat16(), hidden, weight.T)  # whose own rounding is no part of the claim
+    truth = logits.double().softmax(-1).sum(0) - functional.one_hot(targets, 7).sum(0)
+    torch.testing.assert_close(found.double(), truth, rtol=2**-11, atol=0)
 
 
 @pytest.mark.parametrize("name", ["torch", "fused"])
