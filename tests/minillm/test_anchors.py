@@ -126,6 +126,14 @@ def test_a_damaged_cache_costs_time_only(tmp_path, content):
     assert cached(path, {"a": 1}, lambda: pytest.fail("was not mended")) == wanted
 
 
+def test_anchors_of_another_text_are_made_anew(tmp_path):
+    """A cache of the same settings that is of another corpus is not taken."""
+    one, two = corpus_of("abcabcabd" * 9, "abcabd" * 9), corpus_of("xyzzy" * 20, "xyxyzzy" * 9)
+    path = tmp_path / "anchors.json"
+    first = causal_anchors(one, cache=path)
+    assert causal_anchors(two, cache=path) == causal_anchors(two) != first == causal_anchors(one, cache=path)
+
+
 def test_a_cache_that_cannot_be_written(tmp_path):
     """No folder, or none at all: the figures come all the same."""
     for path in (None, tmp_path / "nowhere/anchors.json"):

@@ -64,6 +64,11 @@ def test_top_p_keeps_the_smallest_set_with_enough_mass(V, p):
     )
 
 
+def test_top_p_keeps_no_more_where_the_mass_is_reached_exactly():
+    """Four tokens of a quarter each: two hold a half."""
+    assert kept(top_p(torch.zeros(1, 4), 0.5)) == [{0, 1}]
+
+
 @DTYPES
 @pytest.mark.parametrize("B, V", SHAPES)
 def test_the_extremes_of_top_p_keep_one_token_and_all(B, V, dtype):

@@ -149,6 +149,14 @@ def test_epochs_begin_at_other_offsets_and_in_other_orders(store_of):
     assert all(batch.lengths is None for batch in epochs)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_another_seed_is_another_order(store_of, layout):
+    """Of the same windows: not of what is drawn within them alone."""
+    store = store_of([[100 * d + place for place in range(4)] for d in range(50)])
+    orders = [make(store, seed=seed, batch_size=40, **layout).batch(0).tokens[:, 0].tolist() for seed in range(3)]
+    assert len({tuple(first // 100 for first in order) for order in orders}) == 3
+
+
 @pytest.mark.parametrize("context", [1, 2, 7, 10])
 def test_an_epoch_has_all_windows_that_are_full_at_every_offset(store_of, context):
     """Counted offset by offset: not one is lost at the end, whatever the length of the text."""
