@@ -288,3 +288,11 @@ def test_commands_take_the_folder_itself(theirs, words, status, answer, capsys) 
     assert main([word.format(theirs) for word in words]) == status
     said = capsys.readouterr()
     assert answer in said.out + said.err
+
+
+def test_config_json_names_the_control_symbols_of_the_tokenizer(tiny_runs, tmp_path) -> None:
+    """transformers' generate stops at its eos_token_id and fills rows with its pad_token_id."""
+    export_run(tiny_runs["decoder"], tmp_path / "out")
+    came = json.loads((tmp_path / "out/config.json").read_text())
+    wanted = {"pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2}  # as in every tokenizer that is trained here
+    assert {name: came[name] for name in wanted} == wanted
