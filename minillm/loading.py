@@ -135,6 +135,8 @@ def tokenizer_at(folder: Path) -> Tokenizer:
     Raises:
         InputError: there is none, or it cannot be used.
     """
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}; give a run, a folder with a tokenizer, or a Hugging Face folder")
     inside = RunFolder(folder).tokenizer_path
     if inside.is_dir():
         return load_tokenizer(inside)

@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the mistake instead of printing the usage and leaving."""
-        raise InputError(f"{self.prog}: {message}; `{self.prog} --help` lists what it takes")
+        raise InputError(f"{message}; `{self.prog} --help` lists what it takes")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Return the parsed words.
@@ -44,15 +44,15 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:  # argparse takes the value of --option=-- for an end of options: none is left
             value = getattr(known, action.dest, None)
             if action.nargs is None and isinstance(value, list) and ([] in value or value == [] != action.default):
-                raise InputError(f"{self.prog}: {action.option_strings[-1]} takes a value, got '--'")
+                raise InputError(f"{action.option_strings[-1]} takes a value, got '--'")
         if unknown:
             word = unknown[0].partition("=")[0]
             options = [o.lstrip("-") for action in self._actions for o in action.option_strings if o.startswith("--")]
             if word.startswith("--"):
                 close = nearest(word[2:], options)
                 hint = close.replace("did you mean ", "did you mean --") if "did you mean" in close else ""
-                raise InputError(f"{self.prog}: unknown option {word}{hint or f'; `{self.prog} --help` lists them'}")
-            raise InputError(f"{self.prog}: {word!r} is one word too many; quote text that has spaces")
+                raise InputError(f"unknown option {word}{hint or f'; `{self.prog} --help` lists them'}")
+            raise InputError(f"{word!r} is one word too many; quote text that has spaces")
         return known
 
     def checkpoint_option(self) -> None:

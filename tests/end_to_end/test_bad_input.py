@@ -103,7 +103,13 @@ def test_an_unknown_key_in_a_file(minillm, tmp_path, text):
         pytest.param(("generate", "nowhere", "--prompt", "a"), "nowhere", id="run"),
         pytest.param(("generate", "nowhere", "--promt", "a"), "--prompt", id="option of generate"),
         pytest.param(("fill", "nowhere"), "--text", id="missing option"),
+        pytest.param(
+            ("evaluate", "nowhere", "--devise", "cpu"),
+            "minillm: unknown option --devise; did",
+            id="the program named once",
+        ),
         pytest.param(("tokenizer", "trian"), "train", id="tokenizer's command"),
+        pytest.param(("tokenizer", "encode", "nowhere", "--text", "a"), "no folder nowhere", id="tokenizer's folder"),
         pytest.param(("data", "shwo"), "show", id="data's command"),
         pytest.param(("kernels", "--device", "abacus"), "--device asks for abacus", id="device"),
     ],

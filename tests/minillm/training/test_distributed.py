@@ -202,9 +202,18 @@ def test_the_batch_is_cut_into_as_many_parts_for_each_process(size, batch_size, 
     assert processes_of(size).micro_batches(train) == parts
 
 
-@pytest.mark.parametrize("micro_batch_size, said", [(None, ""), (2, ""), (8, "8, and each of 4 processes has 2")])
-def test_micro_batches_that_are_smaller_than_asked_for_are_said(micro_batch_size, said):
-    words = processes_of(4).smaller_micro_batch(TrainConfig(batch_size=8, micro_batch_size=micro_batch_size))
+@pytest.mark.parametrize(
+    "size, micro_batch_size, said",
+    [
+        (4, None, ""),
+        (4, 2, ""),
+        (4, 8, "each of 4 processes has 2 of the batch"),
+        (1, 8, ""),
+        (1, 9, "the batch has 8"),
+    ],
+)
+def test_micro_batches_that_are_smaller_than_asked_for_are_said(size, micro_batch_size, said):
+    words = processes_of(size).smaller_micro_batch(TrainConfig(batch_size=8, micro_batch_size=micro_batch_size))
     assert said in words and bool(words) == bool(said)
 
 
