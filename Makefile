@@ -26,7 +26,7 @@ $(READY): constraints.txt pyproject.toml
 	@touch $(READY)
 
 quickstart: $(READY)
-	@$(BIN)/python -m minillm.quickstart
+	@$(BIN)/minillm quickstart
 
 # A process on each core, and then by one what starts processes itself: beside the others one of torchrun's died in malloc
 # in two of three runs (why is not known), in none of 65 without them. TEST holds options of pytest for a single run in

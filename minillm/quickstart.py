@@ -9,14 +9,13 @@ Read next: `pretrain.py`, then `finetune/run.py`.
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
 import minillm
 from minillm.config import build
 from minillm.data.docstrings import write_docstrings
-from minillm.errors import InputError, disk_trouble
+from minillm.errors import InputError
 from minillm.fill import fill
 from minillm.finetune import run as finetuning
 from minillm.finetune.config import FinetuneConfig
@@ -113,26 +112,3 @@ def show_judgement(result: finetuning.Result) -> None:
         figures = contender.figures("test")
         print(f"    {figures['accuracy']:6.1%}   {contender.name}")
     print()
-
-
-def run() -> int:
-    """Do `main` and return the exit status, as the command line does."""
-    try:
-        main()
-        return 0
-    except InputError as error:
-        print(f"quickstart: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        line = disk_trouble(error)
-        if line is None:
-            raise
-        print(f"quickstart: {line}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("quickstart: interrupted; run it again, it begins anew", file=sys.stderr)
-        return 130
-
-
-if __name__ == "__main__":
-    sys.exit(run())

@@ -1,7 +1,8 @@
 """The command line: one small file a command, found here by name and imported only when it is asked for.
 
-Read next: `arguments.py`, then the commands: `pretrain.py`, `generate.py`, `fill.py`, `evaluate.py`, `finetune.py`,
-`predict.py`, `explain.py`, `export.py`, `import_.py`, `data.py`, `tokenizer.py`, `kernels.py`.
+Read next: `arguments.py` and `../cores.py`, then the commands: `quickstart.py`, `pretrain.py`, `generate.py`,
+`fill.py`, `evaluate.py`, `finetune.py`, `predict.py`, `explain.py`, `export.py`, `import_.py`, `data.py`,
+`tokenizer.py`, `kernels.py`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from minillm.config import nearest
+from minillm.cores import share_cores
 from minillm.errors import InputError, SaidElsewhere, Stopped, disk_trouble
 from minillm.training.distributed_config import is_launched
 
 COMMANDS = {  # name -> what it does, in the order in which a newcomer meets them
+    "quickstart": "pretrain two small models on Python's documentation, and use them",
     "pretrain": "train an encoder or decoder on text; also resumes a run",
     "generate": "continue a prompt with a decoder",
     "fill": "fill [MASK] in a text with an encoder",
@@ -130,4 +133,5 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    share_cores()
     sys.exit(main(sys.argv[1:]))

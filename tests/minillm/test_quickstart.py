@@ -1,7 +1,5 @@
 """`make quickstart` in small: both models, what they show, and what to run next."""
 
-import errno
-
 import pytest
 
 from minillm import quickstart
@@ -63,22 +61,6 @@ def test_an_interrupted_quickstart_says_so(small, monkeypatch):
     monkeypatch.setattr(quickstart, "pretrain", interrupted)
     with pytest.raises(InputError, match="interrupted; run it again"):
         quickstart.main()
-
-
-def test_a_full_disk_is_one_line(monkeypatch, capsys):
-    """Of the errors that the system gives, those of the disk are the user's to mend; others are defects."""
-
-    def fails(number):
-        def main():
-            raise OSError(number, "no")
-
-        monkeypatch.setattr(quickstart, "main", main)
-        return quickstart.run()
-
-    assert fails(errno.ENOSPC) == 2
-    assert capsys.readouterr().err == "quickstart: writing: the disk is full; free some space and run again\n"
-    with pytest.raises(OSError):
-        fails(errno.EBADF)
 
 
 def test_what_is_named_exists():
