@@ -147,7 +147,7 @@ class Processes:
         rows, asked = train.batch_size // self.size, train.micro_batch_size
         if asked is None or asked <= rows:
             return ""
-        share = f"the batch has {rows}" if self.size == 1 else f"each of {self.size} processes has {rows} of the batch"
+        share = f"each of {self.size} processes has {rows} of the batch"
         return f"train.micro_batch_size asks for {asked} sequences at once, but {share}: {rows} at once"
 
     def check(self, train: TrainConfig, compute_dtype: torch.dtype) -> None:

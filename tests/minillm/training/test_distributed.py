@@ -209,7 +209,6 @@ def test_the_batch_is_cut_into_as_many_parts_for_each_process(size, batch_size, 
         (4, 2, ""),
         (4, 8, "each of 4 processes has 2 of the batch"),
         (1, 8, ""),
-        (1, 9, "the batch has 8"),
     ],
 )
 def test_micro_batches_that_are_smaller_than_asked_for_are_said(size, micro_batch_size, said):
