@@ -160,16 +160,21 @@ class Stopped(BaseException):
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Raise `Stopped` inside the block when a signal asks for the end, Ctrl-C or `kill`.
+    """Raise `Stopped` inside the block, once, when a signal asks for the end, Ctrl-C or `kill`.
 
-    Python alone would end at once after SIGTERM, and leave its children at work on the GPU.
+    Python alone would end at once after SIGTERM, and leave its children at work on the GPU. A signal that is ignored,
+    as nohup has it of SIGHUP, stays so.
     """
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: own for number in signals if (own := signal.getsignal(number)) != signal.SIG_IGN}
 
     def stop(number: int, frame: object) -> NoReturn:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)  # a second Ctrl-C would leave children that are just being ended
         raise Stopped(number)
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in signals}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:

@@ -334,6 +334,37 @@ def test_a_signal_keeps_what_was_measured_and_ends_what_measures(monkeypatch, tm
     assert "stopped" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("again", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_second_signal_does_not_keep_the_first_from_ending_what_measures(monkeypatch, tmp_path, again):
+    """Ctrl-C twice, or what asks with several signals: the second one comes while children are ended."""
+    ended = []
+
+    def interrupted(context):
+        try:
+            yield {"reason": "half of it"}
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            os.kill(os.getpid(), again)
+            ended.append("its processes")
+
+    monkeypatch.setattr(sections, "SECTIONS", [Section("compile", interrupted, {"cpu": (9, 9)})])
+    monkeypatch.setattr(machine, "header", lambda: HEAD)
+    monkeypatch.setattr(report, "write_page_with_plots", lambda *a: None)
+    assert command.run(("compile",), None, [], tmp_path, quick=False) == 128 + signal.SIGINT
+    assert ended == ["its processes"]
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """As nohup has it of SIGHUP: who started the run is to go away, and the run is not."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with command.stopping():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("room", [True, False], ids=["room-again", "full-for-good"])
 def test_a_full_disk_is_a_line_and_costs_no_section(monkeypatch, tmp_path, capsys, room):
     """What is on the disk stays whole; what was measured while it was full is written as soon as there is room."""
