@@ -155,12 +155,19 @@ def prepared_run(config: FinetuneConfig, progress: Progress) -> tuple[FinetuneCo
     return with_learning_rate(config, model), source, material, model
 
 
-def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None = None) -> Result:
+def resume(
+    run: Path,
+    overrides: Mapping[str, Any],
+    *,
+    in_place: Callable[[], None] | None = None,
+    progress: Progress | None = None,
+) -> Result:
     """Go on with a run from its latest checkpoint as if it had never stopped.
 
     Args:
         run: the run folder.
         overrides: nested table of settings to change, of those that leave the run's past as it was.
+        in_place: called when all is known to do, before the first step; None: nothing is.
         progress: None: say nothing.
     Raises:
         InputError: no such run, a setting that cannot change, or a table that is not what it was.
@@ -188,6 +195,8 @@ def resume(run: Path, overrides: Mapping[str, Any], *, progress: Progress | None
             if processes.is_first:
                 write_text(folder.config_path, toml_text(kept), safe=folder.safe())  # not as a rehearsal shortens it
                 folder.calibration_path.unlink(missing_ok=True)  # of a best checkpoint that may soon be another one
+            if in_place is not None:
+                in_place()
             return _train(trainer, material, config, progress)
 
 

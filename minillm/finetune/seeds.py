@@ -137,9 +137,12 @@ def resume_seeds(out: Path, overrides: Mapping[str, Any], *, progress: Progress 
     if overrides:
         _change(out, begun, overrides)
 
+    def forget() -> None:
+        RunFolder(out).calibration_path.unlink(missing_ok=True)  # as each run does with its own
+
     def go_on(seed: int) -> Result:
         place = _folder(out, seed)
-        return resume(place, {}, progress=progress) if place in begun else begin(seed)
+        return resume(place, {}, in_place=forget, progress=progress) if place in begun else begin(seed)
 
     return _all(config, out, {}, go_on, progress)
 

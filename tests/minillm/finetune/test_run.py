@@ -208,6 +208,21 @@ def test_a_resumed_run_that_does_not_end_has_no_temperature_of_an_earlier_best_c
     assert not (tmp_path / "run/calibration.json").exists()
 
 
+def test_resumed_seeds_that_do_not_end_have_no_temperature_of_earlier_checkpoints(settings, tmp_path, kill_at):
+    """A change that is refused leaves it."""
+    finetune_seeds(settings(seeds=2, train__max_steps=2), tmp_path / "out")
+    with pytest.raises(InputError, match="cannot change"):
+        resume_seeds(tmp_path / "out", {"train": {"seed": 3}})
+    assert (tmp_path / "out/calibration.json").exists()
+    kill_at(3)
+    with pytest.raises(Killed):
+        resume_seeds(tmp_path / "out", {"train": {"max_steps": 4}})
+    assert not (tmp_path / "out/calibration.json").exists()
+    kill_at(None)
+    resume_seeds(tmp_path / "out", {})
+    assert (tmp_path / "out/calibration.json").exists()
+
+
 def test_a_run_has_no_folder_for_token_shards_which_it_does_not_make(settings, tmp_path):
     finetune(settings(train__max_steps=1), tmp_path / "run")
     assert not (tmp_path / "run/tokens").exists()
