@@ -214,16 +214,17 @@ def open_corpus(name: str, *, valid_fraction: float = 0.1) -> Corpus:
             if file.suffix.lower() in SUFFIXES and file.is_file()
             if file.stat().st_size  # an empty file is no document
         )
+        links = sorted(entry for entry in inside if entry.is_symlink() and entry.is_dir())
+        more = f" and {len(links) - 1} more are links" if links[1:] else " is a link"
+        notice = f"{links[0]}{more} to a folder, and left out; give a folder that holds the files" if links else ""
         if not found:
-            raise InputError(f"the folder {name} holds no .txt or .md file with text in it")
+            raise InputError(f"the folder {name} holds no .txt or .md file with text in it{notice and f': {notice}'}")
         for key, _ in found:
             _check_name(key)
         once = {_identity(file): (key, file) for key, file in reversed(found)}  # else one text lies on both sides
         found = sorted(once.values())
         corpus = Corpus(name, [Source(key, lambda file=file: read_parts(file)) for key, file in found], valid_fraction)
-        if links := sorted(entry for entry in inside if entry.is_symlink() and entry.is_dir()):
-            more = f" and {len(links) - 1} more are links" if links[1:] else " is a link"
-            corpus.notice = f"{links[0]}{more} to a folder, and left out; give a folder that holds the files themselves"
+        corpus.notice = notice
         return corpus
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:

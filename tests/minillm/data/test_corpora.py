@@ -116,6 +116,9 @@ def test_links_to_folders_are_left_out_and_named(tmp_path):
     corpus = open_corpus(str(tmp_path / "texts"))
     assert corpus.num_bytes("train") + corpus.num_bytes("valid") == 14
     assert corpus.notice.startswith(f"{tmp_path / 'texts/linked'} is a link to a folder, and left out; give")
+    (tmp_path / "texts/a.txt").unlink()
+    with pytest.raises(InputError, match="holds no .* text in it: .*/linked is a link to a folder, and left out; give"):
+        open_corpus(str(tmp_path / "texts"))
 
 
 def test_a_folder_with_one_text_is_cut_like_a_file(tmp_path):
