@@ -224,6 +224,6 @@ def _corpus_of(folder: RunFolder, config: PretrainConfig) -> Corpus:
     if begun and read_json(folder.corpus_path).get("digest") != corpus.digest:
         raise InputError(
             f"the text of {name} is not what {folder} was begun with (its digest differs); bring the old text back, "
-            f"or begin a new run with --init {folder}"
+            f"or begin a new run with --init {folder.quoted}"
         )
     return corpus

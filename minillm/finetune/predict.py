@@ -197,7 +197,7 @@ def opened_task_model(folder: ModelFolder, changed: Mapping[str, Any]) -> tuple[
     if folder.purpose not in TASK_PURPOSES:
         raise InputError(
             f"{folder.path} is a {folder.family.class_for(folder.purpose)} and knows no labels; fine-tune it first: "
-            f"minillm finetune {folder.path}"
+            f"minillm finetune {RunFolder(folder.path).quoted}"
         )
     shape = shape_of(folder)
     path = str(folder.path / "config.json")

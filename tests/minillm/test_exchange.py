@@ -290,6 +290,12 @@ def test_commands_take_the_folder_itself(theirs, words, status, answer, capsys) 
     assert answer in said.out + said.err
 
 
+def test_a_command_that_is_said_of_a_folder_can_be_copied(theirs, tmp_path, capsys) -> None:
+    shutil.copytree(theirs, tmp_path / "my model")
+    assert main(["predict", str(tmp_path / "my model"), "--text", "ab"]) == 2
+    assert f"minillm finetune '{tmp_path / 'my model'}'\n" in capsys.readouterr().err
+
+
 def test_config_json_names_the_control_symbols_of_the_tokenizer(tiny_runs, tmp_path) -> None:
     """transformers' generate stops at its eos_token_id and fills rows with its pad_token_id."""
     export_run(tiny_runs["decoder"], tmp_path / "out")

@@ -108,13 +108,13 @@ def test_another_text_is_held_out_whole(tiny_config, tmp_path, text):
 
 
 def test_text_that_is_not_what_it_was(tiny_config, tmp_path, text):
-    """The digest that the run keeps decides."""
-    config, folder = tiny_config(data=text), RunFolder(tmp_path / "run")
+    """The digest that the run keeps decides; the line's option can be copied."""
+    config, folder = tiny_config(data=text), RunFolder(tmp_path / "my run")
     folder.create()
     folder.corpus_path.write_text(f'{{"digest": "{open_corpus(text["input"]).digest}"}}')
     gather(config, folder, BYTES)
     (tmp_path / "text/c.txt").write_text("A third text.")
-    with pytest.raises(InputError, match="its digest differs"):
+    with pytest.raises(InputError, match="its digest differs.* --init '.*/my run'$"):
         gather(config, folder, BYTES)
 
 
