@@ -4,14 +4,14 @@ Equations: `row_norm_kernels.py`.
 
 A tile of the forward pass holds 2048 elements for 64 threads, so that a row's sums meet in two warps at most: with
 eight of them layer norm took 71.6 us where it takes 52.8 now, and a copy of as many bytes 50.5 (65,536 rows of 768, an
-H200, 2026-11-28, bfloat16). So a program owns 16 rows of width 128, 2 of 1024, and 1 of 2048; of a wider row a
-thread has 16 elements, as long as 512 threads suffice.
+H200, 2026-11-28, bfloat16). So a program owns 16 rows of width 128, 2 of 1024, and 1 of 2048; of a wider row a thread
+has 16 elements, as long as 512 threads suffice.
 
 The backward pass takes half as many rows, and copies those of its next tile into shared memory meanwhile, up to width
 2048 in 16 bits and 1024 in 32, and some up to twice that: the bytes that are on their way in registers alone kept it at
-2.4 of 4.2 TB/s. That takes three stages: with two there is room for one tile, whose copy begins when the
-tile before it has been worked on, and is waited for at once. A row too wide for its accumulators to stay in registers
-is walked in a loop, and the sums over rows get a kernel of their own.
+2.4 of 4.2 TB/s. That takes three stages: with two there is room for one tile, whose copy begins when the tile before it
+has been worked on, and is waited for at once. A row too wide for its accumulators to stay in registers is walked in a
+loop, and the sums over rows get a kernel of their own.
 
 Read next: `rms_norm/fused.py`, then `layer_norm/fused.py`.
 """
@@ -41,7 +41,7 @@ from minillm_kernels.variant import Variant
 
 # Elements of a tile of whole rows, its threads, and the elements that a thread has of a row which is wider than that.
 FORWARD_TILE = (2048, 64, 16)
-BACKWARD_TILE = (1024, 128, 8)  # beside which two accumulators and three inputs stay below 96 registers
+BACKWARD_TILE = (1024, 128, 8)  # beside which two accumulators and three inputs take some 100 registers
 MOST_THREADS = 512
 MAX_FORWARD = 16384  # columns; wider rows are walked in a loop
 MAX_BACKWARD = 8192  # the backward pass also has the accumulators of its sums in registers
@@ -51,20 +51,23 @@ WIDE_THREADS = 256
 WEIGHT_TILE = {"BLOCK_R": 4, "BLOCK_C": 256}  # of the sums over wide rows: 8 a thread
 WEIGHT_THREADS = 128
 # Of the backward pass, rounded up to whole programs, as many as are resident, so that none waits for a turn. Two of 512
-# took 173 us where one took 211 (8192 rows of 4096, layer norm with a residual, an H200); for rows of 8192, which take
-# more registers, the second has to wait. Short rows have partial sums of few columns, which fewer programs finish
-# sooner: 84.6 us beside 90.7 (65,536 rows of 256). Layer norm with a bias and dropout takes up to 110 registers.
+# took 173 us where one took 211 (8192 rows of 4096, layer norm with a residual, one stage, an H200); for rows of 8192,
+# which take more registers, the second has to wait. Short rows have partial sums of few columns, which fewer programs
+# finish sooner: 84.6 us beside 90.7 (65,536 rows of 256). A bias with dropout takes up to 110 registers, and what is
+# staged above ALWAYS_STAGED up to 100.
 THREADS_PER_SM = 768
 THREADS_PER_SM_OF_SHORT = 512
 SHORT = 256  # columns
 THREADS_PER_SM_WITH_MORE = 512
 STAGES = 3  # of the backward pass: the row tile that is worked on, and two that are there or on their way
-# Bytes of a tensor's tile, above which there is one stage. Tiles between the two, rows of 4096 in 16 bits, are staged
-# where that was measured to pay (8192 rows, both passes): rms_norm's, 92.5 us beside 101.9, and, with the gradient of
-# the sum to wait for too, layer norm's, 147.8 beside 156.9 by one program of 512 threads. Without that gradient it is
-# 111.9 beside 106.7. Dropout was not measured, and takes the registers.
-MAX_STAGED = 8192
+# Bytes of a tensor's tile: one of at most ALWAYS_STAGED is staged, one of more than MAX_STAGED never is.
+# Between the two, rows of up to 4096 columns in 16 bits and 2048 in 32, are staged where it pays, as measured of 8192
+# rows of 4096 in 16 bits, both passes: rms_norm's, 92.5 us beside 101.9, and layer norm's where there is a gradient of
+# the sum to wait for too, 147.8 beside 156.9, by one program of 512 threads. Without that gradient layer norm's take
+# 111.9 beside 106.7. Not measured: a bias, which takes registers as the mean does and counts as one, and dropout, which
+# takes more.
 ALWAYS_STAGED = 4096
+MAX_STAGED = 8192
 
 
 class Extras(NamedTuple):
@@ -103,7 +106,7 @@ def stages(tile_bytes: int, extras: Extras) -> int:
 def threads_per_sm(num_cols: int, tile_bytes: int, extras: Extras) -> int:
     """Return how many threads of the backward pass a multiprocessor has at work."""
     large_copies = tile_bytes > ALWAYS_STAGED and stages(tile_bytes, extras) > 1
-    if extras.bias and extras.dropout or large_copies and (extras.centre or extras.bias):
+    if (extras.bias and extras.dropout) or (large_copies and (extras.centre or extras.bias)):
         return THREADS_PER_SM_WITH_MORE
     return THREADS_PER_SM_OF_SHORT if num_cols <= SHORT else THREADS_PER_SM
 

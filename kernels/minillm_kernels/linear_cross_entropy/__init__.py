@@ -54,7 +54,7 @@ def linear_cross_entropy(
             everywhere, which waits for the device. A kernel that was not told to look returns NaN for a wrong target,
             and for a `num_targets` that is too small leaves rows out; one too large is a device-side assertion, but
             where it is the number of rows: then those that are ignored count.
-        TypeError: a dtype, or an `ignore_index` or `memory_budget` that is no int.
+        TypeError: a dtype, or an `ignore_index`, `memory_budget` or `num_targets` that is no int.
 
     Cost: for N targets that are not ignored 2 * N * V * C operations forward and twice that for the gradients, which
         are computed beside the loss (with reduction="none": in the backward pass, after the logits once more: 8 in
