@@ -13,6 +13,7 @@ import io
 import itertools
 import math
 import re
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -248,7 +249,9 @@ def save(figure: Figure, path: Path) -> Path:
     missing: dict[str, None] = {}  # a dict keeps the order
     for warning in caught:
         if found := NO_GLYPH.match(str(warning.message)):
-            missing[chr(int(found[1]))] = None
+            character = chr(int(found[1]))
+            if unicodedata.category(character) != "Cc":  # control characters are in no font, and none to print
+                missing[character] = None
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if missing:

@@ -41,7 +41,7 @@ def test_three_pngs_of_the_stated_size(tmp_path, steps, mfu):
 
 
 def test_characters_without_a_font_are_named_once_for_all_figures(tmp_path, capfd):
-    folder = RunFolder(tmp_path / "a\U000f1234b")  # of a private plane: no font has it
+    folder = RunFolder(tmp_path / "a\U000f1234b\x1b[31m")  # of a private plane: no font has it; and red, in a terminal
     write_run(folder, 8)
     draw_plots(folder)
     lines = capfd.readouterr().err.splitlines()
