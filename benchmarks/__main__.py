@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from benchmarks.context import Context, Section
 
+Writer = Callable[[dict[str, Any], Path, str], None]  # of a result into a folder, under a name
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 SECTION_NAMES = (  # a test compares them with sections.SECTIONS
@@ -119,7 +120,7 @@ def run(
     def say(text: str) -> None:
         print(f"[{time.monotonic() - start:6.1f} s] {text}", file=sys.stderr, flush=True)
 
-    def write(how: Callable[[dict[str, Any], Path, str], None]) -> bool:
+    def write(how: Writer) -> bool:
         try:
             how(result, folder, stem)
         except OSError as error:  # the disk is full: there may be room again when the next part is written
@@ -182,18 +183,13 @@ def stopping() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_section(
-    section: Section,
-    context: Context,
-    result: dict[str, Any],
-    write: Callable[[Callable[[dict[str, Any], Path, str], None]], object],
-) -> None:
+def run_section(section: Section, context: Context, result: dict[str, Any], write: Callable[[Writer], object]) -> None:
     """Run one section; the result is written after each of its parts, and the page when it is done or stopped.
 
     A defect of the section costs what it had still to say, and no other section.
 
     Args:
-        write: takes what writes a result into a folder under a name.
+        write: lets a writer write this result where it belongs.
     """
     from benchmarks import report, timing
 

@@ -28,6 +28,12 @@ def test_skipped(shape):
 """
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Look often: the tests here take less time than lies between two looks of a real run."""
+    monkeypatch.setattr(correctness, "PAUSE", 0.05)
+
+
 @pytest.fixture
 def tests(tmp_path):
     return written(tmp_path, "small", TESTS)
@@ -112,7 +118,7 @@ def test_a_file_that_cannot_be_imported_says_why_and_the_others_run(tmp_path, te
 
 def test_what_grows_is_told_before_the_end(tmp_path):
     """A run may be stopped at any time."""
-    slow = written(tmp_path, "slow", "import time\n\n\ndef test_a():\n    pass\n\n\ndef test_b():\n    time.sleep(3)\n")
+    slow = written(tmp_path, "slow", "import time\n\n\ndef test_a():\n    pass\n\n\ndef test_b():\n    time.sleep(2)\n")
     told = [found["test_slow.py"]["passed"] for found in correctness.run_tests([slow], time.monotonic() + 60, 0)]
     assert 1 in told and told[-1] == 2
 
