@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from benchmarks.child import SIGNALS
 from benchmarks.context import Context, Section
 
 Writer = Callable[[dict[str, Any], Path, str], None]  # of a result into a folder, under a name
@@ -166,8 +167,7 @@ def stopping() -> Iterator[None]:
     Python alone would end at once after SIGTERM, and leave its children at work on the GPU. A signal that is ignored,
     as nohup has it of SIGHUP, stays so.
     """
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: own for number in signals if (own := signal.getsignal(number)) != signal.SIG_IGN}
+    before = {number: own for number in SIGNALS if (own := signal.getsignal(number)) != signal.SIG_IGN}
 
     def stop(number: int, frame: object) -> NoReturn:
         for each in before:

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from benchmarks.machine import ROOT
 
 PATIENCE = 120.0  # seconds without a line after which a child is ended
 PAUSE = 0.05  # seconds between two looks
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that ask a run to end
 ERROR = re.compile(r"([\w.]+(Error|Exception)|\s*what\(\)): ")  # as Python and C++ end with it
 
 
@@ -60,9 +62,15 @@ class Child:
         self._patience = PATIENCE if patience is None else patience
         self.reason = ""
         command = [sys.executable, "-m", module, *words, "--to", str(self._path)]
-        with self._log.open("w", encoding="utf-8") as log:
+        with self._log.open("w", encoding="utf-8") as log, signals_held_back() as came:
             self._child = start(command, threads=threads, stdin=subprocess.PIPE, stdout=log)
         self._heard = time.monotonic()
+        try:
+            for number in came:
+                signal.raise_signal(number)
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Child:
         return self
@@ -131,6 +139,25 @@ class Child:
         lines = [x for x in self._log.read_text(encoding="utf-8", errors="replace").splitlines() if x.strip()]
         errors = [x.strip() for x in lines if ERROR.match(x)]  # under those of a GPU stands advice on how to find them
         return (errors or lines or ["it said nothing"])[-1][:200]
+
+
+@contextlib.contextmanager
+def signals_held_back() -> Iterator[list[int]]:
+    """Note the signals that come inside the block, for whoever raises them behind it.
+
+    A handler that raises while a process is being started would lose it: it runs, and nobody has its number.
+    """
+    came: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # no other one meets signals, nor may set handlers
+        before = {number: own for number in SIGNALS if callable(own := signal.getsignal(number))}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        for number, own in before.items():
+            signal.signal(number, own)
 
 
 def start(command: Sequence[str], *, threads: int | None = None, **streams: Any) -> subprocess.Popen[Any]:

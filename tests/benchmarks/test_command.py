@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import launches, machine, report, sections, worker
+from benchmarks import child, launches, machine, report, sections, worker
 from benchmarks.context import Context, Section
 from benchmarks.ops import BENCHMARKS
 
@@ -332,6 +332,24 @@ def test_a_signal_keeps_what_was_measured_and_ends_what_measures(monkeypatch, tm
     assert ended == ["its processes"] and signal.getsignal(number) == before
     assert "Not run: half of it." in (tmp_path / "device/2026-11-25-abc.md").read_text()
     assert "stopped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", child.SIGNALS, ids=lambda n: n.name)
+def test_a_signal_amid_the_start_of_a_process_does_not_lose_it(monkeypatch, number):
+    """Its number is not known yet when the signal comes."""
+    started = []
+    own = child.start
+
+    def start(*a, **k):
+        process = own(*a, **k)
+        started.append(process)
+        os.kill(os.getpid(), number)
+        return process
+
+    monkeypatch.setattr(child, "start", start)
+    with pytest.raises(command.Stopped), command.stopping(), child.Child("benchmarks.worker", ["ceilings"]):
+        pass
+    assert started[0].returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("again", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
