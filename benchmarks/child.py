@@ -27,7 +27,8 @@ from benchmarks.machine import ROOT
 
 PATIENCE = 120.0  # seconds without a line after which a child is ended
 PAUSE = 0.05  # seconds between two looks
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that ask a run to end
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]  # that ask a run to end
 ERROR = re.compile(r"([\w.]+(Error|Exception)|\s*what\(\)): ")  # as Python and C++ end with it
 
 
