@@ -27,8 +27,9 @@ from benchmarks.machine import ROOT
 
 PATIENCE = 120.0  # seconds without a line after which a child is ended
 PAUSE = 0.05  # seconds between two looks
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]  # that ask a run to end
+SIGNALS = [signal.SIGINT, signal.SIGTERM]  # that ask a run to end
+if hasattr(signal, "SIGHUP"):  # Windows has none
+    SIGNALS.append(signal.SIGHUP)
 ERROR = re.compile(r"([\w.]+(Error|Exception)|\s*what\(\)): ")  # as Python and C++ end with it
 
 

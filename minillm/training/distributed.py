@@ -147,8 +147,10 @@ class Processes:
         rows, asked = train.batch_size // self.size, train.micro_batch_size
         if asked is None or asked <= rows:
             return ""
-        share = f"each of {self.size} processes has {rows} of the batch"
-        return f"train.micro_batch_size asks for {asked} sequences at once, but {share}: {rows} at once"
+        return (
+            f"train.micro_batch_size asks for {asked} sequences at once, but each of {self.size} processes has {rows} "
+            f"of the batch: {rows} at once"
+        )
 
     def check(self, train: TrainConfig, compute_dtype: torch.dtype) -> None:
         """Raise InputError where a setting does not go with how the model is spread."""
