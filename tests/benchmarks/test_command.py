@@ -310,6 +310,16 @@ def test_what_a_section_leaves_is_the_next_ones(monkeypatch, tmp_path):
     assert budgets[0] == 9 and 17 < budgets[1] < 18
 
 
+@pytest.fixture
+def heeded():
+    """No signal is ignored, as they are in what nohup or a shell's background runs."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in child.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
 def test_a_signal_keeps_what_was_measured_and_ends_what_measures(monkeypatch, tmp_path, capsys, number):
     """Ctrl-C, `kill` and a time limit's; left to Python, a SIGTERM's children would go on measuring."""
@@ -334,6 +344,7 @@ def test_a_signal_keeps_what_was_measured_and_ends_what_measures(monkeypatch, tm
     assert "stopped" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("number", child.SIGNALS, ids=lambda n: n.name)
 def test_a_signal_amid_the_start_of_a_process_does_not_lose_it(monkeypatch, number):
     """Its number is not known yet when the signal comes."""
@@ -352,6 +363,7 @@ def test_a_signal_amid_the_start_of_a_process_does_not_lose_it(monkeypatch, numb
     assert started[0].returncode == -signal.SIGKILL
 
 
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("again", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_a_second_signal_does_not_keep_the_first_from_ending_what_measures(monkeypatch, tmp_path, again):
     """Ctrl-C twice, or what asks with several signals: the second one comes while children are ended."""
