@@ -2,10 +2,12 @@
 
 import csv
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import killed
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.config import build, override
 from minillm.data.batch import Batch
+from minillm.finetune import report, run
 from minillm.finetune.config import FinetuneConfig
 from minillm.model.config import ModelConfig
 from minillm.model.layers import Linear
@@ -184,3 +187,43 @@ def settings(tables, tiny_runs):
         return build(FinetuneConfig, table, source="a test")
 
     return make
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No PNGs: they take three times as long as all else of such a run."""
+    monkeypatch.setattr(run, "draw_plots", lambda folder: [])
+    monkeypatch.setattr(report, "_plots", lambda *_: {})
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """Return a function: step -> runs die right after it, until it is called with None."""
+    plain = run._trainer
+
+    def arm(step):
+        def make(*parts):
+            trainer = plain(*parts)
+            trainer.after_step.append(killed.kill_at(step))
+            return trainer
+
+        monkeypatch.setattr(run, "_trainer", make)
+
+    return arm
+
+
+@pytest.fixture
+def terminate_in(monkeypatch):
+    """Return a function: name of a folder -> SIGTERM comes in the first step of the run in it, until it is None."""
+    plain = run._trainer
+
+    def arm(name):
+        def make(config, folder, *parts):
+            trainer = plain(config, folder, *parts)
+            if folder.path.name == name:
+                trainer.after_step.append(lambda _: signal.raise_signal(signal.SIGTERM))
+            return trainer
+
+        monkeypatch.setattr(run, "_trainer", make)
+
+    return arm

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from killed import Killed, kill_at
 
 from minillm.checkpoint import files
 from minillm.checkpoint.manifest import renew_manifest
@@ -31,18 +32,6 @@ def final_bytes(trainer) -> list[bytes]:
         (trainer.folder.checkpoints / "best").read_bytes(),
         (trainer.folder.checkpoints / "latest").read_bytes(),
     ]
-
-
-class Killed(BaseException):
-    """Stands for a process that is gone at once: nothing handles it."""
-
-
-def kill_at(step):
-    def hook(trainer):
-        if trainer.state.step == step:
-            raise Killed
-
-    return hook
 
 
 @pytest.mark.parametrize("optim", [ADAMW, SGD], ids=["adamw", "sgd"])
