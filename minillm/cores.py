@@ -4,13 +4,15 @@ PyTorch's matrix products begin and end together on all threads of OpenMP. One t
 then lets other programs have its core: libgomp's own bound is 300,000 turns, 5 to 15 ms. Where another program is at
 work, the thread that is waited for has no core meanwhile, and the one that waits keeps its own to no use.
 
-Tokens a second of `tiny-encoder` on two cores (an Intel Xeon with AMX, 2026-11-28), in turns:
+Tokens a second of `GOMP_SPINCOUNT=TURNS minillm pretrain --preset tiny-encoder --data.input stdlib-docs`, on two cores
+of an Intel Xeon with AMX (2026-11-28): alone the median of three runs of 60 steps, in turns; beside a loop in Python
+one run of 12.
 
-    turns            nothing else runs    a loop in Python runs beside it
-    300,000          18,034               970
-    10,000           17,320               4,400
-    1,000            10,700               8,800
-    0, asleep        9,300                10,500
+    turns     alone     beside the loop
+    300,000   15,114    269                what libgomp does by itself
+    10,000    14,293    3,784
+    1,000      9,460    6,951
+    0          8,465    7,809              OMP_WAIT_POLICY=passive
 
 Read next: `training/host_memory.py`.
 """
