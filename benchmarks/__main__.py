@@ -130,9 +130,9 @@ def run(
         return True
 
     say(f"{head['device']}, commit {head['commit']}, results in {folder}")
-    status, spare = 0, 0.0
-    try:
-        with stopping():
+    status, spare, written = 0, 0.0, False
+    with stopping():
+        try:
             for section in sections.SECTIONS:
                 budget = section.budget(head["kind"], quick)
                 if tune and section.name == "launches":
@@ -143,11 +143,15 @@ def run(
                     context = Context(head["kind"], quick, ops, skip, budget + spare, say, tune, chosen)
                     run_section(section, context, result, write)
                     spare = max(0.0, ends - time.monotonic())
-    except Stopped as stopped:
-        say("stopped; what was measured is kept")
-        status = 128 + stopped.number
-    written = write(report.write_json)
-    written &= write(report.write_page_with_plots)
+        except Stopped as stopped:
+            say("stopped; what was measured is kept")
+            status = 128 + stopped.number
+        try:
+            written = write(report.write_json)
+            written &= write(report.write_page_with_plots)
+        except Stopped as stopped:
+            say("stopped; all is written but some of the plots")
+            status = 128 + stopped.number
     print(folder / f"{stem}.md")
     return status or (report.status(result) if written else 2)
 

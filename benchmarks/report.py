@@ -38,7 +38,7 @@ def write_whole(path: Path, text: str) -> None:
     try:
         beside.write_text(text, encoding="utf-8")
         os.replace(beside, path)
-    except OSError:
+    except BaseException:  # a signal's too
         beside.unlink(missing_ok=True)
         raise
 

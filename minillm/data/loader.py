@@ -9,7 +9,8 @@ positions count from where the document, or the window, begins, and no target is
 
 padded: one document a row, cut to T tokens and filled up on the chosen side.
 
-In training every epoch begins its windows at another offset, so that a token does not always stand at the same place.
+In training every epoch begins its windows at another offset, so that a token does not always stand at the same place;
+what is left over when all of them are full is skipped at the end of one epoch and at the beginning of the next.
 Evaluation takes all text once, in order, without overlap: the short last window is included, and a document that is
 longer than T takes several padded rows.
 
@@ -121,11 +122,15 @@ class Loader:
         return starts, np.minimum(starts + self.context, np.repeat(bounds[1:], rows))
 
     def _phase(self, epoch: int) -> int:
-        """Return the offset of an epoch's windows, in [0, T) and such that all of them are full."""
+        """Return the offset of an epoch's windows, such that all of them are full.
+
+        It is drawn from [0, T); every second epoch lies against the end of the text, which others may never reach.
+        """
         if self.layout == "padded":
             return 0
-        room = len(self.store.tokens) - self.shift - self.num_windows * self.context
-        return mix(self.seed, PHASE, epoch) % (min(room, self.context - 1) + 1) if room > 0 else 0
+        room = max(0, len(self.store.tokens) - self.shift - self.num_windows * self.context)
+        drawn_from = min(room + 1, self.context)
+        return mix(self.seed, PHASE, epoch) % drawn_from + (room + 1 - drawn_from) * (epoch % 2)
 
     def _spans(self, windows: NDArray[np.int64], phase: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return (start, stop) of windows in the token file, without the shifted targets."""

@@ -134,6 +134,12 @@ def load_finetuned(
         raise InputError(
             f"{run} holds {len(loaded)} seeds, and answers of {asked.name} have no mean; take {members[0]}"
         )
+    fitted = run.calibration_path.exists() or asked.facts.name not in ("single_label", "multi_label")
+    if not fitted and (done or members == [run]):
+        warn(
+            f"{run} has no calibration.json: probabilities are as trained, at temperature 1; one is fitted when the "
+            f"run ends: minillm finetune --resume {run.quoted}"
+        )
     return Finetuned(
         models=[model for model, _, _ in loaded],
         task=asked,

@@ -48,7 +48,11 @@ def _opening(table: Mapping[str, Any]) -> str:
     """Return what was learnt and which checkpoint this is about."""
     if table["step"] is None:
         return f"Task: {table['task']}."
-    return f"Task: {table['task']}. Checkpoint: step {table['step']:,}, the best by {table['best_by']} on valid."
+    by, model = table["best_by"], next(iter(table["summary"].values()))
+    chosen = f"the best by {by} on valid"
+    if model.get("valid", {}).get(by) is None:
+        chosen = f"the newest, as there is no {by} on valid to choose by"
+    return f"Task: {table['task']}. Checkpoint: step {table['step']:,}, {chosen}."
 
 
 def _summary(table: Mapping[str, Any]) -> list[str]:

@@ -144,7 +144,7 @@ def test_epochs_begin_at_other_offsets_and_in_other_orders(store_of):
     loader = make(store_of([list(range(103))]), context=10, batch_size=loader_windows(103, 10))
     epochs = [loader.batch(step) for step in range(12)]
     offsets = {int(batch.tokens.min()) for batch in epochs}
-    assert len(offsets) > 3 and max(offsets) < 10
+    assert len(offsets) > 3 and max(offsets) < 10 + 3  # the last 3 of 102 places are reached by every second epoch
     assert len({tuple(batch.tokens[:, 0].tolist()) for batch in epochs}) == 12
     assert all(batch.lengths is None for batch in epochs)
 
@@ -165,6 +165,16 @@ def test_an_epoch_has_all_windows_that_are_full_at_every_offset(store_of, contex
         places = length - 1  # the last token has no next one
         fitting = min(len(range(offset, places - context + 1, context)) for offset in range(context))
         assert loader.num_windows == max(1, fitting), length
+
+
+@pytest.mark.parametrize("context", [1, 2, 7, 10])
+def test_every_place_of_a_text_is_reached_in_some_epoch(store_of, context):
+    """Its first and last tokens too, of which an epoch of full windows leaves some out."""
+    for length in [*range(context + 1, 4 * context + 2), 57]:
+        loader = make(store_of([list(range(length))]), context=context, batch_size=1)
+        batches = [loader.batch(step) for step in range(loader.num_windows * 20 * context)]
+        assert {place for batch in batches for place in batch.tokens[0].tolist()} == set(range(length - 1)), length
+        assert {place for batch in batches for place in batch.targets[0].tolist()} == set(range(1, length)), length
 
 
 def loader_windows(tokens, context):

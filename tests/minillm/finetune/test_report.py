@@ -206,6 +206,17 @@ def test_the_verdict_says_whom_the_model_beats(by, own, other, words):
     assert re.search(words, verdict(table))
 
 
+@pytest.mark.parametrize(
+    "figure, words",
+    [(0.25, "step 1,200, the best by f1 on valid."), (None, "step 1,200, the newest, as there is no f1 on valid")],
+)
+def test_the_opening_says_which_checkpoint_it_is_about(figure, words):
+    """A figure that no evaluation has, such as an F1 without a tag in the table, chooses none."""
+    model = Contender(name="m", splits={"valid": {"loss": 0.5, "f1": figure}, "test": {"loss": 0.6, "f1": 0.25}})
+    made = Report(name="tags", task="tagging", best_by="f1", contenders=[model], step=1200)
+    assert words in markdown(report_table(made), [])
+
+
 def test_classes_and_confusions_are_those_of_the_split_that_is_shown():
     made = report()
     test = made.contenders[0].splits["test"]

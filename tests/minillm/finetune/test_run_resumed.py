@@ -9,6 +9,7 @@ from leftovers import left_by, weights
 from minillm import pretrain_config
 from minillm.config import read_toml
 from minillm.errors import InputError
+from minillm.finetune.predict import load_finetuned
 from minillm.finetune.run import finetune, resume
 from minillm.training.records import read_columns
 
@@ -39,13 +40,20 @@ def test_resumed_equals_never_stopped(settings, tmp_path, kill_at, given, killed
     assert left_by(tmp_path / "again") == left_by(tmp_path / "through")
 
 
-def test_a_resumed_run_that_does_not_end_has_no_temperature_of_an_earlier_best_checkpoint(settings, tmp_path, kill_at):
+def test_a_resumed_run_that_does_not_end_has_no_temperature_of_an_earlier_best_checkpoint(
+    settings, tmp_path, kill_at, capsys
+):
+    """Who asks it meanwhile is told, once it has none."""
     finetune(settings(), tmp_path / "run")
+    load_finetuned(tmp_path / "run")
+    assert "temperature" not in capsys.readouterr().err
     assert (tmp_path / "run/calibration.json").exists()
     kill_at(10)
     with pytest.raises(Killed):
         resume(tmp_path / "run", {"train": {"max_steps": 12}})
     assert not (tmp_path / "run/calibration.json").exists()
+    assert load_finetuned(tmp_path / "run").calibration == {}
+    assert "at temperature 1; one is fitted when the run ends: minillm finetune --resume" in capsys.readouterr().err
 
 
 def test_a_twin_is_the_run_from_random_weights(settings, tmp_path):
