@@ -30,8 +30,23 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TARGETS = {32: ("sm_80", "sm_90", "sm_100"), 64: ("gfx942",)}  # by the number of threads in a warp
 
 
-def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *others: Any, threads: int, **constants: Any) -> None:
-    """Run `kernel[grid]` on the GPU of its first argument: Triton takes the current one, not that of the tensors."""
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    first: Tensor,
+    *others: Any,
+    threads: int,
+    registers: int | None = None,
+    **constants: Any,
+) -> None:
+    """Run `kernel[grid]` on the GPU of its first argument: Triton takes the current one, not that of the tensors.
+
+    Args:
+        threads: of a program.
+        registers: the most that a thread may have, on NVIDIA's; None: the compiler's choice.
+    """
+    if registers is not None and WARP == 32:
+        constants["maxnreg"] = registers
     with torch.cuda.device_of(first):
         kernel[grid](first, *others, **constants, num_warps=threads // WARP)
 
@@ -84,6 +99,7 @@ def make_variant(
     *,
     threads: int,
     warp: int,
+    registers: int | None = None,
 ) -> Variant:
     """Return one way in which `kernel` is compiled, for tensors whose rows start at multiples of 16 bytes.
 
@@ -91,7 +107,7 @@ def make_variant(
         types: of the parameters that are neither constant nor i32, such as {"x_ptr": "*fp16", "eps": "fp32"};
             a tuple of types for a tuple of strides.
         constants: constexpr parameters.
-        threads: of a program.
+        threads, registers: as in `launch`.
         warp: 32 or 64 threads, which says the targets.
     """
     signature = {
@@ -107,5 +123,6 @@ def make_variant(
         constants=constants,
         aligned=frozenset(p for p in aligned if signature[p] != "constexpr") - {"seed_ptr"},
         num_warps=max(1, threads // warp),
+        max_registers=registers if warp == 32 else None,
         targets=TARGETS[warp],
     )

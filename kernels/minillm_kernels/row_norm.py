@@ -59,6 +59,8 @@ THREADS_PER_SM = 768
 THREADS_PER_SM_OF_SHORT = 512
 SHORT = 256  # columns
 THREADS_PER_SM_WITH_MORE = 512
+REGISTERS = 65536  # of a multiprocessor of NVIDIA's
+ENOUGH = 96  # for a thread of the backward pass; held to 80, ptxas spills 4 bytes of one of rows of 1024 on sm_100
 STAGES = 3  # of the backward pass: the row tile that is worked on, and two that are there or on their way
 # Bytes of a tensor's tile: one of at most ALWAYS_STAGED is staged, one of more than MAX_STAGED never is.
 # Between the two, rows of up to 4096 columns in 16 bits and 2048 in 32, are staged where it pays, as measured of 8192
@@ -109,6 +111,21 @@ def threads_per_sm(num_cols: int, tile_bytes: int, extras: Extras) -> int:
     if (extras.bias and extras.dropout) or (large_copies and (extras.centre or extras.bias)):
         return THREADS_PER_SM_WITH_MORE
     return THREADS_PER_SM_OF_SHORT if num_cols <= SHORT else THREADS_PER_SM
+
+
+def registers(at_work: int) -> int | None:
+    """Return the most registers that a thread may have where so many are at work; None: the compiler's choice.
+
+    By itself ptxas saves registers to make room for programs that do not come here. That costs instructions, with
+    Triton 3.6.0 some 8 bytes of spills, and layer norm adds up the two sums of a row one after the other. With what
+    there is they go side by side: at width 256 88 registers in place of 56, and a loop of 200 instructions for 211
+    (machine code for sm_90; not measured).
+
+    >>> registers(512), registers(768)
+    (128, None)
+    """
+    most = min(248, REGISTERS // at_work // 8 * 8)  # 8 at a time
+    return most if most >= ENOUGH else None
 
 
 def walks_backward(num_cols: int, extras: Extras) -> bool:
@@ -197,7 +214,8 @@ def backward(
         block_r, col_tiles, threads = WEIGHT_TILE["BLOCK_R"], cdiv(C, WEIGHT_TILE["BLOCK_C"]), WEIGHT_THREADS
     else:
         col_tiles = 1
-    programs = cdiv(num_sms(s.device) * cdiv(threads_per_sm(C, tile_bytes, extras), threads), col_tiles)
+    programs_per_sm = cdiv(threads_per_sm(C, tile_bytes, extras), threads)
+    programs = cdiv(num_sms(s.device) * programs_per_sm, col_tiles)
     programs = min(cdiv(R, block_r), programs)
     partial = torch.empty(1 + extras.bias, programs, C, dtype=torch.float32, device=s.device)
     dweights, dbiases = partial[0], partial[1] if extras.bias else None
@@ -241,6 +259,7 @@ def backward(
             BLOCK_C=block_c,
             STAGES=stages(tile_bytes, extras),
             threads=threads,
+            registers=registers(programs_per_sm * threads),
         )
     column_sums.add_up(partial, dweight, dbias if extras.bias else None)
     return dx, dresidual, dweight, dbias
@@ -433,9 +452,11 @@ def _backward_variants(
     extras = Extras(centre, "HAS_DS" in on, "HAS_BIAS" in on, "HAS_DROPOUT" in on)
     if not walks_backward(width, extras):
         constants = {"CENTRE": centre, **no_bias, **none, "BLOCK_R": block_r, "BLOCK_C": block_c}
-        constants["STAGES"] = stages(block_r * block_c * dtype.itemsize, extras)
+        tile_bytes = block_r * block_c * dtype.itemsize
+        constants["STAGES"] = stages(tile_bytes, extras)
+        most = registers(cdiv(threads_per_sm(width, tile_bytes, extras), threads) * threads)
         kernel: Any = kernels._row_norm_backward_kernel
-        yield make_variant(op, f"backward {name}", kernel, types, constants, threads=threads, warp=warp)
+        yield make_variant(op, f"backward {name}", kernel, types, constants, threads=threads, warp=warp, registers=most)
         return
     constants = {"CENTRE": centre, **none, "BLOCK_C": WIDE_BLOCK_C}
     kernel = kernels._row_norm_wide_backward_kernel

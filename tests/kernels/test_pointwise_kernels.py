@@ -339,12 +339,12 @@ def launch_all(op: str, form: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("which", LAUNCHED)
 def test_what_is_launched_is_on_record(monkeypatch, which, dtype):
-    """The same kernel, dtypes, constants and threads, and no other constants; nothing runs, so sizes may be a GPU's."""
+    """The same kernel, dtypes, constants, threads and registers; nothing runs, so sizes may be a GPU's."""
     op, _, form = which.partition(" ")
-    launched: list[tuple[Any, tuple[Any, ...], int, dict[str, Any]]] = []
+    launched: list[tuple[Any, tuple[Any, ...], tuple[int, int | None], dict[str, Any]]] = []
 
-    def launch(kernel, grid, *arguments, threads, **constants):
-        launched.append((kernel, arguments, threads, constants))
+    def launch(kernel, grid, *arguments, threads, registers=None, **constants):
+        launched.append((kernel, arguments, (threads // 32, registers), constants))
 
     for name in ("row_norm", "elementwise", "column_sums", "rotary.fused", "dropout.fused", "embedding.fused"):
         monkeypatch.setattr(module(name), "launch", launch)
@@ -352,12 +352,13 @@ def test_what_is_launched_is_on_record(monkeypatch, which, dtype):
     launch_all(op, form, dtype)
     variants = [v for v in module(f"{op}.fused").variants() if "sm_90" in v.targets]
     assert len({kernel.fn.__name__ for kernel, *_ in launched}) == LAUNCHED[which]
-    for kernel, arguments, threads, constants in launched:
+    for kernel, arguments, size, constants in launched:
         given = dict(zip(kernel.arg_names, arguments, strict=False))
         fixed = constants | {name: None for name, value in given.items() if value is None}
         types = {name: TRITON_TYPE[value.dtype] for name, value in given.items() if isinstance(value, Tensor)}
-        same = [v for v in variants if v.kernel is kernel and v.num_warps == threads // 32 and v.constants == fixed]
-        assert any(types.items() <= v.signature.items() for v in same), (kernel.fn.__name__, types, threads, fixed)
+        same = [v for v in variants if v.kernel is kernel and v.constants == fixed]
+        same = [v for v in same if (v.num_warps, v.max_registers) == size]
+        assert any(types.items() <= v.signature.items() for v in same), (kernel.fn.__name__, types, size, fixed)
 
 
 @pytest.mark.parametrize("form", ["none", "tanh"])

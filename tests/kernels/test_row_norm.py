@@ -1,7 +1,10 @@
 """The launches of the norms' kernels: what the compilers' record and machine code say of them."""
 
+import re
+
 import pytest
-from minillm_kernels import compile_report, row_norm
+import torch
+from minillm_kernels import compile_report, launching, row_norm
 
 
 @pytest.mark.parametrize(
@@ -23,6 +26,15 @@ def test_the_next_tiles_copies_are_on_their_way_while_one_is_worked_on(op, varia
     assert waits == [hex(tensors), "0x0"]  # in the loop, and after it
 
 
+@pytest.mark.parametrize("variant, lanes", [("C=128 plain", 16), ("C=128 HAS_DS", 16), ("C=4096 HAS_DS", 32)])
+def test_the_two_sums_of_a_row_go_side_by_side(variant, lanes):
+    """Lanes exchange both at each distance; with fewer registers ptxas does one sum, then the other."""
+    found = compile_report.machine_code_of("layer_norm", f"backward torch.bfloat16 {variant}", "sm_90")
+    distances = [int(d, 16) for d in re.findall(r"SHFL\.BFLY PT, R\d+, R\d+, (0x[0-9a-f]+)", found["sass"])]
+    halves = [lanes >> n for n in range(1, lanes.bit_length())]
+    assert distances[: 2 * len(halves)] == [distance for distance in halves for _ in range(2)]
+
+
 @pytest.mark.parametrize("width", [128, 1024, 4096])
 def test_no_program_of_the_backward_pass_waits_for_a_turn(width):
     """As many programs as are launched are resident on NVIDIA's multiprocessors."""
@@ -38,3 +50,14 @@ def test_no_program_of_the_backward_pass_waits_for_a_turn(width):
             at_work = row_norm.threads_per_sm(width, block_r * block_c * itemsize, extras)
             programs = row["resident_warps"] // row["warps"]
             assert programs >= -(-at_work // (32 * row["warps"])), (row["op"], row["variant"], row["target"])
+
+
+@pytest.mark.parametrize("warp, options", [(32, {"num_warps": 4, "maxnreg": 96}), (64, {"num_warps": 2})])
+def test_registers_are_asked_of_nvidias_compiler_alone(monkeypatch, warp, options):
+    """Triton refuses the option on AMD's."""
+    asked = []
+    kernel = {(7,): lambda *arguments, **given: asked.append(given)}
+    monkeypatch.setattr(launching, "WARP", warp)
+    launching.launch(kernel, (7,), torch.zeros(1), threads=128, registers=96)
+    launching.launch(kernel, (7,), torch.zeros(1), threads=128)
+    assert asked == [options, {"num_warps": 128 // warp}]
