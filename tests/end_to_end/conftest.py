@@ -1,5 +1,7 @@
 """Two tiny runs, a decoder and an encoder, that the end-to-end tests look at; and the command line, in this process."""
 
+import shutil
+
 import pytest
 from small_runs import options
 
@@ -41,3 +43,9 @@ def runs(tmp_path_factory, text):
         words = ["pretrain", "--preset", f"tiny-{kind}", "--data.input", text, "--out", folder / kind, "--quiet"]
         assert cli.main([*map(str, words), *options()]) == 0
     return folder
+
+
+@pytest.fixture
+def run(runs, tmp_path):
+    """A copy of the decoder's run, which a test may spoil."""
+    return shutil.copytree(runs / "decoder", tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The settings of tiny runs as words of the command line, and Python in a process of its own."""
+"""Tiny runs: their settings as words of the command line, commands in a process of their own, and what came of one."""
 
 import os
 import subprocess
@@ -42,3 +42,38 @@ def in_a_process(*words, environment=None, **options):
         **streams,
         **options,
     )
+
+
+def on_a_full_disk(size, *words):
+    """Run a command in a process of its own that can make no file larger than `size` bytes."""
+    return in_a_process(
+        "-c",
+        "import resource, signal, sys\n"
+        "from minillm.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
+        "sys.exit(main(sys.argv[1:]))",
+        *words,
+    )
+
+
+def train(minillm, source, out, *words, **settings):
+    """Begin a small run on `source`."""
+    begin = ("pretrain", "--preset", "tiny-decoder", "--data.input", source, "--out", out, "--quiet")
+    return minillm(*begin, *options(**settings), *words)
+
+
+def one_line(outcome):
+    """Return the only line of an error, after checking that it is one and that the status is 2."""
+    status, out, err = outcome
+    assert status == 2, f"exit status {status}: {err}"
+    assert out == ""
+    line = err.strip()
+    assert line.startswith("minillm: ") and "\n" not in line, err
+    assert "Traceback" not in line
+    return line
+
+
+def files_of(run):
+    """Return the content of every file in a folder, hidden ones too."""
+    return {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -7,7 +7,7 @@ import random
 import re
 
 import pytest
-from test_bad_input import one_line
+from small_runs import one_line
 
 FIGURES = {"accuracy", "macro_f1", "mcc", "loss"}
 SIDES = {"good": ("mat", "fire"), "bad": ("rain", "window")}

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from test_bad_input import one_line
+from small_runs import one_line
 
 from minillm import cli
 from minillm.config import build, read_toml

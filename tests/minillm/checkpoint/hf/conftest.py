@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peers import language_model
 
 VOCAB, CONTEXT = 61, 24
 BERT_SIZES: dict[str, Any] = {
@@ -49,7 +50,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "mistral": LLAMA_SIZES | {"sliding_window": 5},
     "qwen3": LLAMA_SIZES | {"head_dim": 16},
 }
-ENCODERS = ("bert", "roberta", "distilbert", "modernbert")
 PAD = dict.fromkeys(SIZES, 0) | {"roberta": 1}
 
 
@@ -85,11 +85,6 @@ def peer(tmp_path_factory) -> Callable[..., Peer]:
         return made[key]
 
     return make
-
-
-def language_model(name: str) -> str:
-    """Return the ending of a family's language-model class."""
-    return "MaskedLM" if name in ENCODERS else "CausalLM"
 
 
 @pytest.fixture(params=list(SIZES))

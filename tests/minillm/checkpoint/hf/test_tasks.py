@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peers import CLOSE, far
 from torch import Tensor
 
 from minillm.attention_maps import attention_of
@@ -21,7 +22,6 @@ from minillm.finetune.task_model import TaskModel
 from minillm.importing import import_folder
 from minillm.reading import load_any
 
-CLOSE = 1e-5
 ENDINGS = ["SequenceClassification", "TokenClassification", "QuestionAnswering"]
 LABELS = {0: "zeta", 1: "O", 2: "B-x"}  # not in the order that we would give them
 
@@ -41,12 +41,6 @@ def settings(family, ending) -> dict[str, Any]:
     if family == "modernbert" and ending == "SequenceClassification":
         found["classifier_pooling"] = "mean"
     return found
-
-
-def far(came: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference as a share of the largest number."""
-    assert came.shape == wanted.shape
-    return float((came - wanted).abs().max() / wanted.abs().max())
 
 
 def logits_of(output: Any) -> Tensor:
