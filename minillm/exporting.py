@@ -30,7 +30,7 @@ from minillm.checkpoint.hf.tokenizer_files import tokenizer_files
 from minillm.checkpoint.native import tensors_of
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.errors import InputError
-from minillm.loading import checkpoint_name, load
+from minillm.loading import checkpoint_name, loaded_run
 from minillm.model.config import ModelConfig
 from minillm.model.transformer import Transformer
 from minillm.tokenizer.base import Tokenizer
@@ -99,12 +99,13 @@ def export_run(
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> Exported:
-    """Write the model of a run as a Hugging Face folder; arguments as in `export_model`.
+    """Write the model of a run, pretrained or fine-tuned, as a Hugging Face folder; arguments as in `export_model`.
 
     Args:
         which: "best", "latest" or a step that has a checkpoint.
     Raises:
-        InputError: as in `export_model`, or no such run.
+        InputError: as in `export_model`, no such run, or one of several seeds; of a fine-tuned model a head that no
+            family has (what differs is named), or an adapter that no weights can take in.
     """
     from minillm.finetune.predict import seed_folders
 
@@ -116,21 +117,16 @@ def export_run(
     check_free(out, overwrite, model_obstacle)
     if seeds := seed_folders(run):
         raise InputError(f"{run} holds {len(seeds)} seeds of one run; export one of them, such as {seeds[0]}")
-    whole = RunFolder(run).load(checkpoint_name(which), to_use=True).model_config
-    if "backbone" in whole:
-        from minillm.exporting_tasks import export_finetuned
+    folder = RunFolder(run)
+    checkpoint = folder.load(checkpoint_name(which), to_use=True)
+    if "backbone" in checkpoint.model_config:
+        from minillm.exporting_tasks import merged_content
 
-        return export_finetuned(run, out, which=which, family=family, overwrite=overwrite, shard_bytes=shard_bytes)
-    loaded = load(run, which)
-    return export_model(
-        loaded.model,
-        out,
-        tokenizer=loaded.tokenizer,
-        origin=loaded.origin,
-        family=family,
-        overwrite=overwrite,
-        shard_bytes=shard_bytes,
-    )
+        content = merged_content(run, which, family=family)
+    else:
+        loaded = loaded_run(folder, checkpoint)
+        content = model_content(loaded.model, tokenizer=loaded.tokenizer, origin=loaded.origin, family=family)
+    return content.write(out, shard_bytes=shard_bytes)
 
 
 def export_model(

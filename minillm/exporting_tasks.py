@@ -21,17 +21,14 @@ import torch
 from torch import Tensor
 
 from minillm.checkpoint.hf.family import Family, Purpose
-from minillm.checkpoint.hf.folder import SHARD_BYTES
 from minillm.checkpoint.hf.labels import PURPOSES, write_task
 from minillm.checkpoint.hf.origin import Origin
-from minillm.checkpoint.hf.replacing import check_free, model_obstacle
 from minillm.checkpoint.hf.tokenizer_files import tokenizer_files
 from minillm.checkpoint.native import tensors_of
 from minillm.config import to_table
 from minillm.errors import InputError
 from minillm.exporting import (
     Content,
-    Exported,
     chosen_family,
     dropout_notes,
     dtype_of,
@@ -46,28 +43,13 @@ from minillm.finetune.task_model import TaskModel
 from minillm.tokenizer.json_file import JsonTokenizer
 
 
-def export_finetuned(
-    run: Path,
-    out: Path,
-    *,
-    which: str | int = "best",
-    family: str | None = None,
-    overwrite: bool = False,
-    shard_bytes: int = SHARD_BYTES,
-) -> Exported:
-    """Write the model of a fine-tuning run as a Hugging Face folder; arguments as in `exporting.export_run`.
-
-    Raises:
-        InputError: no family has such a model or such a head (what differs is named), an adapter that no weights can
-            take in, several seeds, or a folder that cannot be written.
-    """
-    check_free(out, overwrite, model_obstacle)
+def merged_content(run: Path, which: str | int, *, family: str | None) -> Content:
+    """Return the Hugging Face folder of a fine-tuning run; arguments and errors as in `exporting.export_run`."""
     opened, model = one_model(run, which)
     if model.config.adapter is not None:
         merge(model)
         detach(model)
-    content = finetuned_content(opened, model, origin=Origin.read(run), family=family)
-    return content.write(out, shard_bytes=shard_bytes)
+    return finetuned_content(opened, model, origin=Origin.read(run), family=family)
 
 
 def one_model(run: Path, which: str | int) -> tuple[Finetuned, TaskModel]:

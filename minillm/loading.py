@@ -111,7 +111,11 @@ def load(folder: Path | str, which: str | int = "latest", *, device: torch.devic
     if is_model_folder(Path(folder)):
         return loaded_from(open_folder(Path(folder)), device=device)
     run = RunFolder(folder)
-    checkpoint = run.load(checkpoint_name(which), to_use=True)
+    return loaded_run(run, run.load(checkpoint_name(which), to_use=True), device=device)
+
+
+def loaded_run(run: RunFolder, checkpoint: Checkpoint, *, device: torch.device | str = "cpu") -> Loaded:
+    """Return the pretrained model of a run's checkpoint, with what belongs to it; errors as in `load`."""
     tokenizer = load_tokenizer(run.tokenizer_path) if run.tokenizer_path.exists() else None
     model = model_of(checkpoint)
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
@@ -169,15 +173,6 @@ def loaded_from(source: ModelFolder, *, device: torch.device | str = "cpu") -> L
         origin=Origin.of(source),
         notes=source.notes,
     )
-
-
-def origin_of(folder: Path) -> Origin | None:
-    """Return what a Hugging Face folder knew of a model, given that folder or a run that came from it.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    return Origin.of(open_folder(folder)) if is_model_folder(folder) else Origin.read(folder)
 
 
 def tokenizer_of(source: ModelFolder) -> Tokenizer | None:

@@ -19,14 +19,14 @@ from typing import Any
 
 from minillm.anchors import Anchor
 from minillm.checkpoint.files import explained, write_text
-from minillm.checkpoint.hf.folder import is_model_folder, open_folder
+from minillm.checkpoint.hf.folder import is_model_folder
 from minillm.checkpoint.native import put_tensors, tensors_of
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.config import build, read_toml, to_table, toml_text
 from minillm.data.corpora import Corpus, open_corpus
 from minillm.errors import InputError
 from minillm.evaluate import Evaluation, compare
-from minillm.loading import config_of, load, origin_of
+from minillm.loading import Loaded, load, loaded_run
 from minillm.material import Material, gather, make_objective
 from minillm.model.count import count_parameters, flops_per_token
 from minillm.model.transformer import Decoder, Encoder, build_model
@@ -128,18 +128,24 @@ def _begun(
 ) -> tuple[PretrainConfig, Material, Decoder | Encoder]:
     """Return all that a run begins with, and write what a run folder holds of it; the first process does."""
     config = rehearsal(config, progress.note)
-    tokenizer, weights = _beginning(config, init, progress)
-    if init is not None:
-        config = _with_sections_of(config, init)
+    corpus = open_corpus(config.data.input, valid_fraction=config.data.valid_fraction)
+    corpus.num_bytes("valid")  # reads all of it, also where no tokenizer has to
+    if corpus.notice:
+        progress.note(corpus.notice)
+    given = None if init is None else _given(init)
+    if given is None:
+        tokenizer = _new_tokenizer(config, corpus, progress)
+    else:
+        tokenizer, config = given.require_tokenizer(), _with_sections_of(config, given)
     config = dataclasses.replace(config, model=_with_vocabulary(config, tokenizer))
     make_objective(config, tokenizer)  # raises where the two do not go together
     model = _initial_model(config)
-    if weights is not None:
-        put_tensors(model, weights, source=Path(init or draft.path))
+    if given is not None:
+        put_tensors(model, tensors_of(given.model), source=given.folder)
     with explained(draft.tokenizer_path):
         tokenizer.save(draft.tokenizer_path)
-    if init is not None and (origin := origin_of(init)) is not None:
-        origin.write(draft.path)
+    if given is not None and given.origin is not None:
+        given.origin.write(draft.path)
     write_text(draft.config_path, toml_text(config, leave_out=() if _trained_tokenizer(init) else ("tokenizer",)))
     material = gather(config, draft, tokenizer, own_hand=own_hand, progress=progress)
     write_text(draft.corpus_path, json.dumps(_corpus_card(material.corpus), indent=1) + "\n")
@@ -223,46 +229,36 @@ def _resumed(folder: RunFolder, overrides: Mapping[str, Any], progress: Progress
         return _train(trainer, material, config, progress)
 
 
-def _beginning(config: PretrainConfig, init: Path | None, progress: Progress) -> tuple[Tokenizer, dict | None]:
-    """Return the tokenizer of a new run, and the weights to begin with (None: drawn at random).
+def _given(init: Path) -> Loaded:
+    """Return what a new run begins with: a Hugging Face folder, or another pretraining run's latest checkpoint."""
+    if is_model_folder(init):
+        return load(init)
+    other = RunFolder(init)
+    checkpoint = other.load("latest", to_use=True)
+    if "backbone" in checkpoint.model_config:
+        raise _of_finetuning(other)
+    return loaded_run(other, checkpoint)
 
-    Raises:
-        InputError: text that does not do, or a run to begin with that does not.
-    """
-    corpus = open_corpus(config.data.input, valid_fraction=config.data.valid_fraction)
-    corpus.num_bytes("valid")  # reads all of it, also where no tokenizer has to
-    if corpus.notice:
-        progress.note(corpus.notice)
-    if init is not None and is_model_folder(init):
-        opened = load(init)
-        return opened.require_tokenizer(), tensors_of(opened.model)
-    if init is not None:
-        other = RunFolder(init)
-        checkpoint = other.load("latest", to_use=True)
-        if "backbone" in checkpoint.model_config:
-            raise _of_finetuning(other)
-        return load_tokenizer(other.tokenizer_path), checkpoint.model_tensors()
+
+def _new_tokenizer(config: PretrainConfig, corpus: Corpus, progress: Progress) -> Tokenizer:
+    """Return a tokenizer that is trained on the text."""
     progress.note(f"training a {config.tokenizer.kind} tokenizer on {corpus.name}")
     tokenizer = train_tokenizer(config.tokenizer, corpus.texts("train"))
     if tokenizer.notice:
         progress.note(tokenizer.notice)
-    return tokenizer, None
+    return tokenizer
 
 
-def _with_sections_of(config: PretrainConfig, init: Path) -> PretrainConfig:
-    """Return the configuration with the architecture of another run's latest checkpoint, and its [tokenizer].
+def _with_sections_of(config: PretrainConfig, given: Loaded) -> PretrainConfig:
+    """Return the configuration with the architecture of a model, and the [tokenizer] of the run that it is of.
 
     Raises:
-        InputError: the objective does not fit that run's kind of model, or its checkpoint is damaged.
+        InputError: the objective does not fit that kind of model.
     """
-    if is_model_folder(init):
-        return build(type(config), to_table(config) | {"model": to_table(open_folder(init).model)}, source=str(init))
-    other = RunFolder(init)
-    checkpoint = other.load("latest", to_use=True)
-    table = to_table(config) | {"model": checkpoint.model_config}
-    if (settings := config_of(other)) is not None:
-        table |= {"tokenizer": to_table(settings.tokenizer)}
-    return build(PretrainConfig, table, source=str(checkpoint.folder / "config.json"))
+    table = to_table(config) | {"model": to_table(given.model.config)}
+    if given.config is not None:
+        table |= {"tokenizer": to_table(given.config.tokenizer)}
+    return build(PretrainConfig, table, source=str(given.folder))
 
 
 def _trained_tokenizer(init: Path | None) -> bool:

@@ -22,7 +22,7 @@ from minillm.finetune.encoding import Sequences, TextEncoder, nothing_left
 from minillm.finetune.predict import Finetuned, finetuned_from, load_finetuned, seed_folders
 from minillm.finetune.table import text_table
 from minillm.finetune.task_model import TaskModel
-from minillm.loading import Loaded, checkpoint_name, load, loaded_from
+from minillm.loading import Loaded, checkpoint_name, loaded_from, loaded_run
 from minillm.model.transformer import Transformer
 from minillm.tokenizer.base import Tokenizer
 
@@ -54,10 +54,13 @@ def load_any(folder: Path, which: str | int = "best", *, device: torch.device | 
         if source.purpose in TASK_PURPOSES:
             return finetuned_from(source, device=device)
         return loaded_from(source, device=device)
-    several = bool(seed_folders(folder))
-    if several or "task" in RunFolder(folder).load(checkpoint_name(which)).model_config:
+    if seed_folders(folder):
         return load_finetuned(folder, which, device=device)
-    return load(folder, which, device=device)
+    run = RunFolder(folder)
+    checkpoint = run.load(checkpoint_name(which), to_use=True)
+    if "backbone" in checkpoint.model_config:
+        return load_finetuned(folder, which, device=device)
+    return loaded_run(run, checkpoint, device=device)
 
 
 def only_model(loaded: Loaded | Finetuned) -> Transformer | TaskModel:

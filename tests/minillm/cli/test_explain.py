@@ -69,6 +69,15 @@ def test_what_of_the_text_was_not_read_is_said(minillm, run, words):
     assert (status, err) == (0, "the text does not fit 16 tokens: 6 tokens were not read\n")
 
 
+@pytest.mark.parametrize("words", [(), ("--attention",)], ids=["scores", "attention"])
+def test_what_only_training_needs_may_be_gone(minillm, run, tmp_path, words):
+    shutil.copytree(run, tmp_path / "run")
+    asked = ("explain", tmp_path / "run", "--text", "ab c", *words)
+    before = minillm(*asked)
+    (tmp_path / "run/checkpoints/step-000001/optimiser.safetensors").unlink()
+    assert minillm(*asked) == before and before[0] == 0
+
+
 @pytest.mark.parametrize("method", ["integrated_gradients", "gradient_x_input", "occlusion"])
 def test_json_has_what_the_lines_have(minillm, run, method):
     status, out, _ = minillm("explain", run, "--text", "ab c", "--method", method, "--label", "good", "--json")
