@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -92,6 +93,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
             tail, known, n=1, cutoff=0.5
         )
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a number above 0, ascending: the text of an error proposes one of them.
+
+    Cost: a division for each whole number up to the root of `number`.
+
+    >>> divisors(12)
+    [1, 2, 3, 4, 6, 12]
+    """
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return sorted({*small, *(number // d for d in small)})
 
 
 def type_name(kind: Any) -> str:

@@ -3,11 +3,10 @@
 Read next: `layers.py`.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from minillm.config import setting
+from minillm.config import divisors, setting
 
 Kind = Literal["decoder", "encoder"]
 Norm = Literal["layer_norm", "rms_norm"]
@@ -77,8 +76,7 @@ class ModelConfig:
             if (getattr(self, name) or 0) >= LARGEST:
                 raise ValueError(f"model.{name} must be below 2**31, got {getattr(self, name)}")
         if self.head_width is None and self.width % self.num_heads:
-            small = [d for d in range(1, math.isqrt(self.width) + 1) if self.width % d == 0]
-            near = min((*small, *(self.width // d for d in small)), key=lambda h: (abs(h - self.num_heads), h))
+            near = min(divisors(self.width), key=lambda h: (abs(h - self.num_heads), h))
             raise ValueError(f"model.num_heads ({self.num_heads}) must divide model.width ({self.width}); try {near}")
         if self.num_heads % self.kv_heads:
             raise ValueError(

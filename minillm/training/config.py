@@ -5,11 +5,10 @@ Read next: `schedule.py`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from minillm.config import setting
+from minillm.config import divisors, setting
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -25,13 +24,10 @@ MOST_ROWS = 2**31  # sequences in a batch; no machine takes so many
 def largest_divisor(number: int, limit: int) -> int:
     """Return the largest divisor of `number` that is at most `limit`, 1 at least.
 
-    Cost: a division for each whole number up to the root of `number`.
-
     >>> largest_divisor(12, 5), largest_divisor(12, 100), largest_divisor(7, 6), largest_divisor(7, 0)
     (4, 12, 1, 1)
     """
-    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
-    return max((d for d in (*small, *(number // d for d in small)) if d <= limit), default=1)
+    return max((d for d in divisors(number) if d <= limit), default=1)
 
 
 @dataclass(frozen=True, kw_only=True)

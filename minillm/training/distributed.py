@@ -39,7 +39,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from minillm.config import dotted
 from minillm.data.batch import Batch
 from minillm.errors import InputError, SaidElsewhere
-from minillm.training.config import TrainConfig
+from minillm.training.config import TrainConfig, largest_divisor
 from minillm.training.distributed_config import DistributedConfig
 from minillm.training.watch import Watch, connection
 
@@ -138,7 +138,7 @@ class Processes:
         if rows % at_once:
             raise InputError(
                 f"train.micro_batch_size ({at_once}) must divide the {rows} sequences of each of {self.size} "
-                f"processes; try {max(d for d in range(1, at_once + 1) if rows % d == 0)}"
+                f"processes; try {largest_divisor(rows, at_once)}"
             )
         return train.batch_size // at_once
 
@@ -206,7 +206,7 @@ class Processes:
         if self.size % group:
             raise InputError(
                 f"distributed.shard_size ({group}) must divide the number of processes ({self.size}); "
-                f"try {max(d for d in range(1, group + 1) if self.size % d == 0)}"
+                f"try {largest_divisor(self.size, group)}"
             )
         shape = (self.size // group, group)
         return init_device_mesh(self.device.type, shape, mesh_dim_names=("copies", "shards"))

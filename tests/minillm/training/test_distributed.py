@@ -223,6 +223,13 @@ def test_a_batch_that_cannot_be_shared_is_refused():
         processes_of(2).micro_batches(TrainConfig(batch_size=12, micro_batch_size=4))
 
 
+@pytest.mark.parametrize("asked, near", [(4, 3), (10**15, 6)], ids=["near", "beyond all processes"])
+def test_groups_that_do_not_go_with_the_processes_are_refused_at_once(asked, near):
+    processes = Processes(device=CPU, size=6, config=DistributedConfig(strategy="hybrid", shard_size=asked))
+    with pytest.raises(InputError, match=f"must divide the number of processes \\(6\\); try {near}"):
+        processes._mesh()
+
+
 @pytest.mark.parametrize(
     "train, dtype, words",
     [
