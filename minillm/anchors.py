@@ -221,7 +221,7 @@ def cached(path: Path | None, settings: dict[str, Any], compute: Callable[[], li
     try:
         kept = json.loads(path.read_text(encoding="utf-8")) if path else {}
         return [_checked(Anchor(**row)) for row in kept[key]["anchors"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         anchors = compute()
     if path is not None and path.parent.is_dir():
         kept = kept if isinstance(kept, dict) else {}

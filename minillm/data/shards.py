@@ -199,10 +199,10 @@ def _batches(parts: Iterator[tuple[str, bool]]) -> Iterator[tuple[list[str], lis
 def _read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        if not isinstance(meta, dict):
+            raise ValueError("no table in it")
     except FileNotFoundError as error:
         raise InputError(f"{folder} holds no token shards; prepare them first") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise InputError(f"{folder / META} is damaged; remove the folder and prepare the shards again") from error
-    if not isinstance(meta, dict):
-        raise InputError(f"{folder / META} is damaged; remove the folder and prepare the shards again")
     return meta

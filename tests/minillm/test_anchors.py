@@ -105,6 +105,7 @@ def test_cache_is_used_only_for_what_it_was_made_from(tmp_path):
         b"[]",
         b"7",
         b"\xff",
+        pytest.param(b"[" * 100_000, id="no end"),
         b'{"KEY": {}}',
         b'{"KEY": {"anchors": [{"colour": 1}]}}',
         b'{"KEY": {"anchors": 3}}',

@@ -129,6 +129,7 @@ DAMAGE = {
     "meta is missing": lambda folder: (folder / "meta.json").unlink(),
     "meta is empty": lambda folder: (folder / "meta.json").write_text(""),
     "meta is a list": lambda folder: (folder / "meta.json").write_text("[]"),
+    "meta has no end": lambda folder: (folder / "meta.json").write_text("[" * 100_000),
     "meta is bytes": lambda folder: (folder / "meta.json").write_bytes(b"\xff\xfe"),
     "meta lacks the split": lambda folder: (folder / "meta.json").write_text('{"dtype": "<u2"}'),
     "meta has another type": lambda folder: (folder / "meta.json").write_text(
