@@ -39,10 +39,10 @@ TOKEN_ORDER = 3
 
 
 class Prepares(Protocol):
-    """What masked anchors need of an objective: its targets, the same for the same `batch.seed`."""
+    """What held-out text needs of an objective: inputs and targets, the same for the same `batch.seed`."""
 
     def prepare(self, batch: Batch) -> Batch:
-        """Return the batch with targets, -100 where there is none."""
+        """Return the batch with the tokens that a model sees and the targets that it is asked for, -100: none."""
         ...
 
 

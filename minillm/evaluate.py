@@ -15,26 +15,17 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import minillm_kernels
 import torch
 from torch import Tensor, nn
 
-from minillm.anchors import Anchor
+from minillm.anchors import Anchor, Prepares
 from minillm.data.batch import IGNORED, Batch
 from minillm.errors import InputError
 from minillm.model.transformer import Decoder, Encoder
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32
-
-
-class Prepares(Protocol):
-    """What evaluation needs of an objective: inputs and targets, the same for the same `batch.seed`."""
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Return the batch with the tokens that the model sees and the targets that it is asked for."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +47,21 @@ class Evaluation:
 
 
 @contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Run a block without gradients and dropout; the model's mode comes back afterwards."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a block without dropout; the model's mode comes back afterwards."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         model.train(training)
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Run a block without gradients and dropout; the model's mode comes back afterwards."""
+    with evaluating(model), torch.no_grad():
+        yield
 
 
 def check_finite(logits: Tensor) -> None:

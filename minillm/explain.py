@@ -26,8 +26,7 @@ Read next: `reading.py` and `explain_shown.py`, then `finetune/embedding_output.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -37,7 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from minillm.errors import InputError
-from minillm.evaluate import check_finite
+from minillm.evaluate import check_finite, evaluating
 from minillm.finetune.config import TaskFacts
 from minillm.finetune.embedding_output import changed_embeddings
 from minillm.finetune.predict import Finetuned
@@ -139,25 +138,13 @@ class Explanation:
     attribution: Attribution
 
 
-@contextmanager
-def evaluating(model: TaskModel) -> Iterator[None]:
-    """Run a block without dropout but with gradients, also inside of `torch.no_grad`; the model's mode comes back."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        model.train(training)
-
-
 def attribute(question: Question, method: Method) -> Attribution:
     """Return the score of every token by one of the methods.
 
     Cost: integrated_gradients: a forward and a backward pass for each node, 16 to 1024 of them; gradient_x_input: one;
         occlusion: a forward pass for each piece. The parameters' gradients are neither read nor written.
     """
-    with evaluating(question.model):
+    with evaluating(question.model), torch.enable_grad():  # also where the caller stands inside torch.no_grad
         match method:
             case "integrated_gradients":
                 return integrated_gradients(question)

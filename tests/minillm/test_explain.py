@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from minillm.errors import InputError
+from minillm.evaluate import evaluating
 from minillm.explain import (
     LEAST,
     Attribution,
     Question,
     attribute,
     empty_symbol,
-    evaluating,
     explain,
     gradient_x_input,
     integrated_gradients,
