@@ -76,22 +76,16 @@ def import_folder(folder: Path, out: Path) -> Imported:
         raise InputError(f"{folder} is an adapter of PEFT's; say with --base which model it is for")
     source = open_folder(folder)
     if source.purpose in TASK_PURPOSES:
-        model, tokenizer = _save_task_run(source, out)
+        from minillm.finetune.predict import finetuned_from
+
+        opened = finetuned_from(source)
+        (model,), tokenizer = opened.models, opened.tokenizer
+        save_task_run(source, model, tokenizer, out)
     else:
         loaded = loaded_from(source)
         model, tokenizer = loaded.model, loaded.tokenizer
         save_run(loaded, out)
     return Imported.of(source, out, model, tokenizer)
-
-
-def _save_task_run(source: ModelFolder, out: Path) -> tuple[nn.Module, Tokenizer]:
-    """Write a model with a task's head as a run that `minillm predict` takes; return it and its tokenizer."""
-    from minillm.finetune.predict import finetuned_from
-
-    opened = finetuned_from(source)
-    (model,) = opened.models
-    save_task_run(source, model, opened.tokenizer, out)
-    return model, opened.tokenizer
 
 
 def save_task_run(source: ModelFolder, model: TaskModel, tokenizer: Tokenizer, out: Path) -> None:

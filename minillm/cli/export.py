@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
         " the format of the PEFT library, and base without it",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder, which is made")
-    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, latest or a step (default best)")
+    parser.checkpoint_option()
     parser.add_argument(
         "--family",
         metavar="NAME",

@@ -14,9 +14,7 @@ from minillm.cli.arguments import Parser, print_json
 def main(argv: Sequence[str]) -> None:
     """Run the command on the words after its name."""
     parser = Parser(prog="minillm kernels", description="Say for every op which backend computes it here, and why.")
-    parser.add_argument(
-        "--device", default=None, metavar="DEVICE", help="cpu, cuda or mps (default: the best one here)"
-    )
+    parser.device_option()
     parser.json_option()
     arguments = parser.parse(argv)
 
@@ -24,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
 
     from minillm.training.precision import choose_device
 
-    device = choose_device(arguments.device or "auto", setting="--device")
+    device = choose_device(arguments.device, setting="--device")
     decisions = explain_dispatch(device)
     if arguments.json:
         print_json({"device": str(device), "ops": [dataclasses.asdict(d) for d in decisions]})

@@ -180,7 +180,7 @@ def _with_added(content: bytes, settings: Mapping[str, Any]) -> bytes:
         if token != following:
             raise ValueError(f"the added token {entry['content']!r} is number {token}, and {following} is the next one")
         following += 1
-    added = [_special(entry["content"], token, **_flags(entry)) for token, entry in missing.items()]
+    added = [control_entry(entry["content"], token, **_flags(entry)) for token, entry in missing.items()]
     return json.dumps(
         table | {"added_tokens": [*(table.get("added_tokens") or ()), *added]}, ensure_ascii=False
     ).encode()
@@ -193,7 +193,7 @@ def _flags(entry: Mapping[str, Any]) -> dict[str, bool]:
     return {**found, "normalized": bool(entry.get("normalized", not special)), "special": special}
 
 
-def _special(name: str, token: int, **changed: bool) -> dict[str, Any]:
+def control_entry(name: str, token: int, **changed: bool) -> dict[str, Any]:
     """Return the entry of a control symbol in a tokenizer.json."""
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {"id": token, "content": name, **plain, **changed}
@@ -233,7 +233,9 @@ def _wordpiece(vocabulary: str, settings: Mapping[str, Any]) -> bytes:
     unknown = settings.get("unk_token", "[UNK]")
     table = {
         "version": "1.0",
-        "added_tokens": [_special(name, pieces[name]) for names in USUAL.values() for name in names if name in pieces],
+        "added_tokens": [
+            control_entry(name, pieces[name]) for names in USUAL.values() for name in names if name in pieces
+        ],
         "normalizer": {
             "type": "BertNormalizer",
             "clean_text": True,
@@ -267,7 +269,7 @@ def _byte_level(vocabulary: str, merges: str, settings: Mapping[str, Any]) -> by
     table = {
         "version": "1.0",
         "added_tokens": [
-            _special(name, pieces[name], lstrip=name == "<mask>")
+            control_entry(name, pieces[name], lstrip=name == "<mask>")
             for name in sorted({name for names in USUAL.values() for name in names} & set(pieces), key=pieces.get)
         ],
         "pre_tokenizer": byte_level,

@@ -103,7 +103,10 @@ def _written(slots: Mapping[str, Tensor], trainer: Trainer) -> Path:
     refused: InputError | None = None
     try:
         if first:
-            _make_room(place)
+            with explained(place):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir()
     except InputError as error:
         refused = error
     if trainer.processes.largest(refused is not None):
@@ -115,18 +118,6 @@ def _written(slots: Mapping[str, Tensor], trainer: Trainer) -> Path:
             shutil.rmtree(place, ignore_errors=True)
         raise
     return place
-
-
-def _make_room(place: Path) -> None:
-    """Make an empty folder for shares.
-
-    Raises:
-        InputError: it cannot be made.
-    """
-    with explained(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir()
 
 
 def put(trainer: Trainer, checkpoint: Checkpoint) -> None:

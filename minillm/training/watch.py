@@ -51,19 +51,16 @@ def connection(store: Store) -> Store:
 class Watch:
     """The thread of one process; `at` is called from its main thread."""
 
-    def __init__(
-        self, store: Store, *, rank: int, size: int, timeout: float, end: Callable[[str], None], prefix: str = "watch"
-    ) -> None:
+    def __init__(self, store: Store, *, rank: int, size: int, timeout: float, end: Callable[[str], None]) -> None:
         """Prepare; `start` begins to write.
 
         Args:
             store: shared by all processes; a connection of its own is made.
             timeout: seconds.
             end: called from the thread, once, with the line that names who holds up this process.
-            prefix: of the keys.
         """
         self._store, self._rank, self._timeout, self._end = connection(store), rank, timeout, end
-        self._keys = [f"{prefix}/{other}" for other in range(size)]
+        self._keys = [f"watch/{other}" for other in range(size)]
         self._every = min(EVERY, timeout / 10)
         self._who = f"process {os.getpid()} on {socket.gethostname()}"
         self._place, self._since = (0, 0), time.monotonic()

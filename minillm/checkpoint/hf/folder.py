@@ -304,7 +304,7 @@ def write_folder(
     tensors: Mapping[str, Tensor],
     others: Mapping[str, bytes],
     *,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int,
 ) -> None:
     """Write a folder, whole or not at all.
 
@@ -326,7 +326,7 @@ def fill_folder(
     tensors: Mapping[str, Tensor],
     others: Mapping[str, bytes],
     *,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int,
     named: Path,
 ) -> None:
     """Write the files of a folder into one that is there and empty.

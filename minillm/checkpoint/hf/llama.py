@@ -13,6 +13,7 @@ from typing import Any
 
 from minillm.checkpoint.hf.entries import Entry, affine
 from minillm.checkpoint.hf.family import ANY, Allowed, Family, Purpose, TaskHead
+from minillm.checkpoint.hf.gpt2 import language_head
 from minillm.checkpoint.hf.keys import Keys
 from minillm.checkpoint.hf.layers import alternation, layer_words, rotary_theta
 from minillm.model.config import ModelConfig
@@ -157,12 +158,6 @@ def body(model: ModelConfig) -> Iterator[Entry]:
         for name in ("gate", "up", "down"):
             yield from affine(f"{theirs}.mlp.{name}_proj", f"{ours}.mlp.{name}", bias=model.bias)
     yield from affine("norm", "final_norm", bias=False)
-
-
-def language_head(model: ModelConfig) -> Iterator[Entry]:
-    """Yield the table of the output weight, where it is not the embedding."""
-    if not model.tied_embeddings:
-        yield Entry("lm_head.weight", ("lm_head.weight",))
 
 
 def task_names(purpose: Purpose) -> Iterator[Entry]:

@@ -26,6 +26,7 @@ from minillm.model.config import ModelConfig
 from minillm.tokenizer.base import NAMES, Tokenizer
 from minillm.tokenizer.byte import ByteTokenizer
 from minillm.tokenizer.character import CharacterTokenizer
+from minillm.tokenizer.hf import control_entry
 from minillm.tokenizer.json_file import BYTE_OF, CONFIG_FILE, JSON_FILE, MAP_FILE, ROLES, JsonTokenizer
 from minillm.tokenizer.pieces import MODEL_FILE, SPACE, BPETokenizer, SentencePieceTokenizer
 
@@ -78,7 +79,10 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         InputError: the tokenizer is of a kind that has no such file.
     """
     table: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None}
-    table["added_tokens"] = [_control(token, name) for token, name in enumerate(NAMES)]
+    table["added_tokens"] = [
+        control_entry(name, token, lstrip=name == "[MASK]")  # the space before it is a part of the hidden piece
+        for token, name in enumerate(NAMES)
+    ]
     table |= {"normalizer": None, "pre_tokenizer": None}
     match tokenizer:
         case BPETokenizer():
@@ -103,12 +107,6 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _json(table: Mapping[str, Any]) -> bytes:
     return (json.dumps(table, ensure_ascii=False, indent=2) + "\n").encode()
-
-
-def _control(token: int, name: str) -> dict[str, Any]:
-    """Return the entry of a control symbol; the mask takes the space before it, which is a part of the hidden piece."""
-    plain = {"single_word": False, "lstrip": name == "[MASK]", "rstrip": False, "normalized": False, "special": True}
-    return {"id": token, "content": name, **plain}
 
 
 def _spaces() -> dict[str, Any]:
