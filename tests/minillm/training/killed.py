@@ -1,4 +1,6 @@
-"""How tests end a run without a word, as a lost machine does."""
+"""How tests end a run without a word, as a lost machine does, and go on with it."""
+
+import pytest
 
 
 class Killed(BaseException):
@@ -13,3 +15,17 @@ def kill_at(step):
             raise Killed
 
     return hook
+
+
+def train_until_killed(trainer, step):
+    """Train until a step is done, and no further."""
+    trainer.after_step.append(kill_at(step))
+    with pytest.raises(Killed):
+        trainer.fit()
+
+
+def gone_on(trainer, step):
+    """Return a trainer that found the checkpoint of a step in its folder, and has trained from there to the end."""
+    assert trainer.resume() == step
+    trainer.fit()
+    return trainer

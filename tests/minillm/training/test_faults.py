@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -33,14 +34,14 @@ def rests(folder) -> list[str]:
 
 
 class TestInterrupt:
+    """The first Ctrl-C ends the step, saves and stops; the second stops at once."""
+
     @pytest.fixture(autouse=True)
     def pythons_own_handler(self):
         """Whoever starts the tests in the background has SIGINT ignored, and Python leaves it at that."""
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
         signal.signal(signal.SIGINT, before)
-
-    """The first Ctrl-C ends the step, saves and stops; the second stops at once."""
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
     @pytest.mark.parametrize("quiet", [False, True], ids=["shown", "quiet"])
@@ -228,46 +229,30 @@ class TestFullDisk:
             assert one == two, file
         assert again.folder.metrics_path.read_bytes() == through.folder.metrics_path.read_bytes()
 
-    def test_no_file_may_grow(self, make_trainer, file_size_limit):
+    @pytest.mark.parametrize(
+        "size, refused",
+        [
+            # bytes; metrics.csv and model.safetensors stay below
+            pytest.param(1000, "step-000012.optimiser.safetensors", id="checkpoint"),
+            pytest.param(10, "metrics.csv", id="metrics"),
+        ],
+    )
+    def test_no_file_may_grow(self, make_trainer, file_size_limit, size, refused):
         """The limit is the system's own: it hits safetensors' writer, which is not Python."""
         through, trainer = make_trainer("through"), make_trainer("full")
         through.fit()
+        with ExitStack() as limited:
 
-        def fill(trainer):
-            if trainer.state.step == 5:
-                trainer.saver.wait()
-                limit.__enter__()
+            def fill(trainer):
+                if trainer.state.step == 5:
+                    trainer.saver.wait()
+                    limited.enter_context(file_size_limit(size))
 
-        limit = file_size_limit(
-            1000
-        )  # bytes; metrics.csv and model.safetensors stay below, optimiser.safetensors does not
-        trainer.after_step.append(fill)
-        try:
-            with pytest.raises(InputError, match="cannot write .*step-000012.optimiser.safetensors: File too") as error:
+            trainer.after_step.append(fill)
+            words = f"cannot write .*{refused}: File too large; the checkpoint of step 4 is safe"
+            with pytest.raises(InputError, match=words) as error:
                 trainer.fit()
-        finally:
-            limit.__exit__(None, None, None)
-        assert "the checkpoint of step 4 is safe" in str(error.value) and "\n" not in str(error.value)
-        self.check_whole(make_trainer, trainer, 4, through)
-
-    def test_metrics_may_not_grow(self, make_trainer, file_size_limit):
-        through, trainer = make_trainer("through"), make_trainer("full")
-        through.fit()
-
-        def fill(trainer):
-            if trainer.state.step == 5:
-                trainer.saver.wait()
-                limit.__enter__()
-
-        limit = file_size_limit(10)
-        trainer.after_step.append(fill)
-        try:
-            with pytest.raises(
-                InputError, match=r"cannot write .*metrics.csv: File too large; the checkpoint of step 4"
-            ):
-                trainer.fit()
-        finally:
-            limit.__exit__(None, None, None)
+        assert "\n" not in str(error.value)
         self.check_whole(make_trainer, trainer, 4, through)
 
     @pytest.mark.parametrize("at", ["fsync", "replace", "mkdir"])

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from killed import Killed, kill_at
+from killed import Killed, gone_on, train_until_killed
 
 from minillm.checkpoint import files
 from minillm.checkpoint.manifest import renew_manifest
@@ -40,12 +40,8 @@ def final_bytes(trainer) -> list[bytes]:
 def test_resumed_equals_never_stopped(make_trainer, optim, killed, resumed, log_every):
     through, first = (make_trainer(n, optim=optim, log_every=log_every, micro_batch_size=2) for n in ("a", "b"))
     through.fit()
-    first.after_step.append(kill_at(killed))
-    with pytest.raises(Killed):
-        first.fit()
-    second = make_trainer("b", optim=optim, log_every=log_every, micro_batch_size=2)
-    assert second.resume() == resumed
-    second.fit()
+    train_until_killed(first, killed)
+    second = gone_on(make_trainer("b", optim=optim, log_every=log_every, micro_batch_size=2), resumed)
     assert second.loader.asked == list(range(resumed, 12))
     assert final_bytes(second) == final_bytes(through)
 
@@ -55,12 +51,8 @@ def test_means_of_the_weights_resume_too(make_trainer, killed, resumed):
     """Means and the weights themselves; the best checkpoint is chosen by the means."""
     through, first = (make_trainer(n, ema_decay=0.7, micro_batch_size=2) for n in ("a", "b"))
     through.fit()
-    first.after_step.append(kill_at(killed))
-    with pytest.raises(Killed):
-        first.fit()
-    second = make_trainer("b", ema_decay=0.7, micro_batch_size=2)
-    assert second.resume() == resumed
-    second.fit()
+    train_until_killed(first, killed)
+    second = gone_on(make_trainer("b", ema_decay=0.7, micro_batch_size=2), resumed)
     assert final_bytes(second) == final_bytes(through)
     one, two = (run.folder.folder_of(12) / "unaveraged.safetensors" for run in (second, through))
     assert one.read_bytes() == two.read_bytes()
@@ -72,9 +64,7 @@ def test_resuming_at_every_step_in_turn(make_trainer):
     for step in range(1, 12):
         trainer = make_trainer("b", checkpoint_every=1)
         assert step == 1 or trainer.resume() == step - 1
-        trainer.after_step.append(kill_at(step + 1))
-        with pytest.raises(Killed):
-            trainer.fit()
+        train_until_killed(trainer, step + 1)
     trainer = make_trainer("b", checkpoint_every=1)
     trainer.resume()
     trainer.fit()
@@ -112,15 +102,10 @@ def test_killed_between_the_markers_of_the_best_checkpoint(make_trainer, monkeyp
 def test_half_a_row_and_rows_after_the_checkpoint_go(make_trainer):
     through, first = make_trainer("a"), make_trainer("b")
     through.fit()
-    first.after_step.append(kill_at(7))
-    with pytest.raises(Killed):
-        first.fit()
+    train_until_killed(first, 7)
     with first.folder.metrics_path.open("a") as file:
         file.write("7,1")
-    second = make_trainer("b")
-    second.resume()
-    second.fit()
-    assert final_bytes(second) == final_bytes(through)
+    assert final_bytes(gone_on(make_trainer("b"), 4)) == final_bytes(through)
 
 
 def test_seconds_go_on_where_they_stopped(make_trainer):
@@ -141,10 +126,7 @@ def test_a_finished_run_goes_on_when_it_gets_more_steps(make_trainer):
     through, short = make_trainer("a", optim=constant), make_trainer("b", optim=constant, max_steps=8)
     through.fit()
     short.fit()
-    longer = make_trainer("b", optim=constant)
-    assert longer.resume() == 8
-    longer.fit()
-    assert final_bytes(longer) == final_bytes(through)
+    assert final_bytes(gone_on(make_trainer("b", optim=constant), 8)) == final_bytes(through)
 
 
 def test_going_back_to_an_earlier_checkpoint_drops_the_course_that_was_left(make_trainer):
@@ -238,14 +220,9 @@ def test_checkpoint_holds_each_tensor_once_in_float32(make_trainer):
 def test_run_folder_may_be_moved(make_trainer, tmp_path):
     through, first = make_trainer("a"), make_trainer("b", max_steps=12)
     through.fit()
-    first.after_step.append(kill_at(6))
-    with pytest.raises(Killed):
-        first.fit()
+    train_until_killed(first, 6)
     shutil.move(tmp_path / "b", tmp_path / "elsewhere")
-    second = make_trainer("elsewhere")
-    second.resume()
-    second.fit()
-    assert final_bytes(second) == final_bytes(through)
+    assert final_bytes(gone_on(make_trainer("elsewhere"), 4)) == final_bytes(through)
 
 
 @pytest.mark.parametrize("part", [1, 2], ids=["first-micro-batch", "second-micro-batch"])
@@ -265,10 +242,7 @@ def test_killed_inside_an_accumulation_window(parts, make_trainer, part):
     through.fit()
     with pytest.raises(Killed):
         first.fit()
-    second = make_trainer("b", micro_batch_size=2)
-    assert second.resume() == 4
-    second.fit()
-    assert final_bytes(second) == final_bytes(through)
+    assert final_bytes(gone_on(make_trainer("b", micro_batch_size=2), 4)) == final_bytes(through)
 
 
 def test_killed_inside_an_evaluation(make_trainer):
@@ -286,10 +260,7 @@ def test_killed_inside_an_evaluation(make_trainer):
     first = make_trainer("b", ema_decay=0.7, evaluate=dies)
     with pytest.raises(Killed):
         first.fit()
-    second = make_trainer("b", ema_decay=0.7)
-    assert second.resume() == 4
-    second.fit()
-    assert final_bytes(second) == final_bytes(through)
+    assert final_bytes(gone_on(make_trainer("b", ema_decay=0.7), 4)) == final_bytes(through)
 
 
 class DrawsFromEverywhere:
@@ -323,13 +294,10 @@ def test_global_generators_go_on_where_they_were(parts, make_trainer, killed, re
     through = make("a", eval_every=0)
     through.fit()
     first = make("b", eval_every=2)
-    first.after_step.append(kill_at(killed))
-    with pytest.raises(Killed):
-        first.fit()
+    train_until_killed(first, killed)
     second = make("b", eval_every=3)
     seed_random(99)
-    assert second.resume() == resumed
-    second.fit()
+    gone_on(second, resumed)
     for file in ("model.safetensors", "optimiser.safetensors", "random.safetensors"):
         one, two = (run.folder.folder_of(12) / file for run in (second, through))
         assert one.read_bytes() == two.read_bytes(), file
@@ -349,12 +317,10 @@ def test_other_intervals_after_the_resume_change_nothing_that_is_learnt(
     """Weights to the bit; every row that both runs have is the same, and no step has two."""
     through, first = make_trainer("a"), make_trainer("b", log_every=3)
     through.fit()
-    first.after_step.append(kill_at(7))
-    with pytest.raises(Killed):
-        first.fit()
-    second = make_trainer("b", log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every)
-    assert second.resume() == 4
-    second.fit()
+    train_until_killed(first, 7)
+    second = gone_on(
+        make_trainer("b", log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every), 4
+    )
     for file in ("model.safetensors", "optimiser.safetensors"):
         one, two = (run.folder.folder_of(12) / file for run in (second, through))
         assert one.read_bytes() == two.read_bytes(), file
@@ -370,12 +336,8 @@ def test_the_scaler_of_float16_goes_on_with_its_scale(make_trainer):
     for trainer in (through, first):
         trainer.scaler.set_growth_interval(2)
         trainer.scaler._init_scale = 2.0**10
-    first.after_step.append(kill_at(11))
     through.fit()
-    with pytest.raises(Killed):
-        first.fit()
-    second = make_trainer("b", compute_dtype=torch.float16, log_every=4)
-    assert second.resume() == 8
-    second.fit()
+    train_until_killed(first, 11)
+    second = gone_on(make_trainer("b", compute_dtype=torch.float16, log_every=4), 8)
     assert second.scaler.get_scale() != 2.0**10
     assert final_bytes(second) == final_bytes(through)
