@@ -194,28 +194,6 @@ class Records:
             table.sync()
 
 
-class NoRecords:
-    """The records of a process that is not the first of its run: there are none."""
-
-    def __enter__(self) -> NoRecords:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def metrics(self, **row: object) -> None:
-        """Write nothing."""
-
-    def timing(self, **row: object) -> None:
-        """Write nothing."""
-
-    def flush(self) -> None:
-        """Write nothing."""
-
-    def sync(self) -> None:
-        """Wait for nothing."""
-
-
 def written(value: float | None) -> str:
     """Return a number as the CSVs hold it: 9 significant digits, which tell any two float32 numbers apart."""
     if value is None:

@@ -44,7 +44,7 @@ from minillm.training.judge import Judge
 from minillm.training.optim import make_optimiser, set_learning_rate
 from minillm.training.precision import make_scaler
 from minillm.training.progress import Mute, Progress
-from minillm.training.records import NoRecords, Records
+from minillm.training.records import Records
 from minillm.training.saving import Saver
 from minillm.training.schedule import learning_rate_share
 from minillm.training.snapshot import put, take
@@ -318,7 +318,7 @@ class Trainer:
         where = getattr(self.loader, "where", None)
         return "" if where is None else where(step - 1)
 
-    def _follow_up(self, figures: Tensor | None, records: Records | NoRecords, stopwatch: Stopwatch) -> None:
+    def _follow_up(self, figures: Tensor | None, records: Records | None, stopwatch: Stopwatch) -> None:
         """Evaluate, log and save where the step just taken is one for it. None of it changes what is learnt."""
         train, step = self.train, self.state.step
         evaluating = step == train.max_steps or is_due(step, train.eval_every)
@@ -350,41 +350,45 @@ class Trainer:
         self,
         figures: Tensor | None,
         valid: Mapping[str, float | None],
-        records: Records | NoRecords,
+        records: Records | None,
         stopwatch: Stopwatch,
     ) -> None:
         """Write the rows of the step just taken and renew the live line."""
         loss, norm, _ = (None, None, None) if figures is None else figures.tolist()
-        learning_rate = self.optim.learning_rate * learning_rate_share(
-            self.state.step - 1, self.optim, self.train.max_steps
-        )
-        records.metrics(
-            step=self.state.step,
-            tokens=self.state.tokens,
-            loss=loss,
-            learning_rate=learning_rate,
-            grad_norm=norm,
-            z=(None, None) if figures is None else self._figures.z,
-            valid=valid,
-        )
-        rate, mfu = stopwatch.lap(), None
+        step, rate, mfu = self.state.step, stopwatch.lap(), None
         if self._yardstick is not None and self.flops_per_token is not None:
             mfu = rate * self.flops_per_token / (self._yardstick.flops_per_second * self.processes.size)
-        records.timing(step=self.state.step, seconds=stopwatch.seconds, tokens_per_second=rate, mfu=mfu)
+        if records is not None:
+            share = learning_rate_share(step - 1, self.optim, self.train.max_steps)
+            records.metrics(
+                step=step,
+                tokens=self.state.tokens,
+                loss=loss,
+                learning_rate=self.optim.learning_rate * share,
+                grad_norm=norm,
+                z=(None, None) if figures is None else self._figures.z,
+                valid=valid,
+            )
+            records.timing(step=step, seconds=stopwatch.seconds, tokens_per_second=rate, mfu=mfu)
         self.progress.values(loss=loss, valid_loss=self.state.valid_loss, tokens_per_second=rate)
 
-    def save(self, records: Records | NoRecords) -> None:
-        """Begin to write a checkpoint of this moment, from which `resume` goes on as if nothing had happened."""
+    def save(self, records: Records | None) -> None:
+        """Begin to write a checkpoint of this moment, from which `resume` goes on as if nothing had happened.
+
+        Args:
+            records: what must be on the disk before it; None: another process writes both.
+        """
         self.processes.at("saving")
         self._read()  # weights that are not numbers must never become the newest checkpoint
         self.saver.wait()
-        records.flush()
+        if records is not None:
+            records.flush()
         try:
             snapshot = take(self)
         except InputError as error:  # of several processes one could not write its share
             self.saver.fail(error)
             return
-        if not self.processes.is_first:
+        if records is None:
             return
 
         def write() -> None:
@@ -393,10 +397,10 @@ class Trainer:
 
         self.saver.begin(snapshot.step, write)
 
-    def _records(self) -> Records | NoRecords:
-        """Return the CSV files of the run, cut back to where it stands; the first process writes them."""
+    def _records(self) -> AbstractContextManager[Records | None]:
+        """Return the CSV files of the run, cut back to where it stands; None where another process writes them."""
         if not self.processes.is_first:
-            return NoRecords()
+            return nullcontext()
         return Records(
             self.folder,
             step=self.state.step,
