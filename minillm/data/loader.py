@@ -20,7 +20,7 @@ Read next: `../objectives/causal_lm.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -150,25 +150,20 @@ class Loader:
         real = (columns >= 0) & (columns < lengths[:, None])
         where = np.where(real, starts[:, None] + columns, starts[:, None])  # (B, T) in the token file
         tokens = np.where(real, self.store.tokens[where].astype(np.int64), self.pad)
-        padded = not real.all()
-        segments = positions = targets = None
-        document = None
+        arrays: dict[str, Any] = {"tokens": tokens}
+        if left:
+            arrays["starts"] = first
+        if not real.all():
+            arrays["lengths"] = lengths
         if self.document_mask or self.shift:
             document = np.searchsorted(self.store.bounds, where, side="right") - 1  # (B, T)
-        if self.document_mask and document is not None:
-            begin = np.maximum(self.store.bounds[document], starts[:, None])
-            segments, positions = np.where(real, document, -1), np.where(real, where - begin, 0)
-        if self.shift and document is not None:
-            targets = self._targets(where, real, document)
-        return Batch(
-            tokens=torch.from_numpy(tokens),
-            starts=torch.from_numpy(first) if left else None,
-            lengths=torch.from_numpy(lengths) if padded else None,
-            segments=None if segments is None else torch.from_numpy(segments),
-            positions=None if positions is None else torch.from_numpy(positions),
-            targets=None if targets is None else torch.from_numpy(targets),
-            seed=seed,
-        )
+            if self.document_mask:
+                begin = np.maximum(self.store.bounds[document], starts[:, None])
+                arrays |= {"segments": np.where(real, document, -1), "positions": np.where(real, where - begin, 0)}
+            if self.shift:
+                arrays["targets"] = self._targets(where, real, document)
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return Batch(**tensors, seed=seed)
 
     def _targets(self, where: NDArray[np.int64], real: NDArray[np.bool_], document: NDArray[np.int64]) -> NDArray:
         """Return the next tokens (B, T) int64, -100 in padding and, where documents are kept apart, at their ends."""

@@ -203,7 +203,9 @@ class Transformer(nn.Module):
         Raises:
             ValueError: the model has no head.
         """
-        return self._require_head()(hidden)
+        if self.lm_head is None:
+            raise ValueError("this model was built without a head; set model.head to linear or transform")
+        return self.lm_head(hidden)
 
     @property
     def output_weight(self) -> Tensor:
@@ -239,11 +241,6 @@ class Transformer(nn.Module):
         if starts is None:
             return self.pooler(hidden[:, 0])
         return self.pooler(hidden[torch.arange(len(hidden), device=hidden.device), starts])
-
-    def _require_head(self) -> LanguageModelHead:
-        if self.lm_head is None:
-            raise ValueError("this model was built without a head; set model.head to linear or transform")
-        return self.lm_head
 
 
 class Encoder(Transformer):
