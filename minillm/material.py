@@ -99,10 +99,7 @@ def gather(
         InputError: no such text, text that is too short, or text that is not what the run was begun with.
     """
     corpus = _corpus_of(folder, config)
-    causal, specials = config.model.kind == "decoder", tokenizer.specials
-    before, after = (specials.bos, specials.eos) if causal else (specials.cls, specials.sep)
-
-    prefix, suffix = ([] if token is None else [token] for token in (before, after))
+    prefix, suffix = tokenizer.specials.around(config.model.kind)
     stores = functools.partial(token_stores, tokenizer=tokenizer, prefix=prefix, suffix=suffix, progress=progress)
 
     def loader(store: TokenStore, seed: int) -> Loader:
@@ -110,11 +107,11 @@ def gather(
             store,
             context=config.model.context,
             batch_size=config.train.batch_size,
-            shift=causal,
+            shift=config.model.kind == "decoder",
             document_mask=config.data.document_mask,
             layout=config.data.layout,
             padding_side=config.data.padding_side,
-            pad=specials.pad,
+            pad=tokenizer.specials.pad,
             seed=seed,
         )
 

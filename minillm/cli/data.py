@@ -91,9 +91,8 @@ def prepare(argv: Sequence[str]) -> None:
         tokenizer = train_tokenizer(config, corpus.texts("train"))
         say_notice(tokenizer)
         tokenizer.save(arguments.out / "tokenizer")
-    specials, progress = tokenizer.specials, Progress(quiet=arguments.json)
-    around = (specials.cls, specials.sep) if arguments.encoder else (specials.bos, specials.eos)
-    prefix, suffix = ([token] if token is not None else [] for token in around)
+    progress = Progress(quiet=arguments.json)
+    prefix, suffix = tokenizer.specials.around("encoder" if arguments.encoder else "decoder")
     with progress.shown():
         train, valid = token_stores(
             corpus,

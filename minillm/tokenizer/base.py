@@ -50,6 +50,12 @@ class Specials:
         """Return those that exist."""
         return [token for token in dataclasses.astuple(self) if token is not None]
 
+    def around(self, reader: str) -> tuple[list[int], list[int]]:
+        """Return what stands before and after a document: a decoder's bos and eos, an encoder's cls and sep."""
+        ends = (self.bos, self.eos) if reader == "decoder" else (self.cls, self.sep)
+        before, after = ([] if token is None else [token] for token in ends)
+        return before, after
+
 
 NAMES = ("<unk>", "<s>", "</s>", "<pad>", "[MASK]", "[CLS]", "[SEP]")  # ids 0 to 6, in the order of Specials
 ALL_SPECIALS = Specials(unk=0, bos=1, eos=2, pad=3, mask=4, cls=5, sep=6)
@@ -122,10 +128,7 @@ class Tokenizer(ABC):
         Raises:
             InputError: an imported tokenizer whose file frames texts in a way that is not known.
         """
-        specials = self.specials
-        if reader == "decoder":
-            return symbols_between(specials.bos, specials.eos, pair=pair)
-        return symbols_between(specials.cls, specials.sep, pair=pair)
+        return symbols_between(*self.specials.around(reader), pair=pair)
 
     def word_classes(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return (begins_inside, ends_inside), each (V,): the token's first, or last, character is a word character.

@@ -89,12 +89,11 @@ class Frame:
         return [kind for kind, count in zip(self.types, counts, strict=True) for _ in range(count)]
 
 
-def symbols_between(before: int | None, after: int | None, *, pair: bool) -> Frame:
-    """Return `before A after`, or `before A after B after` with types 0 and 1; None: no such symbol."""
-    first, last = ([] if token is None else [token] for token in (before, after))
-    places: list[Place] = [*((token, 0) for token in first), ("A", 0), *((token, 0) for token in last)]
+def symbols_between(before: Sequence[int], after: Sequence[int], *, pair: bool) -> Frame:
+    """Return `before A after`, or `before A after B after` with types 0 and 1."""
+    places: list[Place] = [*((token, 0) for token in before), ("A", 0), *((token, 0) for token in after)]
     if pair:
-        places += [("B", 1), *((token, 1) for token in last)]
+        places += [("B", 1), *((token, 1) for token in after)]
     return Frame.of(places, TWO if pair else ONE)
 
 
