@@ -209,11 +209,16 @@ def cut(path: Path, columns: tuple[str, ...], step: int) -> str:
     header = ",".join(columns) + "\n"
     if step == 0 or not path.exists():
         return header
+
+    def is_done(line: str) -> bool:
+        number = line.partition(",")[0]
+        return number.isdecimal() and len(number) <= 18 and int(number) <= step
+
     with explained(path):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     before = lines[0].rstrip("\n").split(",") if lines else []
     whole = [line for line in lines[1:] if line.endswith("\n") and line.count(",") == len(before) - 1]
-    kept = [line for line in whole if line.split(",")[0].isdigit() and int(line.split(",")[0]) <= step]
+    kept = [line for line in whole if is_done(line)]
     if before != list(columns):
         rows = [dict(zip(before, line.rstrip("\n").split(","), strict=True)) for line in kept]
         kept = [",".join(row.get(name, "") for name in columns) + "\n" for row in rows]

@@ -73,6 +73,8 @@ HEADER = ",".join(METRICS) + "\n"
         pytest.param("1,8,2,1,1,,,\n2,8,2", 2, "1,8,2,1,1,,,\n", id="half-a-row"),
         pytest.param("1,8,2,1,1,,,\n2,8,2,1,1,,,", 2, "1,8,2,1,1,,,\n", id="row-without-end"),
         pytest.param("1,8,2,1,1,,,\n\x00\x00\n", 2, "1,8,2,1,1,,,\n", id="zeros-of-a-crash"),
+        pytest.param("1,8,2,1,1,,,\n²,8,2,1,1,,,\n", 2, "1,8,2,1,1,,,\n", id="a-digit-that-is-no-number"),
+        pytest.param(f"1,8,2,1,1,,,\n{'0' * 5000},8,2,1,1,,,\n", 2, "1,8,2,1,1,,,\n", id="digits-without-end"),
         pytest.param("1,8,2,1,1,,,\n", 0, "", id="a-new-run"),
         pytest.param("", 5, "", id="no-rows"),
     ],
