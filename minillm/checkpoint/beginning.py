@@ -116,13 +116,13 @@ def put_back(folder: RunFolder) -> bool:
         return False
     with suppress(FileNotFoundError):  # then nothing has left yet
         for name in (aside / NEW_NAMES).read_text(encoding="utf-8").split("\n")[:-1]:  # but for a line cut short
-            _remove(folder.path / name)
+            files.remove(folder.path / name)
     before = [path for path in aside.iterdir() if path.name not in (NEW_NAMES, folder.checkpoints.name)]
     if (aside / folder.checkpoints.name).is_dir():
         before += (aside / folder.checkpoints.name).iterdir()
     for path in before:
         place = folder.path / path.relative_to(aside)
-        _remove(place)
+        files.remove(place)
         os.replace(path, place)
     files.sync_folder(folder.path)
     shutil.rmtree(aside, ignore_errors=True)
@@ -138,11 +138,3 @@ def _set_aside(folder: RunFolder) -> str:
     """Return, for an error's text, where the old run is if it could not be put back."""
     aside = _aside(folder)
     return f"what stood there is in {aside}, and the next beginning puts it back" if aside.is_dir() else ""
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, there or not."""
-    if path.is_dir():
-        files.remove_folder(path)
-    else:
-        path.unlink(missing_ok=True)

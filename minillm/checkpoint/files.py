@@ -195,6 +195,14 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a folder, there or not."""
+    if path.is_dir():
+        remove_folder(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def is_passing(name: str) -> bool:
     """Return whether a file or folder of this name is being written or removed."""
     return name.startswith((WRITING, REMOVING))

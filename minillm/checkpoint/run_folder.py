@@ -172,10 +172,7 @@ class RunFolder:
         with files.explained(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             for path in self.replaced():
-                if path.is_dir():
-                    files.remove_folder(path)
-                else:
-                    path.unlink(missing_ok=True)
+                files.remove(path)
 
     def replaced(self) -> list[Path]:
         """Return what of a run that stands here a new one replaces by its mere beginning, there or not."""
