@@ -208,7 +208,7 @@ def opened_task_model(folder: ModelFolder, changed: Mapping[str, Any]) -> tuple[
     shape = shape_of(folder)
     path = str(folder.path / "config.json")
     settings: TaskConfig = build(TaskConfig, {"name": shape.task.name} | {**changed}, source=path)
-    task = TASKS[shape.task.name].from_facts(settings, shape.task)
+    task = TASKS[shape.task.name](settings, shape.task)
     tensors = task_tensors_of(folder)
     with Undrawn():
         model = bare_task_model(shape, task)
@@ -238,7 +238,7 @@ def _member(
     shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
     config: FinetuneConfig = build(FinetuneConfig, read_toml(run.config_path), source=str(run.config_path))
     settings: TaskConfig = build(TaskConfig, to_table(config.task) | {**changed}, source=str(run.config_path))
-    task = TASKS[shape.task.name].from_facts(settings, shape.task)
+    task = TASKS[shape.task.name](settings, shape.task)
     with torch.random.fork_rng(devices=[]), Undrawn():  # an adapter may draw all the same: no one shall notice
         model = build_task_model(shape, task)
     put_tensors(model, checkpoint.model_tensors(), source=checkpoint.folder / "model.safetensors")

@@ -153,7 +153,7 @@ def task_tensors_of(folder: ModelFolder) -> dict[str, Tensor]:
 
 def task_of(shape: TaskModelConfig) -> Task:
     """Return the task of a whole model, its settings those that are usual."""
-    return TASKS[shape.task.name].from_facts(TaskConfig(name=shape.task.name), shape.task)
+    return TASKS[shape.task.name](TaskConfig(name=shape.task.name), shape.task)
 
 
 def _merged(shape: TaskModelConfig, checkpoint: Checkpoint) -> Mapping[str, Tensor]:

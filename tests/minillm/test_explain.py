@@ -79,7 +79,7 @@ def finetuned(task: str = "single_label", *, pairs: bool = False, **shape: Any) 
     facts = TaskFacts(name=task, labels=labels, pairs=pairs, center=3.0, scale=2.0)  # pyright: ignore
     chosen = {"kind": "encoder", "num_layers": 2, "width": 16, "num_heads": 2, "init_std": 0.4, "head": "none"}
     backbone = ModelConfig(**(chosen | {"vocab_size": LETTERS.vocab_size, "context": 24, "dropout": 0.2} | shape))
-    made = TASKS[task].from_facts(TaskConfig(), facts)
+    made = TASKS[task](TaskConfig(), facts)
     head = HeadConfig()
     config = TaskModelConfig(task=facts, text=TextConfig(), backbone=backbone, head=head)
     model = TaskModel(config, build_model(backbone), made.make_head(head, backbone))  # pyright: ignore

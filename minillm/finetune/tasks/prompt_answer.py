@@ -19,9 +19,8 @@ Read next: `minillm/generate.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -37,6 +36,7 @@ from minillm.finetune.encoding import Sequences, TextEncoder, Truncation, nothin
 from minillm.finetune.heads import HiddenStates
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.task_model import TaskModel
+from minillm.finetune.tasks.protocol import Task
 from minillm.generate import GenerateConfig, Generation, generate
 from minillm.model.config import ModelConfig
 from minillm.model.transformer import Decoder
@@ -77,26 +77,23 @@ class GeneratedAnswers:
     loss: float | None
 
 
-class PromptAnswer:
+class PromptAnswer(Task):
     """Answers to prompts, written by a decoder; `minillm.finetune.tasks.protocol.Task` says what each method is for."""
 
     name: ClassVar[TaskName] = "prompt_answer"
     needs_output_weight: ClassVar[bool] = True
+    figure_names: tuple[str, ...] = ("perplexity",)
     best_metric: str = "loss"
     column_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "text": ("prompt", "instruction", "question", "input", "source", "text"),
         "label": ("answer", "completion", "response", "output", "target"),
     }
-    readers: ClassVar[Mapping[str, Callable[[Path], Table]]] = {}
 
     def __init__(self, config: TaskConfig, facts: TaskFacts) -> None:
-        self.config, self.facts = config, facts
+        super().__init__(config, facts)
         self.objective = ObjectiveConfig(label_smoothing=config.label_smoothing)
-
-    @property
-    def figure_names(self) -> tuple[str, ...]:
-        """Perplexity and, if it is asked for, the exact match."""
-        return ("perplexity", "exact_match") if self.config.exact_match else ("perplexity",)
+        if config.exact_match:
+            self.figure_names = ("perplexity", "exact_match")
 
     @classmethod
     def learn(cls, config: TaskConfig, table: Table, columns: Columns) -> Self:
@@ -104,11 +101,6 @@ class PromptAnswer:
         if config.class_weights != "none":
             raise InputError("task.class_weights is of single_label; leave it out for prompt_answer")
         return cls(config, TaskFacts(name=cls.name, separator=config.separator))
-
-    @classmethod
-    def from_facts(cls, config: TaskConfig, facts: TaskFacts) -> Self:
-        """Return the task of a checkpoint."""
-        return cls(config, facts)
 
     def make_head(self, config: HeadConfig, backbone: ModelConfig) -> nn.Module:
         """Return the head that gives hidden states as they are.
@@ -177,10 +169,6 @@ class PromptAnswer:
             ),
             notes=notes,
         )
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Return the batch as it is."""
-        return batch
 
     def outputs(self, model: TaskModel, batch: Batch) -> Tensor:
         """Return the logits at the N places that have a target, (N, V) float32; `step` does without them."""

@@ -3,17 +3,18 @@
     table -> encode -> Sequences -> loader -> Batch -> prepare, step -> Loss                         training
     table -> encode -> Sequences -> batches -> predict -> Outcome -> figures, answers                evaluation, predict
 
-A task is made in one of two ways: from the training table (`learn`, which finds label names and such) or from what a
-checkpoint keeps (`TaskFacts`). Both give equal tasks.
+A task is made in one of two ways: from the training table (`learn`, which finds label names and such) or, by its class,
+from what a checkpoint keeps (`TaskFacts`). Both give equal tasks.
 
 Read next: `../task_model.py`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from minillm.model.config import ModelConfig
 from minillm.objectives.loss import Loss
 
 
-class Task(Protocol):
+class Task(ABC):
     """One kind of labelled text. It is an `Objective` for the trainer, with its two halves apart.
 
     name: as `task.name` in the settings.
@@ -36,43 +37,35 @@ class Task(Protocol):
         goes without a gradient.
     column_names: role ("text", "pair", "label") -> names that a column is found by, in small letters.
     readers: suffix -> reader of a kind of file that only this task has, beside those of `table.py`.
-    facts: what a checkpoint must keep to make an equal task.
+    figure_names: what `figures` gives beside "loss"; metrics.csv has a column for each.
+    best_metric: the figure that the best checkpoint goes by when nothing is said; all but "loss" are better higher.
+    config: the section [task]. facts: what a checkpoint must keep to make an equal task.
     """
 
     name: ClassVar[TaskName]
-    needs_output_weight: ClassVar[bool]
+    needs_output_weight: ClassVar[bool] = False
     column_names: ClassVar[Mapping[str, tuple[str, ...]]]
-    readers: ClassVar[Mapping[str, Callable[[Path], Table]]]
-    facts: TaskFacts
+    readers: ClassVar[Mapping[str, Callable[[Path], Table]]] = {}
+    figure_names: tuple[str, ...]
+    best_metric: str
 
-    @property
-    def figure_names(self) -> tuple[str, ...]:
-        """What `figures` gives beside "loss"; metrics.csv has a column for each."""
-        ...
-
-    @property
-    def best_metric(self) -> str:
-        """The figure that the best checkpoint goes by when nothing is said; all but "loss" are better higher."""
-        ...
+    def __init__(self, config: TaskConfig, facts: TaskFacts) -> None:
+        self.config, self.facts = config, facts
 
     @classmethod
+    @abstractmethod
     def learn(cls, config: TaskConfig, table: Table, columns: Columns) -> Self:
         """Return the task that the training table poses: its labels are found, sorted and numbered.
 
         Raises:
             InputError: the table poses none, such as one with a single class.
         """
-        ...
 
-    @classmethod
-    def from_facts(cls, config: TaskConfig, facts: TaskFacts) -> Self:
-        """Return the task of a checkpoint."""
-        ...
-
+    @abstractmethod
     def make_head(self, config: HeadConfig, backbone: ModelConfig) -> nn.Module:
         """Return a new `heads.Head`, its weights drawn from PyTorch's default generator."""
-        ...
 
+    @abstractmethod
     def encode(self, table: Table, columns: Columns, encoder: TextEncoder, *, labelled: bool) -> Sequences:
         """Return the rows as token sequences, one or several (windows) a row, in order.
 
@@ -81,24 +74,24 @@ class Task(Protocol):
         Raises:
             InputError: an empty text, an unknown label, ...; the text names the file and the line.
         """
-        ...
 
     def prepare(self, batch: Batch) -> Batch:
         """Return the batch as the trainer counts and cuts it: with `targets`, and `weights` where they differ."""
-        ...
+        return batch
 
     def outputs(self, model: TaskModel, batch: Batch) -> Tensor:
         """Return what the loss is taken of, such as logits (B, K) float32, with gradient."""
-        ...
+        return model(batch.tokens, **batch.model_inputs())
 
+    @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Loss:
         """Return the loss of `outputs` on the targets of the same (micro-)batch."""
-        ...
 
     def step(self, model: TaskModel, batch: Batch) -> Loss:
-        """Return `self.loss(self.outputs(model, batch), batch)`: R-Drop and others take the two halves apart."""
-        ...
+        """Return the loss of a (micro-)batch; R-Drop and others take its two halves apart."""
+        return self.loss(self.outputs(model, batch), batch)
 
+    @abstractmethod
     def predict(
         self, model: TaskModel, batches: Iterable[tuple[NDArray[np.int64], Batch]], sequences: Sequences
     ) -> Any:
@@ -111,12 +104,11 @@ class Task(Protocol):
 
         Memory: bounded by one batch of hidden states and what is returned.
         """
-        ...
 
+    @abstractmethod
     def figures(self, predictions: Any) -> Mapping[str, float | None]:
         """Return the figures of a labelled split over all of its rows; None where a formula divides by zero."""
-        ...
 
+    @abstractmethod
     def answers(self, predictions: Any, temperature: float = 1.0) -> Iterator[dict[str, Any]]:
         """Yield one table a row, as `minillm predict` prints it: for classes `label` and `probabilities`."""
-        ...

@@ -46,6 +46,7 @@ from minillm.finetune.squad import read_squad
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.task_model import TaskModel
 from minillm.finetune.tasks.answers import best_threshold, exact_match, f1
+from minillm.finetune.tasks.protocol import Task
 from minillm.model.config import ModelConfig
 from minillm.objectives.loss import Loss
 from minillm.tokenizer.base import Span
@@ -110,11 +111,11 @@ class AnswerPredictions:
         return self.none[row] - self.candidates[row][0].score
 
 
-class QuestionAnswering:
+class QuestionAnswering(Task):
     """The part of a context that answers; `minillm.finetune.tasks.protocol.Task` says what each method is for."""
 
     name: ClassVar[TaskName] = "question_answering"
-    needs_output_weight: ClassVar[bool] = False
+    figure_names: tuple[str, ...] = ("exact", "f1")
     best_metric: str = "f1"
     column_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "text": ("question", "text"),
@@ -124,12 +125,9 @@ class QuestionAnswering:
     readers: ClassVar[Mapping[str, Callable[[Path], Table]]] = {".json": read_squad}
 
     def __init__(self, config: TaskConfig, facts: TaskFacts) -> None:
-        self.config, self.facts = config, facts
-
-    @property
-    def figure_names(self) -> tuple[str, ...]:
-        """Those of answers and, where questions may be left without one, of that."""
-        return ("exact", "f1", "no_answer", "best_f1", "best_threshold") if self.facts.unanswerable else ("exact", "f1")
+        super().__init__(config, facts)
+        if facts.unanswerable:
+            self.figure_names = ("exact", "f1", "no_answer", "best_f1", "best_threshold")
 
     @classmethod
     def learn(cls, config: TaskConfig, table: Table, columns: Columns) -> Self:
@@ -140,11 +138,6 @@ class QuestionAnswering:
         if not any(answers):
             raise InputError(f"{table.path} has no question with an answer; give some")
         return cls(config, TaskFacts(name=cls.name, pairs=True, unanswerable=not all(answers)))
-
-    @classmethod
-    def from_facts(cls, config: TaskConfig, facts: TaskFacts) -> Self:
-        """Return the task of a checkpoint."""
-        return cls(config, facts)
 
     def make_head(self, config: HeadConfig, backbone: ModelConfig) -> nn.Module:
         """Return a new head with two numbers a token."""
@@ -211,10 +204,6 @@ class QuestionAnswering:
             notes=tuple(_notes(table.path, inside_tokens, too_long)),
         )
 
-    def prepare(self, batch: Batch) -> Batch:
-        """Return the batch as it is."""
-        return batch
-
     def outputs(self, model: TaskModel, batch: Batch) -> Tensor:
         """Return the logits of every place as a start and as a stop, (B, 2, T) float32, -1e9 in padding."""
         logits = model(batch.tokens, **batch.model_inputs()).transpose(1, 2)  # (B, 2, T)
@@ -228,10 +217,6 @@ class QuestionAnswering:
             targets = targets.where(targets == IGNORED, targets + batch.starts[:, None])
         total = cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="sum")
         return Loss(total=total, count=(targets != IGNORED).sum())
-
-    def step(self, model: TaskModel, batch: Batch) -> Loss:
-        """Return the loss of a (micro-)batch."""
-        return self.loss(self.outputs(model, batch), batch)
 
     def predict(
         self, model: TaskModel, batches: Iterable[tuple[NDArray[np.int64], Batch]], sequences: Sequences

@@ -45,6 +45,7 @@ from minillm.finetune.metrics import ClassFigures, class_figures
 from minillm.finetune.table import Columns, Table, name_of
 from minillm.finetune.task_model import TaskModel
 from minillm.finetune.tasks.labels import sorted_names, unseen
+from minillm.finetune.tasks.protocol import Task
 from minillm.finetune.tasks.tags import (
     OUTSIDE,
     entities,
@@ -102,11 +103,12 @@ class TagPredictions:
     loss: float | None
 
 
-class Tagging:
+class Tagging(Task):
     """A tag for every word; `minillm.finetune.tasks.protocol.Task` says what each method is for."""
 
     name: ClassVar[TaskName] = "tagging"
-    needs_output_weight: ClassVar[bool] = False
+    figure_names: tuple[str, ...] = ("accuracy", "macro_f1")
+    best_metric: str = "accuracy"
     column_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "text": ("tokens", "words", "text", "sentence"),
         "label": ("tags", "ner_tags", "ner", "pos_tags", "labels"),
@@ -121,20 +123,11 @@ class Tagging:
         Raises:
             InputError: they do, and seqeval is not installed.
         """
-        self.config, self.facts = config, facts
+        super().__init__(config, facts)
         self.of_entities = means_entities(facts.labels)
         if self.of_entities:
             require_seqeval()
-
-    @property
-    def figure_names(self) -> tuple[str, ...]:
-        """Those of words and, where tags mark them, of entities."""
-        return ("accuracy", "f1", "precision", "recall", "macro_f1") if self.of_entities else ("accuracy", "macro_f1")
-
-    @property
-    def best_metric(self) -> str:
-        """F1 of entities, or where there are none the accuracy."""
-        return "f1" if self.of_entities else "accuracy"
+            self.figure_names, self.best_metric = ("accuracy", "f1", "precision", "recall", "macro_f1"), "f1"
 
     @classmethod
     def learn(cls, config: TaskConfig, table: Table, columns: Columns) -> Self:
@@ -148,11 +141,6 @@ class Tagging:
         if len(found) < 2:
             raise InputError(f"{table.path} has one tag only, {next(iter(found))!r}; give sentences with two at least")
         return cls(config, TaskFacts(name=cls.name, labels=sorted_names(found)))
-
-    @classmethod
-    def from_facts(cls, config: TaskConfig, facts: TaskFacts) -> Self:
-        """Return the task of a checkpoint."""
-        return cls(config, facts)
 
     def make_head(self, config: HeadConfig, backbone: ModelConfig) -> nn.Module:
         """Return a new head with a number for each tag and token."""
@@ -207,24 +195,12 @@ class Tagging:
             details=Windows(sentences=sentences, first=firsts, columns=places),
         )
 
-    def prepare(self, batch: Batch) -> Batch:
-        """Return the batch as it is."""
-        return batch
-
-    def outputs(self, model: TaskModel, batch: Batch) -> Tensor:
-        """Return the logits of every token, (B, T, K) float32."""
-        return model(batch.tokens, **batch.model_inputs())
-
     def loss(self, outputs: Tensor, batch: Batch) -> Loss:
         """Return the summed cross-entropy over words, in nats, and their number."""
         assert batch.targets is not None
         logits, targets = outputs.flatten(0, 1), batch.targets.flatten()  # (B T, K), (B T,)
         total = cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing, reduction="sum")
         return Loss(total=total, count=(targets != IGNORED).sum())
-
-    def step(self, model: TaskModel, batch: Batch) -> Loss:
-        """Return the loss of a (micro-)batch."""
-        return self.loss(self.outputs(model, batch), batch)
 
     def predict(
         self, model: TaskModel, batches: Iterable[tuple[NDArray[np.int64], Batch]], sequences: Sequences

@@ -5,10 +5,9 @@ Read next: `single_label.py`.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,13 +17,14 @@ from torch import Tensor, nn
 from minillm.data.batch import Batch
 from minillm.errors import InputError
 from minillm.evaluate import inference
-from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts, TaskName
+from minillm.finetune.config import HeadConfig
 from minillm.finetune.encoding import Sequences, TextEncoder, nothing_left
 from minillm.finetune.heads import TextHead
 from minillm.finetune.metrics import measure
 from minillm.finetune.predictions import Predictions
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.task_model import TaskModel
+from minillm.finetune.tasks.protocol import Task
 from minillm.model.config import ModelConfig
 from minillm.objectives.loss import Loss
 
@@ -33,31 +33,14 @@ PAIR_NAMES = ("pair", "text2", "text_pair", "sentence2", "hypothesis", "question
 LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "target", "score", "similarity", "value")
 
 
-class TextTask(ABC):
+class TextTask(Task):
     """A task with K outputs a text; `minillm.finetune.tasks.protocol.Task` says what each method is for."""
 
-    name: ClassVar[TaskName]
-    best_metric: str
-    figure_names: tuple[str, ...]
-    needs_output_weight: ClassVar[bool] = False
     column_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "text": TEXT_NAMES,
         "pair": PAIR_NAMES,
         "label": LABEL_NAMES,
     }
-    readers: ClassVar[Mapping[str, Callable[[Path], Table]]] = {}
-
-    def __init__(self, config: TaskConfig, facts: TaskFacts) -> None:
-        self.config, self.facts = config, facts
-
-    @classmethod
-    @abstractmethod
-    def learn(cls, config: TaskConfig, table: Table, columns: Columns) -> Self: ...
-
-    @classmethod
-    def from_facts(cls, config: TaskConfig, facts: TaskFacts) -> Self:
-        """Return the task of a checkpoint."""
-        return cls(config, facts)
 
     @property
     def outputs_per_text(self) -> int:
@@ -98,21 +81,6 @@ class TextTask(ABC):
             InputError: a value that is none; its place is named.
         """
 
-    def prepare(self, batch: Batch) -> Batch:
-        """Return the batch as it is."""
-        return batch
-
-    def outputs(self, model: TaskModel, batch: Batch) -> Tensor:
-        """Return what the head gives, (B, K) float32."""
-        return model(batch.tokens, **batch.model_inputs())
-
-    @abstractmethod
-    def loss(self, outputs: Tensor, batch: Batch) -> Loss: ...
-
-    def step(self, model: TaskModel, batch: Batch) -> Loss:
-        """Return the loss of a (micro-)batch."""
-        return self.loss(self.outputs(model, batch), batch)
-
     def predict(
         self, model: TaskModel, batches: Iterable[tuple[NDArray[np.int64], Batch]], sequences: Sequences
     ) -> Predictions:
@@ -145,9 +113,6 @@ class TextTask(ABC):
     def figures(self, predictions: Predictions) -> Mapping[str, float | None]:
         """Return the figures of `minillm.finetune.metrics`; the loss is without weights and smoothing."""
         return measure(predictions).figures()
-
-    @abstractmethod
-    def answers(self, predictions: Predictions, temperature: float = 1.0) -> Iterator[dict[str, Any]]: ...
 
 
 def mean_of_windows(values: NDArray[np.float64], begins: NDArray[np.int64]) -> NDArray[np.float64]:

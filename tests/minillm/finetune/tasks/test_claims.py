@@ -135,7 +135,7 @@ def test_saved_weights_predict_the_same(parts, cls, kind, choices):
         for parameter in other.parameters():
             parameter.add_(1.0)
     put_tensors(other, tensors_of(model), source="a test")
-    again = cls.from_facts(task.config, task.facts)
+    again = cls(task.config, task.facts)
     batches = [(np.arange(len(sequences)), collate(sequences, np.arange(len(sequences)), pad=3))]
     assert repr(again.predict(other, batches, sequences)) == repr(task.predict(model, batches, sequences))
 

@@ -166,7 +166,7 @@ def test_a_type_has_both_its_tags():
     """Validation may have a second word of an entity where training had single words only."""
     task = Tagging.learn(CONFIG, table([(["Ada", "slept"], ["S-PER", "O"])]), COLUMNS)
     assert task.facts.labels == ("B-PER", "I-PER", "O")
-    assert Tagging.from_facts(CONFIG, task.facts).facts == TaskFacts(name="tagging", labels=("B-PER", "I-PER", "O"))
+    assert Tagging(CONFIG, task.facts).facts == TaskFacts(name="tagging", labels=("B-PER", "I-PER", "O"))
 
 
 @given(

@@ -206,7 +206,7 @@ def test_a_task_of_a_checkpoint_is_the_same(parts):
             for parameter in other.parameters():
                 parameter.mul_(1.5).add_(0.1)
         put_tensors(other, tensors_of(model), source="a test")
-        again = TASKS[name].from_facts(TaskConfig(name=name), task.facts)
+        again = TASKS[name](TaskConfig(name=name), task.facts)
         batches = [(PLACES, collate(sequences, PLACES))]
         said, repeated = (t.predict(m, batches, sequences) for t, m in ((task, model), (again, other)))
         assert np.array_equal(said.logits, repeated.logits)
