@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from minillm.finetune.config import HeadConfig, Pooling
 from minillm.model.config import ModelConfig
 from minillm.model.heads import HeadTransform, Pooler
-from minillm.model.layers import Linear, Norm, Pass, activate_after, mlp_output_site
+from minillm.model.init import initialise
+from minillm.model.layers import Linear, Pass, activate_after, mlp_output_site
 
 
 class Head(Protocol):
@@ -102,7 +103,7 @@ class TextHead(nn.Module):
     """
 
     def __init__(self, config: HeadConfig, backbone: ModelConfig, outputs: int) -> None:
-        """Draw the weights from PyTorch's default generator.
+        """Draw the weights by the table of `minillm/model/init.py`, from PyTorch's default generator.
 
         Args:
             outputs: K, the number of labels, or 1 for a number.
@@ -116,7 +117,7 @@ class TextHead(nn.Module):
         bias = backbone.kind == "encoder" if config.bias is None else config.bias
         self.dense = Linear(backbone.width, outputs, bias=bias)
         self.dropout_p, self.site = config.dropout, head_site(backbone)
-        draw(self, backbone)
+        initialise(self, backbone)
 
     def forward(
         self, hidden: Tensor, *, starts: Tensor | None, lengths: Tensor | None, seed: Tensor | None = None
@@ -134,12 +135,12 @@ class TokenHead(nn.Module):
     """y = dense(dropout(layer(h))): K numbers a token."""
 
     def __init__(self, config: HeadConfig, backbone: ModelConfig, outputs: int) -> None:
-        """Draw the weights from PyTorch's default generator."""
+        """Draw the weights by the table of `minillm/model/init.py`, from PyTorch's default generator."""
         super().__init__()
         self.layer = make_layer(config, backbone)
         self.dense = Linear(backbone.width, outputs, bias=config.bias is not False)
         self.dropout_p, self.site = config.dropout, head_site(backbone)
-        draw(self, backbone)
+        initialise(self, backbone)
 
     def forward(
         self, hidden: Tensor, *, starts: Tensor | None, lengths: Tensor | None, seed: Tensor | None = None
@@ -177,16 +178,3 @@ def dropped(x: Tensor, p: float, site: int, seed: Tensor | None) -> Tensor:
     """Return dropout(x) at a place in the model; x itself without a seed."""
     p, seed = Pass(seed=seed).dropout(p, site)
     return x if seed is None else dropout(x, p, seed)
-
-
-def draw(head: nn.Module, backbone: ModelConfig) -> None:
-    """Fill the linear layers of a head from N(0, init_std), their biases with 0; gains of norms with 1."""
-    for module in head.modules():
-        if isinstance(module, Linear):
-            nn.init.normal_(module.weight, std=backbone.init_std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, Norm):
-            nn.init.ones_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)

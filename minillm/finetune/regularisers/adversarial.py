@@ -30,7 +30,7 @@ Read next: `config.py`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,13 +38,7 @@ from torch import Tensor
 from minillm.data.batch import Batch
 from minillm.finetune.embedding_output import changed_embeddings
 from minillm.objectives.loss import Loss
-
-
-class Objective(Protocol):
-    """What is learnt: see `minillm/objectives`."""
-
-    def prepare(self, batch: Batch) -> Batch: ...
-    def step(self, model: Any, batch: Batch) -> Loss: ...
+from minillm.training.gradient import Objective
 
 
 class Adversarial:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from minillm.config import setting
 
 if TYPE_CHECKING:
-    from minillm.finetune.regularisers.adversarial import Objective
+    from minillm.training.gradient import Objective
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,19 +32,18 @@ from torch.nn import functional as F
 from minillm.data.batch import Batch, has_target
 from minillm.data.sampler import mix
 from minillm.objectives.loss import Loss
+from minillm.training.gradient import Objective
 
 SECOND = 5  # what the seed of the second pass is mixed with
 
 
-class TwoHalves(Protocol):
+class TwoHalves(Objective, Protocol):
     """A task whose loss can be taken apart; see `tasks/protocol.py`."""
 
     name: Any
 
-    def prepare(self, batch: Batch) -> Batch: ...
     def outputs(self, model: Any, batch: Batch) -> Tensor: ...
     def loss(self, outputs: Tensor, batch: Batch) -> Loss: ...
-    def step(self, model: Any, batch: Batch) -> Loss: ...
 
 
 class RDrop:
