@@ -88,17 +88,18 @@ def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path
 
 def put_by_name(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, source: Path | str) -> None:
     """Copy tensors into others of the same names and shapes, as `put_tensors` does into those of a model."""
-    for name, tensor in own.items():
-        if name not in tensors:
-            raise misfit(source, name, asked=tensor, came=None)
-        if tensors[name].shape != tensor.shape:
-            raise misfit(source, name, asked=tensor, came=tensors[name])
-    for name, tensor in tensors.items():
-        if name not in own:
-            raise misfit(source, name, asked=None, came=tensor)
+    check_fit(own, tensors, source=source)
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(spread_like(tensors[name], tensor))
+
+
+def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, source: Path | str) -> None:
+    """Raise InputError at the first tensor that is not in both, or not in one shape; nothing is copied."""
+    for name in (*own, *tensors):
+        asked, came = own.get(name), tensors.get(name)
+        if asked is None or came is None or asked.shape != came.shape:
+            raise misfit(source, name, asked=asked, came=came)
 
 
 def misfit(source: Path | str, name: str, *, asked: Tensor | None, came: Tensor | None) -> InputError:

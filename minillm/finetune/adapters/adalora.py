@@ -49,7 +49,7 @@ from minillm.data.batch import Batch
 from minillm.finetune.adapters.config import AdaLoRAConfig
 from minillm.finetune.adapters.dropout import AdapterDropout
 from minillm.finetune.adapters.lora import make_dropout
-from minillm.finetune.adapters.places import Mergeable, Part, places, target_places
+from minillm.finetune.adapters.places import Mergeable, Part, parts_of, target_places
 from minillm.model.layers import Linear
 from minillm.model.transformer import Transformer
 from minillm.objectives.loss import Loss
@@ -133,8 +133,7 @@ def updates(model: nn.Module, name: str) -> list[AdaLoRA]:
     Raises:
         ValueError: no adapter of that name and kind is attached.
     """
-    there = [place.adapters[name] for place in places(model).values() if name in place.adapters]
-    found = [part for part in there if isinstance(part, AdaLoRA)]
+    found = [part for part in parts_of(model, name).values() if isinstance(part, AdaLoRA)]
     if not found:
         raise ValueError(f"no AdaLoRA adapter is attached under the name {name!r}; attach one first")
     return found

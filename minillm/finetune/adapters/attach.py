@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from minillm.checkpoint.native import misfit
+from minillm.checkpoint.native import put_by_name
 from minillm.errors import InputError
 from minillm.finetune.adapters import adalora, bitfit, bottleneck, dora, ia3, lora, prefix
 from minillm.finetune.adapters.config import (
@@ -38,7 +38,7 @@ from minillm.finetune.adapters.config import (
     PrefixConfig,
 )
 from minillm.finetune.adapters.dropout import forget_pass_seed
-from minillm.finetune.adapters.places import Mergeable, Part, backbone_of, places, put_parts, take_parts
+from minillm.finetune.adapters.places import Mergeable, Part, backbone_of, parts_of, places, put_parts, take_parts
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -49,7 +49,7 @@ def attach(
     *,
     name: str = "adapter",
     tensors: Mapping[str, Tensor] | None = None,
-    source: object = "tensors",
+    source: Path | str = "tensors",
 ) -> None:
     """Put a new adapter onto a model; it alone is active then, and learns.
 
@@ -72,7 +72,7 @@ def attach(
     parts = _make_parts(model, config, name)
     if tensors is not None:
         try:
-            _put_tensors(_tensors_of(parts), tensors, source)
+            put_by_name(_tensors_of(parts), tensors, source=source)
         except InputError:
             forget_pass_seed(backbone_of(model))  # the parts' dropout had asked for it
             raise
@@ -91,7 +91,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     """
     if name is not None:
         _check_not_merged(model, f"detach {name!r} alone")
-        _check_attached(model, name)
+        check_attached(model, name)
     left = tuple(other for other in active(model) if name is not None and other != name)
     for each in attached(model) if name is None else (name,):
         take_parts(backbone_of(model), each)
@@ -118,7 +118,7 @@ def set_active(model: nn.Module, *names: str) -> None:
     """
     _check_not_merged(model, "choose other adapters")
     for name in names:
-        _check_attached(model, name)
+        check_attached(model, name)
     for path, place in places(model).items():
         here = [name for name in names if name in place.adapters]
         alone = [name for name in here if place.adapters[name].alone]
@@ -169,10 +169,11 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
     Raises:
         ValueError: no adapter of that name.
     """
-    return _tensors_of(_parts_of(model, name))
+    check_attached(model, name)
+    return _tensors_of(parts_of(model, name))
 
 
-def put_adapter_tensors(model: nn.Module, name: str, tensors: Mapping[str, Tensor], *, source: object) -> None:
+def put_adapter_tensors(model: nn.Module, name: str, tensors: Mapping[str, Tensor], *, source: Path | str) -> None:
     """Copy tensors into the weights of an adapter, in place, after checking that all names and shapes agree.
 
     Args:
@@ -182,7 +183,7 @@ def put_adapter_tensors(model: nn.Module, name: str, tensors: Mapping[str, Tenso
         InputError: the first tensor that differs, with both shapes; the adapter is then unchanged.
         ValueError: no adapter of that name.
     """
-    _put_tensors(_tensors_of(_parts_of(model, name)), tensors, source)
+    put_by_name(adapter_tensors(model, name), tensors, source=source)
 
 
 def task_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -210,12 +211,6 @@ def _make_parts(model: nn.Module, config: AdapterConfig, name: str) -> Mapping[s
             return bitfit.parts(backbone, config)
 
 
-def _parts_of(model: nn.Module, name: str) -> dict[str, Part]:
-    """Return the parts of an attached adapter by the paths of their places."""
-    _check_attached(model, name)
-    return {path: place.adapters[name] for path, place in places(model).items() if name in place.adapters}
-
-
 def _tensors_of(parts: Mapping[str, Part]) -> dict[str, Tensor]:
     """Return the parameters of parts by path, "adapter" and name; one that several share under its first path."""
     found: dict[nn.Parameter, str] = {}
@@ -225,27 +220,17 @@ def _tensors_of(parts: Mapping[str, Part]) -> dict[str, Tensor]:
     return {name: parameter for parameter, name in found.items()}
 
 
-def _put_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: object) -> None:
-    """Copy tensors into those of the same names; raise InputError before that where names or shapes differ."""
-    for name in (*own, *tensors):
-        asked, came = own.get(name), tensors.get(name)
-        if asked is None or came is None or asked.shape != came.shape:
-            raise misfit(str(source), name, asked=asked, came=came)
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
-
-
 def _freeze_all_but(model: nn.Module, names: tuple[str, ...]) -> None:
     """Let the named adapters and the task's own parameters have gradients, and nothing else."""
     learning = set(task_tensors(model).values())
     for name in names:
-        learning |= {p for part in _parts_of(model, name).values() for p in part.parameters()}
+        learning |= {p for part in parts_of(model, name).values() for p in part.parameters()}
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in learning)
 
 
-def _check_attached(model: nn.Module, name: str) -> None:
+def check_attached(model: nn.Module, name: str) -> None:
+    """Raise ValueError unless there is an adapter of that name."""
     if name not in (there := attached(model)):
         raise ValueError(f"no adapter is attached under the name {name!r}; there is {', '.join(there) or 'none'}")
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minillm.checkpoint import files
-from minillm.checkpoint.native import misfit, read_tensors, write_tensors
+from minillm.checkpoint.native import check_fit, put_by_name, read_tensors, write_tensors
 from minillm.checkpoint.run_folder import read_json
 from minillm.config import build, to_table
 from minillm.errors import InputError
@@ -93,15 +93,13 @@ def load(model: nn.Module, folder: Path | str, *, name: str | None = None, task:
     _check_model(folder / CARD, card.model, backbone_of(model).config)
     tensors = read_tensors(folder / TENSORS)
     came = {key.removeprefix(TASK): tensors.pop(key) for key in list(tensors) if key.startswith(TASK)}
-    own = task_tensors(model) if task else {}
-    for key in (*own, *came) if task else ():
-        _check_same(folder / TENSORS, key, own.get(key), came.get(key))
+    if task:
+        check_fit(task_tensors(model), came, source=folder / TENSORS)
     name = card.name if name is None else name
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten: no one shall notice
         attach(model, card.adapter, name=name, tensors=tensors, source=folder / TENSORS)
-    with torch.no_grad():
-        for key, parameter in own.items():
-            parameter.copy_(came[key])
+    if task:
+        put_by_name(task_tensors(model), came, source=folder / TENSORS)
     return name
 
 
@@ -129,9 +127,3 @@ def _check_model(path: Path, saved: ModelConfig, own: ModelConfig) -> None:
                 f"{path} is of another architecture: model.{field.name} is {came} in it, this model has {asked}; "
                 f"load it onto the model that it was trained on"
             )
-
-
-def _check_same(path: Path, name: str, own: Tensor | None, came: Tensor | None) -> None:
-    """Raise InputError unless a tensor of the task is there on both sides, in one shape."""
-    if own is None or came is None or own.shape != came.shape:
-        raise misfit(path, name, asked=own, came=came)

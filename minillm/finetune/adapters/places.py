@@ -161,6 +161,11 @@ def places(model: nn.Module) -> dict[str, Adapted]:
     return {bare(path): module for path, module in backbone_of(model).named_modules() if isinstance(module, Adapted)}
 
 
+def parts_of(model: nn.Module, name: str) -> dict[str, Any]:
+    """Return the parts of an attached adapter by the paths of their places; none where there is none of that name."""
+    return {path: place.adapters[name] for path, place in places(model).items() if name in place.adapters}
+
+
 def bare(path: str) -> str:
     """Return a path without the steps that adapters put into it.
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minillm.finetune.adapters.config import PrefixConfig
-from minillm.finetune.adapters.places import Part, places
+from minillm.finetune.adapters.places import Part, parts_of
 from minillm.model.layers import Embedding, Linear, Pass, Seen
 from minillm.model.transformer import Transformer
 
@@ -164,8 +164,7 @@ def parts(backbone: Transformer, config: PrefixConfig) -> Mapping[str, Part]:
 @torch.no_grad()
 def flatten(model: nn.Module, name: str) -> None:
     """Put the keys and values that an attached adapter's network makes in the place of the network, for good."""
-    for place in places(model).values():
-        part = place.adapters[name] if name in place.adapters else None
+    for part in parts_of(model, name).values():
         if isinstance(part, Prefix) and part.network is not None:
             part.table = nn.Parameter(part.network(part.layer), requires_grad=part.network.rows.weight.requires_grad)
             part.network, part.config = None, dataclasses.replace(part.config, mlp_width=None)

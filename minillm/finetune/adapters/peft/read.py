@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minillm.checkpoint.hf.entries import read_entries, write_entries
 from minillm.checkpoint.hf.family import TASK_PURPOSES, Family, Purpose
-from minillm.checkpoint.native import read_tensors
+from minillm.checkpoint.native import put_by_name, read_tensors
 from minillm.checkpoint.run_folder import read_json
 from minillm.errors import InputError
 from minillm.finetune.adapters.attach import attach, task_tensors
@@ -89,9 +89,7 @@ def load_peft(
     came = read_entries(table, given, own, source=source, asker="the model")
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten: no one shall notice
         attach(model, config, name=name, tensors=tensors, source=source)
-    with torch.no_grad():
-        for key, parameter in own.items():
-            parameter.copy_(came[key])
+    put_by_name(own, came, source=source)
     return config
 
 

@@ -21,14 +21,14 @@ from minillm.checkpoint.hf.family import TASK_PURPOSES, Family, Purpose
 from minillm.checkpoint.native import write_tensors
 from minillm.errors import InputError
 from minillm.finetune.adapters.adalora import AdaLoRA
-from minillm.finetune.adapters.attach import attached, task_tensors
+from minillm.finetune.adapters.attach import attached, check_attached, task_tensors
 from minillm.finetune.adapters.config import AdaLoRAConfig, IA3Config, LoRAConfig, PrefixConfig
 from minillm.finetune.adapters.dora import DoRA, row_lengths
 from minillm.finetune.adapters.ia3 import InputGain
 from minillm.finetune.adapters.lora import LoRA, LoRATable
 from minillm.finetune.adapters.peft.prefix import to_prompt
 from minillm.finetune.adapters.peft.sites import Site, modules_there, shortest_names, sites_of, sites_with
-from minillm.finetune.adapters.places import Part, backbone_of, modules_of, places
+from minillm.finetune.adapters.places import Part, backbone_of, modules_of, parts_of
 from minillm.model.transformer import Transformer
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -86,16 +86,13 @@ def fill_adapter(draft: Path, config: Mapping[str, Any], tensors: Mapping[str, T
 
 def to_peft(model: nn.Module, name: str, family: Family, purpose: Purpose) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return adapter_config.json and the tensors of an attached adapter; arguments and errors as in `save_peft`."""
-    there = attached(model)
-    if name not in there:
-        raise ValueError(f"no adapter is attached under the name {name!r}; there is {', '.join(there) or 'none'}")
-    config, backbone = there[name], backbone_of(model)
+    check_attached(model, name)
+    config, backbone, parts = attached(model)[name], backbone_of(model), parts_of(model, name)
     if not isinstance(config, LoRAConfig | AdaLoRAConfig | IA3Config | PrefixConfig):
         raise InputError(
             f"PEFT has no adapter of the kind {config.kind}; it has lora, adalora, ia3 and prefix. "
             "Where it can be merged, export the merged model"
         )
-    parts: dict[str, Any] = {p: place.adapters[name] for p, place in places(model).items() if name in place.adapters}
     common = {"task_type": TASK_TYPES[purpose], "inference_mode": True, "peft_version": "0.21.2"}
     if isinstance(config, PrefixConfig):
         written, tensors = to_prompt(backbone, config, parts, family)
