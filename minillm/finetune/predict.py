@@ -135,7 +135,8 @@ def load_finetuned(
             f"{run} holds {len(loaded)} seeds, and answers of {asked.name} have no mean; take {members[0]}"
         )
     fitted = run.calibration_path.exists() or asked.facts.name not in ("single_label", "multi_label")
-    if not fitted and (done or members == [run]):
+    begun_here = members[0].corpus_path.exists()  # what was imported cannot go on, and none is fitted for it
+    if not fitted and begun_here and (done or members == [run]):
         warn(
             f"{run} has no calibration.json: probabilities are as trained, at temperature 1; one is fitted when the "
             f"run ends: minillm finetune --resume {run.quoted}"

@@ -123,13 +123,18 @@ def test_the_way_in_and_out(peer, family, ending, settings, with_tokenizer, tmp_
 
 
 @torch.no_grad()
-def test_an_imported_classifier_predicts(peer, with_tokenizer, family, tmp_path) -> None:
-    """`minillm predict` takes the run and the folder itself; probabilities are the softmax of transformers' logits."""
+def test_an_imported_classifier_predicts(peer, with_tokenizer, family, tmp_path, capsys) -> None:
+    """`minillm predict` takes the run and the folder itself; probabilities are the softmax of transformers' logits.
+
+    Nothing is said of a temperature: none is fitted for what was trained elsewhere.
+    """
     there = peer(family, "SequenceClassification", num_labels=3)
     folder = with_tokenizer(there.folder, family)
     import_folder(folder, tmp_path / "run")
+    capsys.readouterr()
     for place in (folder, tmp_path / "run"):
         loaded = load_finetuned(place)
+        assert capsys.readouterr().err == ""
         (answer,) = loaded.predict(text_table(["a good day, no?"]))
         tokens = loaded.encoder.sequences(["a good day, no?"]).tokens
         wanted = there.model(torch.from_numpy(tokens)[None].long()).logits[0].softmax(-1)
