@@ -13,6 +13,7 @@ Read next: `report_markdown.py`, then `report_plots.py`.
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,25 +235,33 @@ def _before_and_after(splits: Mapping[str, Predictions], calibration: Calibratio
 
 
 def _seeds(seeds: Mapping[int, Mapping[str, Figures]]) -> dict[str, Any]:
-    """Return split -> figure -> mean, deviation and each, for two seeds or more.
-
-    The deviation is that of a sample, with n - 1 below; a figure that some seed has no value of has neither.
-    """
+    """Return split -> figure -> mean, deviation and each, for two seeds or more."""
     found: dict[str, Any] = {}
     if len(seeds) < 2:
         return found
-    first = next(iter(seeds.values()))
-    for split, figures in first.items():
-        found[split] = {}
-        for name in figures:
-            each = {str(seed): splits[split][name] for seed, splits in seeds.items()}
-            values = [value for value in each.values() if value is not None]
-            whole = len(values) == len(each)
-            found[split][name] = {
-                "mean": float(np.mean(values)) if whole else None,
-                "deviation": float(np.std(values, ddof=1)) if whole else None,
-                "each": each,
-            }
+    for split in next(iter(seeds.values())):
+        rows = {str(seed): splits[split] for seed, splits in seeds.items()}
+        found[split] = {
+            name: {"mean": mean, "deviation": deviation, "each": {seed: row[name] for seed, row in rows.items()}}
+            for name, (mean, deviation) in spread(list(rows.values())).items()
+        }
+    return found
+
+
+def spread(runs: Sequence[Figures]) -> dict[str, tuple[float | None, float | None]]:
+    """Return figure -> (mean, deviation) over runs; None where a run has no value of it.
+
+    The deviation is that of a sample, with n - 1 below, and None for a single run.
+
+    >>> spread([{"f1": 1.0, "mcc": None}, {"f1": 2.0, "mcc": 0.5}])
+    {'f1': (1.5, 0.707...), 'mcc': (None, None)}
+    """
+    found: dict[str, tuple[float | None, float | None]] = {}
+    for name in runs[0]:
+        values = [value for figures in runs if (value := figures[name]) is not None]
+        known = len(values) == len(runs)
+        mean = statistics.fmean(values) if known else None
+        found[name] = mean, statistics.stdev(values) if known and len(values) > 1 else None
     return found
 
 

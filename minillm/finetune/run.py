@@ -48,7 +48,6 @@ from minillm.training.progress import Mute, Progress
 from minillm.training.state import Summary
 from minillm.training.trainer import Trainer
 
-JUDGED = ("valid", "test")
 THIS, FROM_RANDOM = "this model", "from random weights"
 TWIN = "random"  # folder, inside a run's, of the same run from random weights
 
@@ -66,7 +65,7 @@ class Result:
     run: Path
     summary: Summary
     step: int
-    contenders: Sequence[Contender]
+    contenders: Sequence[Contender] = ()
     report: Report | None = None
     examples_per_second: float
 
@@ -275,19 +274,18 @@ def _train(trainer: Trainer, material: Material, config: FinetuneConfig, progres
     summary = trainer.fit()
     folder, model, task, processes = trainer.folder, trainer.model, material.task, trainer.processes
     rate = summary.steps_per_second * config.train.batch_size
+    result = Result(run=folder.path, summary=summary, step=summary.steps, examples_per_second=rate)
     if processes.is_first:
         draw_plots(folder)
     if summary.stopped_early:
-        return Result(run=folder.path, summary=summary, step=summary.steps, contenders=(), examples_per_second=rate)
+        return result
     best = processes.first_then_rest(*[lambda: folder.load("best", to_use=True)] * 2)
     put_tensors(model, best.model_tensors(), source=best.folder / "model.safetensors")
     predictions = {name: material.predict(model, name) for name in judged(material)}
     contenders = [Contender(name=THIS, note=_origin(config), splits=said(material, predictions))]
-    if isinstance(task, TextTask) and processes.is_first:
-        contenders += baselines(material, task)
+    if processes.is_first:
+        contenders += baselines(material)
         write_calibration(folder, contenders[0].splits["valid"])
-    if isinstance(task, Tagging) and processes.is_first:
-        contenders.append(most_frequent_tags(material, task))
     if config.against_random and not (config.random or config.preset):
         twin = _from_random(config, folder, progress)
         if twin.summary.stopped_early:
@@ -295,12 +293,13 @@ def _train(trainer: Trainer, material: Material, config: FinetuneConfig, progres
                 f"its twin from random weights is not done; go on with: minillm finetune --resume {folder.quoted}"
             )
             stopped = dataclasses.replace(summary, stopped_early=True, signal=twin.summary.signal)
-            return Result(run=folder.path, summary=stopped, step=best.step, contenders=(), examples_per_second=rate)
+            return dataclasses.replace(result, summary=stopped, step=best.step)
         alike = config.optim.random_learning_rate == config.optim.learning_rate
         note = "nothing pretrained, all else alike" + ("" if alike else " but the learning rate")
         contenders.append(dataclasses.replace(twin.contenders[0], name=FROM_RANDOM, note=note))
+    result = dataclasses.replace(result, step=best.step, contenders=contenders)
     if not processes.is_first:
-        return Result(run=folder.path, summary=summary, step=best.step, contenders=contenders, examples_per_second=rate)
+        return result
     report = Report(
         name=folder.path.resolve().name,
         task=task.name,
@@ -312,13 +311,8 @@ def _train(trainer: Trainer, material: Material, config: FinetuneConfig, progres
         trained=count_parameters(model),
         notes=material.notes,
     )
-    written, *_ = write_report(folder.path, report)
-    for line in table_lines(contenders):
-        progress.note(line)
-    progress.note(f"report: {written}")
-    return Result(
-        run=folder.path, summary=summary, step=best.step, contenders=contenders, report=report, examples_per_second=rate
-    )
+    put_report(folder.path, report, progress)
+    return dataclasses.replace(result, report=report)
 
 
 def write_calibration(folder: RunFolder, valid: Predictions | Figures) -> None:
@@ -340,22 +334,26 @@ def said(material: Material, predictions: Mapping[str, Any]) -> dict[str, Any]:
 
 def judged(material: Material) -> list[str]:
     """Return the splits that a model is judged on."""
-    return [name for name in JUDGED if name in material.splits]
+    return [name for name in ("valid", "test") if name in material.splits]
 
 
-def most_frequent_tags(material: Material, task: Tagging) -> Contender:
-    """Return the simple model of tagging."""
-    learnt = material.splits["train"].sequences
-    said = {name: task.most_frequent(learnt, material.splits[name].sequences) for name in judged(material)}
-    return Contender(
-        name="most frequent tag",
-        note="of each word in training",
-        splits={name: task.figures(predictions) for name, predictions in said.items()},
-    )
+def put_report(run: Path, report: Report, progress: Progress) -> None:
+    """Write a report, and note its figures and where it is."""
+    written, *_ = write_report(run, report)
+    for line in (*table_lines(report.contenders), f"report: {written}"):
+        progress.note(line)
 
 
-def baselines(material: Material, task: TextTask) -> list[Contender]:
-    """Return the two simple models that learnt from the same rows."""
+def baselines(material: Material) -> list[Contender]:
+    """Return the simple models that learnt from the same rows: two of whole texts, one of tags, of other tasks none."""
+    task = material.task
+    if isinstance(task, Tagging):
+        learnt = material.splits["train"].sequences
+        said = {name: task.most_frequent(learnt, material.splits[name].sequences) for name in judged(material)}
+        figures = {name: task.figures(predictions) for name, predictions in said.items()}
+        return [Contender(name="most frequent tag", note="of each word in training", splits=figures)]
+    if not isinstance(task, TextTask):
+        return []
     rows = {
         name: Examples(texts=split.texts, targets=task.targets(split.table, split.columns.label or ""))
         for name, split in material.splits.items()
@@ -367,7 +365,7 @@ def baselines(material: Material, task: TextTask) -> list[Contender]:
         Contender(
             name=b.name,
             note=b.note,
-            splits={n: dataclasses.replace(b.predict(rows[n]), scale=scale) for n in JUDGED if n in rows},
+            splits={n: dataclasses.replace(b.predict(rows[n]), scale=scale) for n in judged(material)},
         )
         for b in fitted
     ]

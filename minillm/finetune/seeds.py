@@ -25,15 +25,15 @@ from minillm.finetune.config import FinetuneConfig
 from minillm.finetune.ensemble import ensemble
 from minillm.finetune.predict import seed_folders
 from minillm.finetune.predictions import Predictions
-from minillm.finetune.report import Contender, Figures, write_report
+from minillm.finetune.report import Contender, Figures, spread
 from minillm.finetune.run import (
     FROM_RANDOM,
     THIS,
     Result,
     changed,
     finetune,
+    put_report,
     resume,
-    table_lines,
     write_calibration,
 )
 from minillm.training.progress import Progress
@@ -53,11 +53,8 @@ class SeedsResult:
     def json(self) -> dict[str, Any]:
         """Return the figures under the names of the command line's contract: means, beside deviation and each."""
         each = {str(seed): result.json() for seed, result in self.results.items()}
-        spread = {c.name: spread_of([_named(r, c.name) for r in self.results.values()]) for c in _first(self.results)}
-        mean = {name: {split: pair[0] for split, pair in splits.items()} for name, splits in spread.items()}
-        moving = {name: splits for name, splits in spread.items() if name in (THIS, FROM_RANDOM)}
-        deviation = {name: {split: pair[1] for split, pair in splits.items()} for name, splits in moving.items()}
-        own = mean.pop(THIS, {})
+        means, deviations = means_and_deviations(self.results)
+        own = means.pop(THIS, {})
         rates = [result.examples_per_second for result in self.results.values()]
         return {
             "run": str(self.run),
@@ -66,8 +63,8 @@ class SeedsResult:
             "examples_per_second": statistics.fmean(rates),
             "valid": own.get("valid"),
             "test": own.get("test"),
-            "baselines": mean,
-            "deviation": deviation,
+            "baselines": means,
+            "deviation": {name: splits for name, splits in deviations.items() if name in (THIS, FROM_RANDOM)},
             "ensemble": {c.name: {s: dict(c.figures(s)) for s in c.splits} for c in self.contenders[:1]}.get(ENSEMBLE),
             "seeds": each,
         }
@@ -177,8 +174,7 @@ def _all(
             raise Stopped(128 + signal)
     results = dict(sorted(known.items()))
     contenders = _contenders(results)
-    if isinstance(contenders[0].splits["valid"], Predictions):
-        write_calibration(RunFolder(out), contenders[0].splits["valid"])
+    write_calibration(RunFolder(out), contenders[0].splits["valid"])
     any_report = next(iter(results.values())).report
     assert any_report is not None
     report = dataclasses.replace(
@@ -189,22 +185,18 @@ def _all(
         step=None,
         seeds={seed: {s: r.contenders[0].figures(s) for s in r.contenders[0].splits} for seed, r in results.items()},
     )
-    written, *_ = write_report(out, report)
-    for line in table_lines(contenders):
-        progress.note(line)
-    progress.note(f"report: {written}")
+    put_report(out, report, progress)
     return SeedsResult(run=out, results=results, contenders=contenders)
 
 
 def _contenders(results: Mapping[int, Result]) -> list[Contender]:
     """Return the ensemble where there is one, the mean of the runs, and the means of what they were held against."""
-    first, count = _first(results), len(results)
+    first, count = next(iter(results.values())).contenders, len(results)
+    figures, _ = means_and_deviations(results)
     means = []
     for contender in first:
-        spread = spread_of([_named(result, contender.name) for result in results.values()])
-        mean = {split: pair[0] for split, pair in spread.items()}
         name = f"mean of {count} seeds" if contender.name == THIS else contender.name
-        means.append(dataclasses.replace(contender, name=name, splits=mean))
+        means.append(dataclasses.replace(contender, name=name, splits=figures[contender.name]))
     joined: dict[str, Predictions] = {}
     for split in first[0].splits:
         members = [result.contenders[0].splits[split] for result in results.values()]
@@ -216,31 +208,16 @@ def _contenders(results: Mapping[int, Result]) -> list[Contender]:
     return [Contender(name=ENSEMBLE, note=f"mean {what} of {count}", splits=joined), *means]
 
 
-def spread_of(each: Sequence[Contender]) -> dict[str, tuple[Figures, Figures]]:
-    """Return split -> (mean, sample deviation) of every figure over runs; None where a run has no value of it."""
-    found: dict[str, tuple[Figures, Figures]] = {}
-    for split in each[0].splits:
-        rows = [contender.figures(split) for contender in each]
-        mean: dict[str, float | None] = {}
-        deviation: dict[str, float | None] = {}
-        for name in rows[0]:
-            values = [row[name] for row in rows]
-            whole = [value for value in values if value is not None]
-            known = len(whole) == len(values)
-            mean[name] = statistics.fmean(whole) if known else None
-            deviation[name] = statistics.stdev(whole) if known and len(whole) > 1 else None
-        found[split] = mean, deviation
-    return found
-
-
-def _first(results: Mapping[int, Result]) -> Sequence[Contender]:
-    """Return the contenders of the first run."""
-    return next(iter(results.values())).contenders
-
-
-def _named(result: Result, name: str) -> Contender:
-    """Return the contender of a run by its name."""
-    return next(contender for contender in result.contenders if contender.name == name)
+def means_and_deviations(results: Mapping[int, Result]) -> tuple[dict[str, dict[str, Figures]], ...]:
+    """Return contender -> split -> figures: their means over the runs, and their deviations; see `report.spread`."""
+    means: dict[str, dict[str, Figures]] = {}
+    deviations: dict[str, dict[str, Figures]] = {}
+    for each in zip(*(result.contenders for result in results.values()), strict=True):  # one contender, of every run
+        name = each[0].name
+        found = {split: spread([contender.figures(split) for contender in each]) for split in each[0].splits}
+        means[name] = {split: {n: mean for n, (mean, _) in pairs.items()} for split, pairs in found.items()}
+        deviations[name] = {split: {n: sd for n, (_, sd) in pairs.items()} for split, pairs in found.items()}
+    return means, deviations
 
 
 def _one(config: FinetuneConfig, seed: int) -> FinetuneConfig:
