@@ -18,9 +18,10 @@ Read next: `loader.py`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,24 @@ class Sequences:
     truncation: Truncation = Truncation()
     details: Any = None
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]], rows: Sequence[int], lost: Iterable[int], **others: Any) -> Self:
+        """Return token sequences laid end to end.
+
+        Args:
+            sequences: the tokens of each. rows: the row of the table that each came from.
+            lost: of each row of the table, how many of its tokens are in no sequence.
+            others: the other fields.
+        """
+        cut = [tokens for tokens in lost if tokens]
+        return cls(
+            tokens=np.fromiter(chain.from_iterable(sequences), dtype=np.int32),
+            bounds=np.cumsum([0, *map(len, sequences)], dtype=np.int64),
+            rows=np.array(rows, dtype=np.int64),
+            truncation=Truncation(rows=len(cut), tokens=sum(cut)),
+            **others,
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -159,38 +178,28 @@ class TextEncoder:
         """Return the sequences of N rows, in order, without targets."""
         first = self.tokenizer.encode_batch(list(texts))
         second = None if pairs is None else self.tokenizer.encode_batch(list(pairs))
-        tokens: list[int] = []
+        sequences: list[list[int]] = []
         types: list[int] = []
-        bounds, rows, weights = [0], [], []
-        cut_rows = cut_tokens = 0
+        rows, weights, lost = [], [], []
         for row, a in enumerate(first):
             if second is None:
-                parts, lost = self._one(a)
-                framed = [
-                    ([*self.single.before, *part, *self.single.after], self.single.types_of(len(part)))
-                    for part in parts
-                ]
+                parts, left_out = self._one(a)
+                framed = [[*self.single.before, *part, *self.single.after] for part in parts]
             else:
-                kept, parts, lost = self._two(a, second[row])
+                kept, parts, left_out = self._two(a, second[row])
                 head = [*self.pair.before, *kept, *self.pair.between]
-                framed = [
-                    ([*head, *part, *self.pair.after], self.pair.types_of(len(kept), len(part))) for part in parts
-                ]
-            for sequence, kinds in framed:
-                tokens += sequence
-                bounds.append(len(tokens))
-                rows.append(row)
-                weights.append(1.0 / len(framed))
-                if self.typed and second is not None:
-                    types += kinds
-            cut_rows, cut_tokens = cut_rows + (lost > 0), cut_tokens + lost
-        return Sequences(
-            tokens=np.array(tokens, dtype=np.int32),
-            bounds=np.array(bounds, dtype=np.int64),
-            rows=np.array(rows, dtype=np.int64),
-            token_types=np.array(types, dtype=np.int8) if types else None,
+                framed = [[*head, *part, *self.pair.after] for part in parts]
+                types += [kind for part in parts for kind in self.pair.types_of(len(kept), len(part))]
+            sequences += framed
+            rows += [row] * len(framed)
+            weights += [1.0 / len(framed)] * len(framed)
+            lost.append(left_out)
+        return Sequences.of(
+            sequences,
+            rows,
+            lost,
+            token_types=np.array(types, dtype=np.int8) if self.typed and types else None,
             weights=np.array(weights, dtype=np.float32) if len(rows) > len(first) else None,
-            truncation=Truncation(rows=cut_rows, tokens=cut_tokens),
         )
 
     def _one(self, a: list[int]) -> tuple[list[list[int]], int]:

@@ -32,7 +32,7 @@ from minillm.data.batch import IGNORED, Batch
 from minillm.errors import InputError
 from minillm.evaluate import inference
 from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts, TaskName
-from minillm.finetune.encoding import Sequences, TextEncoder, Truncation, nothing_left
+from minillm.finetune.encoding import Sequences, TextEncoder, nothing_left
 from minillm.finetune.heads import HiddenStates
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.task_model import TaskModel
@@ -130,13 +130,12 @@ class PromptAnswer(Task):
         ending = [] if eos is None else [eos]  # whatever the frame: generation stops there
         second = [[*ids, *ending] for ids in tokenizer.encode_batch(answers or [])] or [[] for _ in prompts]
         parts: list[tuple[list[int], list[int]]] = []
-        cut_rows = cut_tokens = 0
+        lost: list[int] = []
         for row, (prompt, answer) in enumerate(zip(first, second, strict=True)):
             if len(before) + len(prompt) + len(answer) <= labelled:
                 raise nothing_left(table.place(row), prompts[row], what="prompt")
             kept = min(len(prompt), max(room - len(answer), room // 2))
-            lost = len(prompt) - kept + max(0, kept + len(answer) - room)
-            cut_rows, cut_tokens = cut_rows + (lost > 0), cut_tokens + lost
+            lost.append(len(prompt) - kept + max(0, kept + len(answer) - room))
             answer = answer[: room - kept]
             whole = [*before, *prompt[len(prompt) - kept :], *answer]
             following = [IGNORED] * (len(whole) - len(answer)) + answer
@@ -151,16 +150,13 @@ class PromptAnswer(Task):
                 f"({self.config.max_new_tokens:,})",
             )
         rows = packed([len(tokens) for tokens, _ in parts], encoder.max_length if self.config.packing else 0)
-        order = [place for row in rows for place in row]
-        return Sequences(
-            tokens=np.array([token for place in order for token in parts[place][0]], dtype=np.int32),
-            bounds=np.cumsum([0, *(sum(len(parts[place][0]) for place in row) for row in rows)]),
-            rows=np.array([row[0] for row in rows], dtype=np.int64),
+        targets = [target for row in rows for place in row for target in parts[place][1]]
+        return Sequences.of(
+            [[token for place in row for token in parts[place][0]] for row in rows],
+            [row[0] for row in rows],
+            lost if labelled else (),
             segments=_segments(rows, parts) if self.config.packing else None,
-            token_targets=np.array([t for place in order for t in parts[place][1]], dtype=np.int64)
-            if labelled
-            else None,
-            truncation=Truncation(rows=cut_rows, tokens=cut_tokens) if labelled else Truncation(),
+            token_targets=np.array(targets, dtype=np.int64) if labelled else None,
             details=Prompts(
                 tokenizer=tokenizer,
                 prompts=prompts,

@@ -40,7 +40,7 @@ from minillm.data.batch import IGNORED, Batch
 from minillm.errors import InputError
 from minillm.evaluate import inference
 from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts, TaskName
-from minillm.finetune.encoding import Sequences, TextEncoder, Truncation, nothing_left, window_starts
+from minillm.finetune.encoding import Sequences, TextEncoder, nothing_left, window_starts
 from minillm.finetune.heads import TokenHead
 from minillm.finetune.squad import read_squad
 from minillm.finetune.table import Columns, Table
@@ -155,13 +155,13 @@ class QuestionAnswering(Task):
         answers = read_answers(table, columns) if labelled else None
         after = _behind(encoder)
         room = encoder.room(pair=True) + len(encoder.pair.after) - len(after)
-        tokens: list[int] = []
+        sequences: list[list[int]] = []
         types: list[int] = []
-        bounds, rows, places, targets, spans, nones = [0], [], [], [], [], []
-        cut_rows = cut_tokens = inside_tokens = too_long = 0
+        rows, lost, places, targets, spans, nones = [], [], [], [], [], []
+        inside_tokens = too_long = 0
         for row, question in enumerate(encoder.tokenizer.encode_batch(table.texts(columns.text))):
             kept = question[: room // 2]
-            cut_rows, cut_tokens = cut_rows + (len(kept) < len(question)), cut_tokens + len(question) - len(kept)
+            lost.append(len(question) - len(kept))
             head = [*encoder.pair.before, *kept, *encoder.pair.between]
             context, edges = encoder.tokenizer.encode_with_offsets(contexts[row])
             where = np.array(edges, dtype=np.int64).reshape(-1, 2)  # (tokens of the context, 2)
@@ -183,23 +183,21 @@ class QuestionAnswering(Task):
                 if wanted is not None and begin <= wanted[0] and wanted[1] < begin + len(window):
                     first, last = (len(head) + place - begin for place in wanted)
                     found = True
-                tokens += sequence
+                sequences.append(sequence)
                 kinds = encoder.pair.types_of(len(kept), len(window))
                 types += kinds + kinds[-1:] * (len(sequence) - len(kinds))
-                bounds.append(len(tokens))
                 rows.append(row)
                 places.append(len(head))
                 spans.append(where[begin : begin + size])
                 targets.append((first, last))
                 nones.append(none)
             too_long += wanted is not None and not found
-        return Sequences(
-            tokens=np.array(tokens, dtype=np.int32),
-            bounds=np.array(bounds, dtype=np.int64),
-            rows=np.array(rows, dtype=np.int64),
+        return Sequences.of(
+            sequences,
+            rows,
+            lost,
             token_types=np.array(types, dtype=np.int8) if encoder.typed else None,
             targets=np.array(targets, dtype=np.int64) if labelled else None,
-            truncation=Truncation(rows=cut_rows, tokens=cut_tokens),
             details=ContextWindows(contexts=contexts, answers=answers, first=places, spans=spans, none=nones),
             notes=tuple(_notes(table.path, inside_tokens, too_long)),
         )

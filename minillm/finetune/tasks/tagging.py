@@ -39,7 +39,7 @@ from minillm.errors import InputError
 from minillm.evaluate import inference
 from minillm.finetune.config import HeadConfig, TaskConfig, TaskFacts, TaskName
 from minillm.finetune.conll import read_conll
-from minillm.finetune.encoding import Sequences, TextEncoder, Truncation
+from minillm.finetune.encoding import Sequences, TextEncoder
 from minillm.finetune.heads import TokenHead
 from minillm.finetune.metrics import ClassFigures, class_figures
 from minillm.finetune.table import Columns, Table, name_of
@@ -153,10 +153,9 @@ class Tagging(Task):
         room, left_only = encoder.room(pair=False), encoder.causal
         before = encoder.single.before
         pieces_of = functools.lru_cache(maxsize=2**16)(functools.partial(word_pieces, encoder.tokenizer, room))
-        tokens: list[int] = []
+        sequences: list[list[int]] = []
         targets: list[int] = []
-        bounds, rows, firsts, places = [0], [], [], []
-        cut_rows = cut_tokens = 0
+        rows, lost, firsts, places = [], [], [], []
         for row, sentence in enumerate(sentences):
             unknown = [tag for tag in sentence.tags or () if tag not in numbers]
             if unknown:
@@ -167,8 +166,7 @@ class Tagging(Task):
                 pieces_of(sentence.text[edge:start], sentence.text[start:stop])
                 for edge, (start, stop) in zip(edges, sentence.words, strict=False)
             ]
-            lost = sum(word.lost for word in pieces)
-            cut_rows, cut_tokens = cut_rows + (lost > 0), cut_tokens + lost
+            lost.append(sum(word.lost for word in pieces))
             sizes = [len(word.tokens) for word in pieces]
             for window in word_windows(sizes, room, min(encoder.config.overlap, room // 2), left_only=left_only):
                 within = pieces[window.first : window.stop]
@@ -180,18 +178,16 @@ class Tagging(Task):
                 target = np.full(len(sequence), IGNORED)
                 if sentence.tags is not None:
                     target[column] = [numbers[tag] for tag in sentence.tags[window.own_first : window.own_stop]]
-                tokens += sequence
+                sequences.append(sequence)
                 targets += target.tolist()
-                bounds.append(len(tokens))
                 rows.append(row)
                 firsts.append(window.own_first)
                 places.append(column)
-        return Sequences(
-            tokens=np.array(tokens, dtype=np.int32),
-            bounds=np.array(bounds, dtype=np.int64),
-            rows=np.array(rows, dtype=np.int64),
+        return Sequences.of(
+            sequences,
+            rows,
+            lost,
             token_targets=np.array(targets, dtype=np.int64) if labelled else None,
-            truncation=Truncation(rows=cut_rows, tokens=cut_tokens),
             details=Windows(sentences=sentences, first=firsts, columns=places),
         )
 
