@@ -45,8 +45,16 @@ class ClassFigures:
     predicted: int
 
 
+class Metrics:
+    """The figures of predictions; a task's own are below."""
+
+    def figures(self) -> dict[str, float | None]:
+        """Return the summary by name: what is one number, or None."""
+        return {name: value for name, value in vars(self).items() if value is None or isinstance(value, float)}
+
+
 @dataclass(frozen=True, kw_only=True)
-class SingleLabelMetrics:
+class SingleLabelMetrics(Metrics):
     """One class an example.
 
     accuracy, macro_f1, weighted_f1: in [0, 1]. mcc: Matthews correlation, in [-1, 1].
@@ -62,13 +70,9 @@ class SingleLabelMetrics:
     classes: tuple[ClassFigures, ...]
     confusion: NDArray[np.int64]
 
-    def figures(self) -> dict[str, float | None]:
-        """Return the summary by name."""
-        return _numbers(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class MultiLabelMetrics:
+class MultiLabelMetrics(Metrics):
     """Any number of labels an example.
 
     accuracy: share of examples whose labels are all right. micro_f1: of all N * K decisions together, None where no
@@ -86,13 +90,9 @@ class MultiLabelMetrics:
     classes: tuple[ClassFigures, ...]
     thresholds: tuple[float, ...]
 
-    def figures(self) -> dict[str, float | None]:
-        """Return the summary by name."""
-        return _numbers(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class RegressionMetrics:
+class RegressionMetrics(Metrics):
     """A number an example.
 
     pearson, spearman: in [-1, 1]; None for fewer than two examples or where one side is constant.
@@ -104,13 +104,6 @@ class RegressionMetrics:
     mse: float
     mae: float
     loss: float
-
-    def figures(self) -> dict[str, float | None]:
-        """Return the summary by name."""
-        return _numbers(self)
-
-
-Metrics = SingleLabelMetrics | MultiLabelMetrics | RegressionMetrics
 
 
 def losses(predictions: Predictions) -> NDArray[np.float64]:
@@ -231,8 +224,8 @@ def _regression(predictions: Predictions) -> RegressionMetrics:
     targets, said = targets_of(predictions).astype(np.float64), predictions.logits[:, 0].astype(np.float64)
     correlated = len(targets) > 1 and np.ptp(targets) > 0 and np.ptp(said) > 0
     return RegressionMetrics(
-        pearson=float(_correlation(stats.pearsonr(targets, said))) if correlated else None,
-        spearman=float(_correlation(stats.spearmanr(targets, said))) if correlated else None,
+        pearson=_correlation(stats.pearsonr(targets, said)) if correlated else None,
+        spearman=_correlation(stats.spearmanr(targets, said)) if correlated else None,
         mse=float(metrics.mean_squared_error(targets, said)),
         mae=float(metrics.mean_absolute_error(targets, said)),
         loss=float(losses(predictions).mean()),
@@ -315,8 +308,3 @@ def _correlation(result: Any) -> float:
 def _known(value: Any) -> float | None:
     """Return a figure, None where its formula divided by zero."""
     return None if np.isnan(value) else float(value)
-
-
-def _numbers(metrics: Metrics) -> dict[str, float | None]:
-    """Return those fields that are one number or None."""
-    return {name: value for name, value in vars(metrics).items() if value is None or isinstance(value, float)}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, softmax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,7 @@ class Predictions:
         """
         scaled = self.logits.astype(np.float64) / temperature
         if self.task == "single_label":
-            scaled -= scaled.max(axis=1, keepdims=True)
-            exponentials = np.exp(scaled)
-            return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+            return softmax(scaled, axis=1).astype(np.float32)
         if self.task == "multi_label":
-            return (0.5 * (1.0 + np.tanh(0.5 * scaled))).astype(np.float32)  # the sigmoid, without overflow
+            return expit(scaled).astype(np.float32)
         raise ValueError(f"a {self.task} has no probabilities")

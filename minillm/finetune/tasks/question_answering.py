@@ -34,6 +34,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from minillm_kernels import cross_entropy
 from numpy.typing import NDArray
+from scipy.special import softmax
 from torch import Tensor, nn
 
 from minillm.data.batch import IGNORED, Batch
@@ -307,7 +308,7 @@ class QuestionAnswering(Task):
             candidates = predictions.candidates[row]
             scores = [candidate.score for candidate in candidates]
             scores += [predictions.none[row]] if self.facts.unanswerable else []
-            shares = _softmax(np.array(scores) / temperature)
+            shares = softmax(np.array(scores) / temperature)
             table = [
                 {"text": c.text, "start": c.start, "stop": c.stop, "probability": float(share)}
                 for c, share in zip(candidates, shares, strict=False)
@@ -437,8 +438,3 @@ def _notes(path: str, inside_tokens: int, too_long: int) -> Iterator[str]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    shares = np.exp(scores - scores.max())
-    return shares / shares.sum()
