@@ -24,17 +24,17 @@ from minillm.checkpoint.native import put_tensors
 from minillm.checkpoint.run_folder import RunFolder, read_json
 from minillm.config import build, read_toml, to_table
 from minillm.errors import InputError, warn
-from minillm.finetune.config import FinetuneConfig, TableConfig, TaskConfig, TaskFacts, TaskModelConfig
+from minillm.finetune.config import FinetuneConfig, TableConfig, TaskConfig, TaskFacts
 from minillm.finetune.encoding import TextEncoder
 from minillm.finetune.ensemble import ensemble
 from minillm.finetune.loader import SequenceLoader
-from minillm.finetune.source import bare_task_model, build_task_model, shape_of, task_tensors_of
+from minillm.finetune.source import bare_task_model, build_task_model, shape_in, shape_of, text_tokenizer
 from minillm.finetune.table import Columns, Table, find_columns
 from minillm.finetune.task_model import TaskModel
 from minillm.finetune.tasks.protocol import Task
 from minillm.finetune.tasks.registry import TASKS
 from minillm.finetune.tasks.texts import TextTask
-from minillm.loading import checkpoint_name, tokenizer_of
+from minillm.loading import checkpoint_name
 from minillm.model.init import Undrawn
 from minillm.tokenizer.base import Tokenizer, load_tokenizer
 from minillm.training.precision import choose_compute_dtype
@@ -182,9 +182,7 @@ def finetuned_from(
     Raises:
         InputError: it has no task's head or no tokenizer, or its tensors do not fit.
     """
-    tokenizer = tokenizer_of(folder)
-    if tokenizer is None:
-        raise InputError(f"{folder.path} has no tokenizer, and text needs one; bring its tokenizer.json")
+    tokenizer = text_tokenizer(folder)
     model, task = opened_task_model(folder, changed or {})
     return Finetuned(
         models=[model.eval().to(device)],
@@ -210,10 +208,9 @@ def opened_task_model(folder: ModelFolder, changed: Mapping[str, Any]) -> tuple[
     path = str(folder.path / "config.json")
     settings: TaskConfig = build(TaskConfig, {"name": shape.task.name} | {**changed}, source=path)
     task = TASKS[shape.task.name](settings, shape.task)
-    tensors = task_tensors_of(folder)
     with Undrawn():
         model = bare_task_model(shape, task)
-    put_tensors(model, tensors, source=folder.path)
+    put_tensors(model, folder.own_tensors(model.state_dict()), source=folder.path)
     return model, task
 
 
@@ -231,12 +228,11 @@ def _member(
     It computes in the dtype that it was trained and judged in: what it said then it says again.
     """
     checkpoint = run.load(checkpoint_name(which), to_use=True)
-    path = str(checkpoint.folder / "config.json")
     if "task" not in checkpoint.model_config:
         raise InputError(
             f"{run} is a pretraining run and knows no labels; fine-tune it first: minillm finetune {run.quoted}"
         )
-    shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
+    shape = shape_in(checkpoint)
     config: FinetuneConfig = build(FinetuneConfig, read_toml(run.config_path), source=str(run.config_path))
     settings: TaskConfig = build(TaskConfig, to_table(config.task) | {**changed}, source=str(run.config_path))
     task = TASKS[shape.task.name](settings, shape.task)

@@ -24,14 +24,14 @@ from minillm.errors import InputError
 from minillm.finetune.adapters.adalora import RankAllocator, WithOrthogonality
 from minillm.finetune.adapters.config import AdaLoRAConfig
 from minillm.finetune.baselines import Examples, majority, tfidf
-from minillm.finetune.config import FinetuneConfig, TaskModelConfig
+from minillm.finetune.config import FinetuneConfig
 from minillm.finetune.learning_rate import with_learning_rate
 from minillm.finetune.material import Material, check_unchanged, gather
 from minillm.finetune.predictions import Predictions
 from minillm.finetune.regularisers.config import regularised
 from minillm.finetune.report import Contender, Figures, Report, calibrate, count_parameters, write_report
 from minillm.finetune.scope import rate_scales, unfreeze_gradually
-from minillm.finetune.source import Source, bare_task_model, initial_model, prepared, source_of
+from minillm.finetune.source import Source, bare_task_model, initial_model, prepared, shape_in, source_of
 from minillm.finetune.task_model import ADAPTER, TaskModel
 from minillm.finetune.tasks.tagging import Tagging
 from minillm.finetune.tasks.texts import TextTask
@@ -178,8 +178,7 @@ def resume(
         checkpoint = folder.load()
         kept = changed(folder, overrides)
         check_unchanged(kept.data, read_json(folder.corpus_path), folder)
-        path = str(checkpoint.folder / "config.json")
-        shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
+        shape = shape_in(checkpoint)
         with joined(kept.distributed, choose_device(kept.train.device)) as processes:
             processes.agree(to_table(kept))
             progress = progress if processes.is_first else Mute()

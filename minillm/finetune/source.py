@@ -94,24 +94,25 @@ def open_source(folder: Path, *, random: bool) -> Source:
         return _opened(open_folder(folder), random=random)
     run = RunFolder(folder)
     checkpoint = run.load("best", to_use=True)
-    tokenizer, path = load_tokenizer(run.tokenizer_path), str(checkpoint.folder / "config.json")
+    tokenizer = load_tokenizer(run.tokenizer_path)
     if "backbone" in checkpoint.model_config:
-        shape: TaskModelConfig = build(TaskModelConfig, checkpoint.model_config, source=path)
-        tensors = None if random else _merged(shape, checkpoint)
-        origin = Origin.read(run.path)
-        return Source(name=str(run), tokenizer=tokenizer, model=shape.backbone, tensors=tensors, origin=origin)
-    model: ModelConfig = build(ModelConfig, checkpoint.model_config, source=path, prefix="model.")
-    tensors = None if random else checkpoint.model_tensors()
+        shape = shape_in(checkpoint)
+        model, tensors = shape.backbone, None if random else _merged(shape, checkpoint)
+    else:
+        path = str(checkpoint.folder / "config.json")
+        model = build(ModelConfig, checkpoint.model_config, source=path, prefix="model.")
+        tensors = None if random else checkpoint.model_tensors()
     return Source(name=str(run), tokenizer=tokenizer, model=model, tensors=tensors, origin=Origin.read(run.path))
 
 
 def _opened(folder: ModelFolder, *, random: bool) -> Source:
     """Return the model of a Hugging Face folder, of a task's model its backbone."""
-    tokenizer = tokenizer_of(folder)
-    if tokenizer is None:
-        raise InputError(f"{folder.path} has no tokenizer, and text needs one; bring its tokenizer.json")
+    tokenizer = text_tokenizer(folder)
     if folder.purpose in TASK_PURPOSES:
-        tensors = {n.removeprefix(BACKBONE): t for n, t in task_tensors_of(folder).items() if n.startswith(BACKBONE)}
+        shape = shape_of(folder)
+        with Undrawn():
+            whole = bare_task_model(shape, TASKS[shape.task.name](TaskConfig(name=shape.task.name), shape.task))
+        tensors = _of_backbone(folder.own_tensors(whole.state_dict()))
     else:
         with size_explained(), Undrawn():
             shapes = build_model(folder.model).state_dict()
@@ -123,6 +124,18 @@ def _opened(folder: ModelFolder, *, random: bool) -> Source:
         tensors=None if random else tensors,
         origin=Origin.of(folder),
     )
+
+
+def text_tokenizer(folder: ModelFolder) -> Tokenizer:
+    """Return the tokenizer of a Hugging Face folder.
+
+    Raises:
+        InputError: it has none, or one that cannot be used.
+    """
+    tokenizer = tokenizer_of(folder)
+    if tokenizer is None:
+        raise InputError(f"{folder.path} has no tokenizer, and text needs one; bring its tokenizer.json")
+    return tokenizer
 
 
 def shape_of(folder: ModelFolder) -> TaskModelConfig:
@@ -140,20 +153,9 @@ def shape_of(folder: ModelFolder) -> TaskModelConfig:
     )
 
 
-def task_tensors_of(folder: ModelFolder) -> dict[str, Tensor]:
-    """Return the tensors of a Hugging Face folder with a task's head, by our names, mapped.
-
-    Raises:
-        InputError: a tensor that is missing, misshapen or too many.
-    """
-    shape = shape_of(folder)
-    with Undrawn():
-        return folder.own_tensors(bare_task_model(shape, task_of(shape)).state_dict())
-
-
-def task_of(shape: TaskModelConfig) -> Task:
-    """Return the task of a whole model, its settings those that are usual."""
-    return TASKS[shape.task.name](TaskConfig(name=shape.task.name), shape.task)
+def shape_in(checkpoint: Checkpoint) -> TaskModelConfig:
+    """Return what the checkpoint of a fine-tuned run says of the whole model."""
+    return build(TaskModelConfig, checkpoint.model_config, source=str(checkpoint.folder / "config.json"))
 
 
 def _merged(shape: TaskModelConfig, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
@@ -162,8 +164,7 @@ def _merged(shape: TaskModelConfig, checkpoint: Checkpoint) -> Mapping[str, Tens
     Raises:
         InputError: an adapter that no weights can take in.
     """
-    prefix = "backbone."
-    tensors = {n.removeprefix(prefix): t for n, t in checkpoint.model_tensors().items() if n.startswith(prefix)}
+    tensors = _of_backbone(checkpoint.model_tensors())
     if shape.adapter is None:
         return tensors
     backbone = build_model(shape.backbone)
@@ -172,6 +173,11 @@ def _merged(shape: TaskModelConfig, checkpoint: Checkpoint) -> Mapping[str, Tens
     merge(backbone)
     detach(backbone)
     return tensors_of(backbone)
+
+
+def _of_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those tensors of a task model that are of its backbone, by their names there."""
+    return {name.removeprefix(BACKBONE): t for name, t in tensors.items() if name.startswith(BACKBONE)}
 
 
 def initial_model(config: FinetuneConfig, task: Task, source: Source) -> TaskModel:
@@ -228,8 +234,6 @@ def bare_task_model(config: TaskModelConfig, task: Task) -> TaskModel:
         backbone = build_model(config.backbone)
     try:
         head = task.make_head(config.head, config.backbone)
-    except InputError:
-        raise
-    except ValueError as error:  # a pooling that this kind of backbone has not
+    except ValueError as error:  # such as a pooling that this kind of backbone has not
         raise InputError(str(error)) from error
     return TaskModel(config, backbone, head)
