@@ -72,15 +72,11 @@ class Augmenter:
         frequency = np.array([counts[word] for word in self.vocabulary], dtype=np.float64)
         self.cumulative = np.cumsum(frequency) / max(frequency.sum(), 1.0)
 
-    def epoch(self, texts: Sequence[Text], epoch: int) -> list[Text]:
-        """Return the texts of an epoch, in order; of a pair each side is changed by itself.
-
-        Cost: some 50 microseconds a text of 20 words.
-        """
-        return [self.text(text, epoch=epoch, row=row) for row, text in enumerate(texts)]
-
     def text(self, text: Text, *, epoch: int, row: int) -> Text:
-        """Return one text, or pair, as an epoch has it."""
+        """Return one text as an epoch has it; of a pair each side is changed by itself.
+
+        Cost: some 50 microseconds for 20 words.
+        """
         rng = np.random.default_rng(mix(self.seed, AUGMENTATION, epoch, row))
         if rng.random() >= self.config.share:
             return text

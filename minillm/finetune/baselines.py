@@ -23,12 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minillm.finetune.augmentation import IDEOGRAPHS, Text
 from minillm.finetune.metrics import losses
 from minillm.finetune.predictions import Predictions
 
-Text = str | tuple[str, str]
-
-WORD = r"[\u3400-\u9fff\uf900-\ufaff]|[^\W\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]"
+WORD = rf"[{IDEOGRAPHS}]|[^\W{IDEOGRAPHS}]+|[^\w\s]"
 GRID = (0.25, 1.0, 4.0, 16.0, 64.0)  # C, the inverse strength of the penalty on the weights' squares
 ITERATIONS = 1000
 UNSEEN = 20.0  # nats by which a class without training rows is below the last of the others

@@ -138,10 +138,9 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
     for name, parameter in model.named_parameters():
         words = name.split(".")
         part = " ".join(words[:2]) if words[0] == "backbone" and len(words) > 2 else words[0]
-        for key in (part, "all"):
-            total, learning = counts.pop(key, (0, 0)) if key == "all" else counts.get(key, (0, 0))
-            counts[key] = total + parameter.numel(), learning + parameter.requires_grad * parameter.numel()
-    return counts
+        total, learning = counts.get(part, (0, 0))
+        counts[part] = total + parameter.numel(), learning + parameter.requires_grad * parameter.numel()
+    return counts | {"all": (sum(total for total, _ in counts.values()), sum(n for _, n in counts.values()))}
 
 
 def write_report(run: Path, report: Report) -> list[Path]:
