@@ -203,8 +203,7 @@ def _read_cells(
             rows.append(cells)
             numbers.append(number)
     names = header or [str(number + 1) for number in range(width or 0)]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    if (twice := _twice(names)) is not None:
         raise InputError(f"{path} has two columns {twice!r}; give each a name of its own, or set data.header to no")
     columns = {name: [row[place] for row in rows] for place, name in enumerate(names)}
     return Table(path=str(path), columns=columns, lines=numbers, named=header is not None)
@@ -307,11 +306,18 @@ def _read_parquet(path: Path) -> Table:
     from pyarrow import parquet
 
     try:
+        if (twice := _twice(parquet.read_schema(path).names)) is not None:
+            raise InputError(f"{path} has two columns {twice!r}; give each a name of its own")
         table = parquet.read_table(path)
     except pyarrow.ArrowException as error:
         raise InputError(f"{path} cannot be read as Parquet: {error}") from error
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
     return Table(path=str(path), columns=columns, lines=range(1, table.num_rows + 1))
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    """Return the first name that is there twice, None where none is."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _read_texts(path: Path) -> Table:
@@ -355,9 +361,7 @@ def find_columns(table: Table, config: TableConfig, known: Mapping[str, Sequence
                 f"{table.path} has no {role} column that is known by its name; it has {listed(table.columns)}: "
                 f"name one with data.{role}_column"
             )
-    taken = [name for name in found.values() if name is not None]
-    if len(set(taken)) < len(taken):
-        twice = next(name for name in taken if taken.count(name) > 1)
+    if (twice := _twice([name for name in found.values() if name is not None])) is not None:
         raise InputError(f"column {twice} of {table.path} cannot be two of text, pair and label; name others")
     assert found["text"] is not None
     if labelled and not table.named and config.header == "auto":  # also where columns were asked for by number

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import pyarrow.parquet
 import pytest
 
 from minillm.errors import InputError
@@ -46,10 +47,7 @@ def test_odd_texts_come_back(tmp_path, suffix):
     elif suffix == "jsonl":
         path.write_text("".join(json.dumps({"text": t, "label": 1}) + "\n" for t in ODD), encoding="utf-8")
     else:
-        import pyarrow
-        from pyarrow import parquet
-
-        parquet.write_table(pyarrow.table({"text": ODD, "label": [1] * len(ODD)}), path)
+        pyarrow.parquet.write_table(pyarrow.table({"text": ODD, "label": [1] * len(ODD)}), path)
     table = read_table(path, TableConfig(), KNOWN)
     assert table.texts("text") == ODD
     assert table.names("label") == ["1"] * len(ODD)
@@ -123,6 +121,12 @@ def test_lines_of_rows_that_hold_line_ends(tmp_path):
 def test_a_broken_file_is_named_with_its_line(tmp_path, name, content, hints):
     line = wrong(tmp_path / name, content)
     assert all(hint in line for hint in (name, *hints)), line
+
+
+def test_two_columns_of_one_name_in_parquet_are_one_line(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table([["a"], ["b"]], names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="a.parquet has two columns 'text'; give each a name of its own$"):
+        read_table(tmp_path / "a.parquet", TableConfig(), KNOWN)
 
 
 def test_an_escaped_surrogate_pair_is_one_character(tmp_path):
