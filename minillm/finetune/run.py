@@ -177,6 +177,11 @@ def resume(
     with folder.held() if is_first() else nullcontext(), progress.shown():
         checkpoint = folder.load()
         kept = changed(folder, overrides)
+        if not folder.corpus_path.exists():
+            raise InputError(
+                f"{folder} has no corpus.json, as what was imported, and so no tables to go on with; begin a run with "
+                f"it: minillm finetune {folder.quoted}"
+            )
         check_unchanged(kept.data, read_json(folder.corpus_path), folder)
         shape = shape_in(checkpoint)
         with joined(kept.distributed, choose_device(kept.train.device)) as processes:

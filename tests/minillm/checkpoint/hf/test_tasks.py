@@ -17,6 +17,7 @@ from minillm.errors import InputError
 from minillm.exporting import export_run
 from minillm.finetune.heads import TextHead
 from minillm.finetune.predict import load_finetuned, opened_task_model
+from minillm.finetune.run import resume
 from minillm.finetune.table import text_table
 from minillm.finetune.task_model import TaskModel
 from minillm.importing import import_folder
@@ -140,6 +141,13 @@ def test_an_imported_classifier_predicts(peer, with_tokenizer, family, tmp_path,
         wanted = there.model(torch.from_numpy(tokens)[None].long()).logits[0].softmax(-1)
         came = torch.tensor([answer["probabilities"][f"LABEL_{n}"] for n in range(3)])
         assert (came - wanted).abs().max() < CLOSE
+
+
+def test_an_imported_classifier_is_begun_with_and_not_gone_on_with(peer, with_tokenizer, tmp_path) -> None:
+    """Nobody's tables are known, so there is nothing to resume; the error says what can be done."""
+    import_folder(with_tokenizer(peer("bert", "SequenceClassification").folder, "bert"), tmp_path / "run")
+    with pytest.raises(InputError, match=r"no tables to go on with; begin a run with it: minillm finetune .*/run$"):
+        resume(tmp_path / "run", {})
 
 
 @pytest.mark.parametrize("head", ["MaskedLM", "SequenceClassification"])
