@@ -113,25 +113,17 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     >>> longest_first(9, 2, room=6), longest_first(9, 8, room=7), longest_first(3, 2, room=6)
     ((4, 2), (4, 3), (3, 2))
     """
-    if first + second <= room:
-        return first, second
-    half = room // 2
-    if second <= half:
-        return room - second, second
-    if first <= room - half:
-        return first, room - first
-    return room - half, half
+    kept = min(second, max(room // 2, room - first))
+    return min(first, room - kept), kept
 
 
-def window_starts(length: int, room: int, overlap: int) -> range | list[int]:
+def window_starts(length: int, room: int, overlap: int) -> list[int]:
     """Return where the windows over a text begin: every room - overlap tokens, the last one so that it ends with it.
 
-    >>> list(window_starts(10, room=6, overlap=2)), list(window_starts(11, room=6, overlap=2))
-    ([0, 4], [0, 4, 5])
+    >>> window_starts(10, room=6, overlap=2), window_starts(11, room=6, overlap=2), window_starts(5, room=6, overlap=2)
+    ([0, 4], [0, 4, 5], [0])
     """
-    if length <= room:
-        return range(1)
-    return [*range(0, length - room, room - overlap), length - room]
+    return [*range(0, length - room, room - overlap), max(length - room, 0)]
 
 
 class TextEncoder:

@@ -120,14 +120,15 @@ def load_finetuned(
     if is_model_folder(Path(folder)):
         return finetuned_from(open_folder(Path(folder)), task or {}, device=device)
     run = RunFolder(folder)
-    members = [RunFolder(path) for path in seed_folders(run.path)] or [run]
+    seeds = [RunFolder(path) for path in seed_folders(run.path)]
     done = (run.path / "report").is_dir() or run.calibration_path.exists()  # they come when all are
-    if members != [run] and not done:
-        members = [member for member in members if member.steps()] or members
+    if seeds and not done:
+        seeds = [seed for seed in seeds if seed.steps()] or seeds
         warn(
-            f"the seeds of {run} are not all done, and {len(members)} answer as they are; go on with: "
+            f"the seeds of {run} are not all done, and {len(seeds)} answer as they are; go on with: "
             f"minillm finetune --resume {run.quoted}"
         )
+    members = seeds or [run]
     loaded = [_member(member, which, task or {}, torch.device(device)) for member in members]
     (first, asked, tokenizer), *_ = loaded
     if len(loaded) > 1 and not isinstance(asked, TextTask):
@@ -136,7 +137,7 @@ def load_finetuned(
         )
     fitted = run.calibration_path.exists() or asked.facts.name not in ("single_label", "multi_label")
     begun_here = members[0].corpus_path.exists()  # what was imported cannot go on, and none is fitted for it
-    if not fitted and begun_here and (done or members == [run]):
+    if not fitted and begun_here and (done or not seeds):
         warn(
             f"{run} has no calibration.json: probabilities are as trained, at temperature 1; one is fitted when the "
             f"run ends: minillm finetune --resume {run.quoted}"

@@ -122,9 +122,11 @@ def label_sets(table: Table, column: str, separator: str) -> list[list[str]]:
     """
     sets: list[list[str]] = []
     for row, value in enumerate(table.columns[column]):
-        names = value.split(separator) if isinstance(value, str) and value.strip() else value
-        names = [] if isinstance(names, str) else names if isinstance(names, list) else [names]
-        found = [name_of(name.strip() if isinstance(name, str) else name) for name in names]
+        if isinstance(value, str):
+            names = value.split(separator) if value.strip() else []
+        else:
+            names = value if isinstance(value, list) else [value]
+        found = [name_of(name) for name in names]
         if None in found:
             raise InputError(f"{table.place(row)}: {column} takes names of labels, got {value!r}")
         sets.append([name for name in found if name is not None])
