@@ -115,7 +115,7 @@ def test_windows_leave_the_first_text_what_a_short_second_one_does_not_need():
 
 def test_window_starts_do_not_repeat():
     for length, room in itertools.product(range(1, 40), range(3, 9)):
-        starts = list(window_starts(length, room, 2 if room > 2 else 0))
+        starts = window_starts(length, room, overlap=2)
         assert starts == sorted(set(starts)) and starts[0] == 0 and starts[-1] == max(length - room, 0)
 
 
