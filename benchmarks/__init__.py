@@ -10,6 +10,7 @@
     knobs.py        the entries of the kernels' launch tables, and explore.py, which looks for faster ones
     sections.py     what a run consists of, each part with its time budget
     report.py       JSON, Markdown and plots; --compare
+    parser.py       the options of every command: a mistake is one line
     cpu_defaults.py    is each op's default on a CPU the fastest way to compute it there?
     checkpointing.py   what checkpoints cost a run
     masking.py      which masking an encoder learns best from; recipes/ has runs with known figures

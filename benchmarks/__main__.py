@@ -8,7 +8,6 @@ Read next: `sections.py`.
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any, NoReturn
 
 from benchmarks.child import SIGNALS
 from benchmarks.context import Context, Section
+from benchmarks.parser import Parser
 
 Writer = Callable[[dict[str, Any], Path, str], None]  # of a result into a folder, under a name
 ROOT = Path(__file__).parents[1]
@@ -35,16 +35,8 @@ SECTION_NAMES = (  # a test compares them with sections.SECTIONS
 )
 
 
-class Parser(argparse.ArgumentParser):
-    """One line for a mistake, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"benchmarks: {message}; python -m benchmarks --help lists the options", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def parser() -> Parser:
-    made = Parser(prog="python -m benchmarks", description="Measure the kernels beside references and peers.")
+def options() -> Parser:
+    made = Parser("benchmarks", "Measure the kernels beside references and peers.")
     made.add_argument(
         "--quick", action="store_true", help="two minutes: the first shape of each op, fewer rounds, no compilers"
     )
@@ -59,7 +51,8 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Run the sections and return the exit status."""
-    given = parser().parse_args(argv)
+    parser = options()
+    given = parser.parse_args(argv)
     if given.compare:
         from benchmarks import compare
 
@@ -73,16 +66,10 @@ def main(argv: Sequence[str]) -> int:
     if given.ops is not None:
         names = [n.strip() for n in given.ops.split(",") if n.strip()]
         if unknown := [n for n in names if n not in BENCHMARKS] or ([] if names else [""]):
-            print(f"benchmarks: --ops: no op {unknown[0]!r}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
-            return 2
+            parser.error(f"--ops: no op {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
     if unknown := [n for n in skip if n not in providers]:
-        print(f"benchmarks: --skip: no provider {unknown[0]!r}; there are {', '.join(providers)}", file=sys.stderr)
-        return 2
-    try:
-        given.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        print(f"benchmarks: --out {given.out}: {error.strerror}; name a folder that can be written", file=sys.stderr)
-        return 2
+        parser.error(f"--skip: no provider {unknown[0]!r}; there are {', '.join(providers)}")
+    parser.folder("--out", given.out)
     chosen = given.only or (("launches",) if given.tune else SECTION_NAMES)
     words = [word for name in given.only or () for word in ("--only", name)]
     words += ["--ops", given.ops] if given.ops else []

@@ -12,7 +12,6 @@ Read next: `minillm/training/saving.py`.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import header
+from benchmarks.parser import Parser
 from benchmarks.training.build import make_loader, make_objective
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.config import build
@@ -149,17 +149,16 @@ def line(cost: Cost) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the cost and return the exit status: 0 whatever it is, 2 for wrong input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.checkpointing", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = Parser("benchmarks.checkpointing", __doc__)
     parser.add_argument("--preset", choices=preset_names(), default="tiny-decoder", help="default: %(default)s")
     parser.add_argument("--pairs", type=int, default=8, help="of blocks (default %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="of a block (default %(default)s)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="where the figures go besides")
     given = parser.parse_args(argv)
-    if min(given.pairs, given.steps) < 1:
-        parser.error("--pairs and --steps must be at least 1")
+    parser.at_least(given, pairs=1, steps=1)
+    if given.out is not None:
+        parser.folder("--out", given.out.parent)
     table: dict[str, Any] = preset_table(given.preset)
     table["model"] = table.get("model", {}) | {"vocab_size": table.get("tokenizer", {}).get("vocab_size", 2048)}
     try:
@@ -174,8 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 device=choose_device(given.device),
             )
     except InputError as error:
-        print(f"benchmarks.checkpointing: {error}", file=sys.stderr)
-        return 2
+        parser.error(str(error))
     print(line(cost))
     if given.out is not None:
         figures = {"header": header(), "cost": dataclasses.asdict(cost) | {"share": cost.share}}

@@ -13,7 +13,6 @@ Read next: `cpu_formulations.py`, the compositions that are tried here alone; th
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -22,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.kept import write
+from benchmarks.kept import made_on, write
 from benchmarks.machine import header
+from benchmarks.parser import Parser
 
 if TYPE_CHECKING:
     import torch
@@ -206,8 +206,7 @@ def page(runs: Sequence[Measured], head: Mapping[str, Any]) -> str:
     groups = grouped(runs)
     lines = [
         "# The default of each op on a CPU, beside other ways to compute it\n",
-        f"On {head['device']} with {head['threads']} threads, PyTorch {head['versions']['torch']}, commit "
-        f"{head['commit']}, {head['date'][:10]}. `python -m benchmarks.cpu_defaults` made this page.\n",
+        f"{made_on(head)} `python -m benchmarks.cpu_defaults` made this page.\n",
         "Milliseconds forward and backward: medians with quartiles. Samples were taken in turn, and ratios are medians",
         "of those of each round. *Fastest other*: of those that could be the default, as they give the same numbers in",
         "the same dtype, need no compiler and hold no full logits. *Compiled*: by torch.compile, at the sizes of",
@@ -281,17 +280,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from benchmarks.cpu_formulations import FORMULATIONS
     from minillm.training.host_memory import keep_freed_memory
 
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cpu_defaults", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = Parser("benchmarks.cpu_defaults", __doc__)
     parser.add_argument("--quick", action="store_true", help="one case of each op, few rounds, no torch.compile")
     parser.add_argument("--ops", nargs="+", choices=FORMULATIONS, metavar="OP", help="these alone (default: all)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where CPU_DEFAULTS.json and .md go")
     given = parser.parse_args(argv)
-    try:
-        given.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--out {given.out}: {error.strerror}; name a folder that can be written")
+    parser.folder("--out", given.out)
     keep_freed_memory()  # as training does
     start = time.monotonic()
     runs = measured(

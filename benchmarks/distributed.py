@@ -11,7 +11,6 @@ Read next: `minillm/training/shards.py`.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -27,9 +26,13 @@ from typing import Any
 import torch
 
 from benchmarks.machine import header
+from benchmarks.parser import Parser
+from benchmarks.parts import table
+from benchmarks.report import write_whole
 from benchmarks.training.build import make_loader, make_objective
 from minillm.checkpoint.run_folder import RunFolder
 from minillm.config import build, read_toml
+from minillm.errors import InputError
 from minillm.model.transformer import build_model
 from minillm.pretrain_config import PretrainConfig
 from minillm.training.distributed import Processes
@@ -105,12 +108,12 @@ def page(result: Mapping[str, Any]) -> str:
         f"{head['device']} with {head['threads']} threads,",
         f"PyTorch {head['versions']['torch']}, commit {head['commit']}, {head['date'][:10]}. "
         "`python -m benchmarks.distributed` made this page.\n",
-        "| trainer | ms a step, median of turns | fastest | slowest |",
-        "|---|---:|---:|---:|",
     ]
-    for name, each in seconds.items():
-        cells = (statistics.median(each), min(each), max(each))
-        lines.append(f"| {name} | {' | '.join(f'{1000 * value:.2f}' for value in cells)} |")
+    rows = [
+        [name, *(f"{1000 * value:.2f}" for value in (statistics.median(each), min(each), max(each)))]
+        for name, each in seconds.items()
+    ]
+    lines += table(("trainer", "ms a step, median of turns", "fastest", "slowest"), rows, words=1)
     if "plain" in seconds:
         costs = cost(seconds["plain"], seconds[result["strategy"]])
         lines += [
@@ -133,8 +136,7 @@ def cost(plain: Sequence[float], spread: Sequence[float]) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write DISTRIBUTED.json and .md, and return the exit status: 0 where the cost is allowed, else 1."""
-    description = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.distributed", description=description)
+    parser = Parser("benchmarks.distributed", __doc__)
     parser.add_argument("--strategy", choices=("fsdp", "ddp"), default="fsdp", help="beside plain (default fsdp)")
     parser.add_argument("--batch", type=int, help="sequences a step (default: 8 on a CPU, 64 on a GPU)")
     parser.add_argument("--turns", type=int, default=10, help="of each trainer (default %(default)s)")
@@ -143,12 +145,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=384, help="of the model, a multiple of 6 (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where DISTRIBUTED.json and .md go")
     given = parser.parse_args(argv)
+    parser.at_least(given, turns=1, steps=1)
+    parser.folder("--out", given.out)
     device = choose_device("auto")
-    batch = given.batch or BATCH.get(device.type, BATCH["cpu"])
-    table = read_toml(RECIPE)
-    table["model"] |= {"vocab_size": VOCABULARY, "num_layers": given.layers, "width": given.width}
-    table["train"] = {"batch_size": batch}
-    config: PretrainConfig = build(PretrainConfig, table, source=str(RECIPE))
+    batch = BATCH.get(device.type, BATCH["cpu"]) if given.batch is None else given.batch
+    settings = read_toml(RECIPE)
+    settings["model"] |= {"vocab_size": VOCABULARY, "num_layers": given.layers, "width": given.width}
+    settings["train"] = {"batch_size": batch}
+    try:
+        config: PretrainConfig = build(PretrainConfig, settings, source=str(RECIPE))
+    except InputError as error:
+        parser.error(str(error))
     together = is_launched()
     alone_in_a_group()
     with (
@@ -172,10 +179,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "distributed": dataclasses.asdict(processes.config),
         "seconds": seconds,
     }
-    given.out.mkdir(parents=True, exist_ok=True)
     text = page(result)
-    (given.out / "DISTRIBUTED.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (given.out / "DISTRIBUTED.md").write_text(text, encoding="utf-8")
+    write_whole(given.out / "DISTRIBUTED.json", json.dumps(result, indent=1) + "\n")
+    write_whole(given.out / "DISTRIBUTED.md", text)
     print(text)
     return 0 if together or statistics.median(cost(seconds["plain"], seconds[given.strategy])) <= ALLOWED else 1
 

@@ -14,7 +14,6 @@ Read next: `minillm/finetune/run.py`.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -30,6 +29,8 @@ from typing import Any, TypeVar
 from benchmarks.child import environment
 from benchmarks.kept import apart, read, spread, write
 from benchmarks.machine import commit, header
+from benchmarks.parser import Parser
+from benchmarks.parts import table
 
 SIZES = ("--model.num_layers", "2", "--model.width", "128", "--model.num_heads", "4", "--model.context", "128")
 BIASES = ("--model.bias", "true")  # of which BitFit trains nothing else
@@ -176,12 +177,15 @@ def told(words: Sequence[str]) -> tuple[dict[str, Any], int]:
     """Return the JSON object that a command of minillm prints last, and the most memory that it had, in bytes.
 
     Raises:
-        RuntimeError: it ended otherwise than well.
+        SystemExit: of status 2, as its own was: it has said what is wrong with the input.
+        RuntimeError: it ended with a defect, or by a signal.
     """
     with tempfile.TemporaryFile() as printed:
         child = subprocess.Popen([sys.executable, "-m", "minillm", *words], stdout=printed, env=environment())
         _, status, used = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode == 2:
+            raise SystemExit(2)
         if child.returncode:
             raise RuntimeError(f"minillm {' '.join(words)} ended with status {child.returncode}")
         printed.seek(0)
@@ -230,10 +234,8 @@ def page(runs: Sequence[Run], costs: Sequence[Cost], about: Mapping[str, Any]) -
         f"Training examples/s: medians of {max((cost.turn for cost in costs), default=0)} turns of one epoch with "
         f"{head['threads']} threads. Memory: the most that the whole process had, PyTorch included.",
         "`python -m benchmarks.finetuning` made this page.\n",
-        f"| {' | '.join(COLUMNS)} |",
-        "|---|---|" + "---:|" * (len(COLUMNS) - 2),
     ]
-    lines += [f"| | {name} | | | | {100 * accuracy:.1f} | | |" for name, accuracy in runs[0].baselines.items()]
+    rows = [["", name, "", "", "", f"{100 * accuracy:.1f}", "", ""] for name, accuracy in runs[0].baselines.items()]
     for method in METHODS:
         rate = best_rate(runs, method)
         group, cost = [run for run in of(runs, method) if run.rate == rate], of(costs, method)
@@ -248,8 +250,8 @@ def page(runs: Sequence[Run], costs: Sequence[Cost], about: Mapping[str, Any]) -
                 f"{statistics.median(c.examples_per_second for c in cost):,.0f}" if cost else "",
                 f"{statistics.median(c.peak_bytes for c in cost) / 2**20:,.0f}" if cost else "",
             ]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *verdicts(runs)]) + "\n"
+            rows.append(cells)
+    return "\n".join([*lines, *table(COLUMNS, rows, words=2), "", *verdicts(runs)]) + "\n"
 
 
 def verdicts(runs: Sequence[Run]) -> list[str]:
@@ -269,9 +271,7 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the table and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.finetuning", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = Parser("benchmarks.finetuning", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with train.tsv, dev.tsv and test.tsv")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method at its best rate (default 3)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of one epoch that tell the cost (default 3)")
@@ -282,10 +282,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("train", "dev", "test"):
         if not (given.data / f"{name}.tsv").is_file():
             parser.error(f"--data {given.data} has no {name}.tsv; name a folder with train.tsv, dev.tsv and test.tsv")
-    if given.seeds < 1 or given.rounds < 0:
-        parser.error(f"--seeds must be at least 1 and --rounds at least 0, got {given.seeds} and {given.rounds}")
-    for folder in (given.out, given.work):
-        folder.mkdir(parents=True, exist_ok=True)
+    parser.at_least(given, seeds=1, rounds=0)
+    parser.folder("--out", given.out)
+    parser.folder("--work", given.work)
     path = given.out / "FINETUNING.json"
     about = {"header": header(), "epochs": given.epochs}
     runs, costs = [Run(**run) for run in read(path)], [Cost(**cost) for cost in read(path, "costs")]

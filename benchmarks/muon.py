@@ -11,7 +11,6 @@ Read next: `../minillm/training/muon.py`.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kept import write
+from benchmarks.kept import made_on, write
 from benchmarks.machine import header
+from benchmarks.parser import Parser
+from benchmarks.parts import table
 from benchmarks.training.registration import filed
 
 RECIPES = ("shakespeare-char-small-best", "shakespeare-char-best", "mlm-small-best")
@@ -97,30 +98,24 @@ def measure(recipe: str, rounds: int) -> list[Steps]:
 
 def page(measured: Sequence[Steps], head: Mapping[str, Any]) -> str:
     """Return the table of medians."""
-    lines = [
-        "# A step of Muon\n",
-        f"On {head['device']} with {head['threads']} threads, PyTorch {head['versions']['torch']}, commit "
-        f"{head['commit']}, {head['date'][:10]}. `python -m benchmarks.muon` made this page.\n",
-        "| matrices of | how many | elements | ms a step | ms of torch.optim.Muon | apart after a step |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    heads = ("matrices of", "how many", "elements", "ms a step", "ms of torch.optim.Muon", "apart after a step")
+    rows = []
     for recipe in dict.fromkeys(steps.recipe for steps in measured):
         ours, theirs = (next(s for s in measured if (s.recipe, s.name) == (recipe, name)) for name in (OURS, THEIRS))
-        times = (f"{1e3 * statistics.median(s.seconds):.1f}" for s in (ours, theirs))
-        lines.append(
-            f"| {recipe} | {ours.matrices} | {ours.elements:,} | {' | '.join(times)} | {ours.difference:.1e} |"
-        )
-    return "\n".join(lines) + "\n"
+        times = [f"{1e3 * statistics.median(s.seconds):.1f}" for s in (ours, theirs)]
+        rows.append([recipe, str(ours.matrices), f"{ours.elements:,}", *times, f"{ours.difference:.1e}"])
+    made = f"{made_on(head)} `python -m benchmarks.muon` made this page.\n"
+    return "\n".join(["# A step of Muon\n", made, *table(heads, rows, words=1)]) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the table and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.muon", description=(__doc__ or "").partition("\n")[0])
+    parser = Parser("benchmarks.muon", __doc__)
     parser.add_argument("--rounds", type=int, default=30, help="samples of each (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where MUON.json and .md go")
     given = parser.parse_args(argv)
-    if given.rounds < 3:
-        parser.error(f"--rounds must be at least 3, got {given.rounds}")
+    parser.at_least(given, rounds=3)
+    parser.folder("--out", given.out)
     measured = [steps for recipe in RECIPES for steps in measure(recipe, given.rounds)]
     head, path = header(), given.out / "MUON.json"
     write(path, {"header": head}, measured, page(measured, head))

@@ -85,9 +85,9 @@ def ceilings_of(result: Result) -> Mapping[str, Any]:
     return result["sections"].get("ceilings", {}).get("of", {})
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a table in Markdown."""
-    bar = "|".join("---" for _ in heads)
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int | None = None) -> list[str]:
+    """Return a table in Markdown; columns after the first `words`, where that is said, are numbers: on the right."""
+    bar = "|".join("---" if words is None or place < words else "---:" for place in range(len(heads)))
     return [f"| {' | '.join(heads)} |", f"|{bar}|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 

@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.child import environment
-from benchmarks.kept import read, spread, write
+from benchmarks.kept import made_on, read, spread, write
 from benchmarks.machine import commit, header
+from benchmarks.parser import Parser
+from benchmarks.parts import table
 from minillm.errors import InputError
 
 COLUMNS = ("contender", "steps", "loss, nats per character", "seconds", "tokens/s", "seeds")
@@ -143,9 +145,12 @@ def loss_of_peer(model: Any, material: Any) -> float:
 
 
 def in_a_process(contender: Contender, seed: int, data: Path) -> Run:
-    """Return what comes of one run, made in a process of its own."""
+    """Return what comes of one run, made in a process of its own; end as that does where the input is wrong."""
     words = ["-m", "benchmarks.quality", "--data", str(data), "--one", contender.name, "--seeds", str(seed)]
-    done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, env=environment(), check=True)
+    done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, env=environment(), check=False)
+    if done.returncode == 2:  # it has said what is wrong
+        raise SystemExit(2)
+    done.check_returncode()
     return Run(**json.loads(done.stdout))
 
 
@@ -155,32 +160,28 @@ def page(runs: Sequence[Run], head: Mapping[str, Any]) -> str:
         "# Small recipes: how good, and how soon\n",
         "tinyshakespeare by character, 4 layers of width 128, context 64, 12 windows a step. Loss on the whole held-"
         "out tenth; seconds from the first step to the end of that evaluation.",
-        f"On {head['device']} with {head['threads']} threads, PyTorch {head['versions']['torch']}, commit "
-        f"{', '.join(sorted({run.commit for run in runs}))}, {head['date'][:10]}.",
+        made_on(head, (run.commit for run in runs)),
         "`python -m benchmarks.quality` made this page.\n",
-        f"| {' | '.join(COLUMNS)} |",
-        "|---|" + "---:|" * (len(COLUMNS) - 1),
     ]
-    for contender in CONTENDERS:
-        group = [run for run in runs if run.contender == contender.name]
-        if group:
-            cells = [
-                contender.name,
-                f"{group[0].steps:,}",
-                spread([run.loss for run in group], 4),
-                spread([run.seconds for run in group], 1),
-                f"{statistics.mean(run.tokens_per_second for run in group):,.0f}",
-                str(len(group)),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    groups = [[run for run in runs if run.contender == contender.name] for contender in CONTENDERS]
+    rows = [
+        [
+            group[0].contender,
+            f"{group[0].steps:,}",
+            spread([run.loss for run in group], 4),
+            spread([run.seconds for run in group], 1),
+            f"{statistics.mean(run.tokens_per_second for run in group):,.0f}",
+            str(len(group)),
+        ]
+        for group in groups
+        if group
+    ]
+    return "\n".join([*lines, *table(COLUMNS, rows, words=1)]) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the table and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quality", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = Parser("benchmarks.quality", __doc__)
     names = [contender.name for contender in CONTENDERS]
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="tinyshakespeare as one text file")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each contender (default 3)")
@@ -192,23 +193,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--data {given.data} is no file; see data/tinyshakespeare/README.md for where the text is from")
     by_name = {contender.name: contender for contender in CONTENDERS}
     if given.one:
-        print(json.dumps(dataclasses.asdict(train(by_name[given.one], given.seeds, given.data))))
+        try:
+            print(json.dumps(dataclasses.asdict(train(by_name[given.one], given.seeds, given.data))))
+        except InputError as error:
+            parser.error(str(error))
         return 0
-    if given.seeds < 1:
-        parser.error(f"--seeds must be at least 1, got {given.seeds}")
-    given.out.mkdir(parents=True, exist_ok=True)
+    parser.at_least(given, seeds=1)
+    parser.folder("--out", given.out)
     path, head = given.out / "QUALITY.json", header()
     runs = [Run(**run) for run in read(path)]
-    try:
-        for seed in range(given.seeds):
-            for name in given.only:
-                if not any((run.contender, run.seed) == (name, seed) for run in runs):
-                    runs.append(in_a_process(by_name[name], seed, given.data.resolve()))
-                    write(path, {"header": head}, runs, page(runs, head))
-                    print(runs[-1], file=sys.stderr, flush=True)
-    except (InputError, subprocess.CalledProcessError) as error:
-        print(f"benchmarks.quality: {error}", file=sys.stderr)
-        return 2
+    for seed in range(given.seeds):
+        for name in given.only:
+            if not any((run.contender, run.seed) == (name, seed) for run in runs):
+                runs.append(in_a_process(by_name[name], seed, given.data.resolve()))
+                write(path, {"header": head}, runs, page(runs, head))
+                print(runs[-1], file=sys.stderr, flush=True)
     print(path.with_suffix(".md"))
     return 0
 

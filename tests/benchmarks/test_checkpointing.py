@@ -40,6 +40,6 @@ def test_a_slow_disk_shows(tmp_path, monkeypatch):
 
 def test_the_command_prints_and_keeps_the_figures(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(checkpointing, "preset_table", lambda name: {k: dict(v) for k, v in SMALL.items()})
-    words = ["--pairs", "1", "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "cost.json")]
+    words = ["--pairs", "1", "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "new/cost.json")]
     assert checkpointing.main(words) == 0
-    assert "parameters, a checkpoint of" in capsys.readouterr().out and (tmp_path / "cost.json").exists()
+    assert "parameters, a checkpoint of" in capsys.readouterr().out and (tmp_path / "new/cost.json").exists()

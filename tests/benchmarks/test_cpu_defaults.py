@@ -126,14 +126,3 @@ def test_command_writes_both_files(tmp_path, capsys):
     assert kept["quick"] and {run["op"] for run in kept["runs"]} == {"relu", "embedding"}
     assert "| embedding | shakespeare-char-small | float32 |" in (tmp_path / "CPU_DEFAULTS.md").read_text()
     assert capsys.readouterr().out.splitlines()[-1].endswith("CPU_DEFAULTS.md")
-
-
-@pytest.mark.parametrize(
-    "words, text",
-    [(("--ops", "sinus"), "invalid choice: 'sinus'"), (("--out", __file__), "name a folder that can be written")],
-)
-def test_mistakes(words, text, capsys):
-    """Status 2 and a line, by argparse."""
-    with pytest.raises(SystemExit) as stopped:
-        cpu_defaults.main(list(words))
-    assert stopped.value.code == 2 and text in capsys.readouterr().err

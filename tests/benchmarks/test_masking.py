@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from benchmarks import masking
 from benchmarks.masking import Run, complete, page, told_apart, train, verdict
 from minillm.pretrain_config import preset_table
@@ -87,26 +85,3 @@ def test_the_command_goes_on_with_what_is_there(tmp_path, monkeypatch, capsys):
     assert [run["seed"] for run in kept["runs"]] == [0, 1, 2]
     assert "| span | 0.3 | 4.000 ± 0.000 |" in (tmp_path / "MASKING.md").read_text()
     assert capsys.readouterr().out.splitlines()[-1].endswith("MASKING.md")
-
-
-@pytest.mark.parametrize(
-    "words, text",
-    [
-        (("--kinds", "words"), "invalid choice"),
-        (("--rates", "high"), "invalid float"),
-        (("--seeds", "0"), "--seeds must be at least 1, got 0"),
-        (("--out", __file__), "name a folder that can be written"),
-    ],
-)
-def test_mistakes(words, text, capsys, tmp_path):
-    """Status 2 and a line, by argparse."""
-    with pytest.raises(SystemExit) as stopped:
-        masking.main(["--out", str(tmp_path), *words])
-    assert stopped.value.code == 2 and text in capsys.readouterr().err
-
-
-def test_a_rate_that_is_none_is_one_line(capsys, tmp_path):
-    """The configuration's own check."""
-    assert masking.main(["--rates", "1.5", "--kinds", "token", "--seeds", "1", "--out", str(tmp_path)]) == 2
-    assert "objective.rate must be above 0 and at most 1, got 1.5" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())

@@ -79,7 +79,7 @@ def test_the_page_by_hand():
     lines = page([run_of(seed, test=0.60 + seed / 50) for seed in range(3)], HEAD).splitlines()
     assert "| minillm, seed 1 | 0.800 | 0.620 | 80 | 100 | 1,024 |" in lines
     assert "| minillm, 3 seeds | 0.800 ± 0.000 | 0.620 ± 0.020 | 80 ± 0 | 100 ± 0 | 1,024 ± 0 |" in lines
-    assert "| transformers | 0.875 | 0.892 | 75 | | |" in lines and "| tfidf | 0.600 | 0.700 | | | |" in lines
+    assert "| transformers | 0.875 | 0.892 | 75 |  |  |" in lines and "| tfidf | 0.600 | 0.700 |  |  |  |" in lines
     assert any("measured elsewhere" in line and "AMX" in line for line in lines)
     assert not any("seeds" in line for line in page([run_of(0)], HEAD).splitlines())
 
@@ -110,9 +110,3 @@ def test_a_package_that_is_missing_is_one_line(monkeypatch, tables, tmp_path, ca
     with pytest.raises(SystemExit) as stopped:
         minilm.main(words_of(tables, tmp_path))
     assert stopped.value.code == 2 and "pip install no-such-package" in capsys.readouterr().err
-
-
-def test_a_folder_without_tables_is_one_line(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        minilm.main(["--data", str(tmp_path)])
-    assert stopped.value.code == 2 and "has no train.tsv" in capsys.readouterr().err

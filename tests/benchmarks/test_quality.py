@@ -60,9 +60,3 @@ def test_contenders_take_turns_and_no_run_is_made_twice(tmp_path, monkeypatch):
     assert quality.main([*words, "--seeds", "1"]) == 0 and quality.main([*words, "--seeds", "2"]) == 0
     assert made == [(name, seed) for seed in range(2) for name in names]
     assert len(json.loads((tmp_path / "QUALITY.json").read_text())["runs"]) == 4
-
-
-def test_a_text_that_is_not_there_is_one_line(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        quality.main(["--data", "no such file"])
-    assert stopped.value.code == 2 and "is no file" in capsys.readouterr().err
