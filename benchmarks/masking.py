@@ -16,7 +16,7 @@ import itertools
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,30 +87,6 @@ def train(masking: str, rate: float, seed: int, steps: int, *, table: Mapping[st
     )
 
 
-def complete(
-    runs: list[Run],
-    wanted: Sequence[tuple[str, float, int]],
-    steps: int,
-    make: Callable[[str, float, int, int], Run],
-    keep: Callable[[list[Run]], None],
-) -> list[Run]:
-    """Make the runs that are missing, and return all.
-
-    Args:
-        runs: those that were made before; of another number of steps they are dropped.
-        wanted: (masking, rate, seed) in the order in which they are made.
-        steps: of each.
-        make: see `train`.
-        keep: called with all runs so far after each new one.
-    """
-    runs = [run for run in runs if run.steps == steps]
-    for masking, rate, seed in wanted:
-        if not any((run.masking, run.rate, run.seed) == (masking, rate, seed) for run in runs):
-            runs.append(make(masking, rate, seed, steps))
-            keep(runs)
-    return runs
-
-
 def page(runs: Sequence[Run], head: Mapping[str, Any]) -> str:
     """Return the table, the lowest mean loss first, each figure as mean ± standard deviation over the seeds."""
     groups: dict[tuple[str, float], list[Run]] = {}
@@ -145,16 +121,13 @@ def verdict(rows: Sequence[Sequence[Run]]) -> str:
     Two are told apart where their means differ by more than twice the standard error of the difference.
     """
     best, *others = rows
-    names = [f"{group[0].masking} at {group[0].rate:g}" for group in others if not told_apart(best, group)]
+    lowest = [run.loss for run in best]
+    level = [group for group in others if not apart(lowest, [run.loss for run in group])]
+    names = [f"{group[0].masking} at {group[0].rate:g}" for group in level]
     line = f"Lowest loss: {best[0].masking} at {best[0].rate:g}"
     if any(len(group) < 2 for group in rows):
         return f"{line}; one seed does not tell how far apart they are."
     return f"{line}, not told apart by these seeds from {', '.join(names)}." if names else f"{line}, by these seeds."
-
-
-def told_apart(one: Sequence[Run], other: Sequence[Run]) -> bool:
-    """Return whether the mean losses differ by more than twice the standard error of their difference."""
-    return apart([run.loss for run in one], [run.loss for run in other])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,21 +145,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.at_least(given, seeds=1)
     parser.folder("--out", given.out)
     path, head = given.out / "MASKING.json", header()
-
-    def keep(runs: list[Run]) -> None:
-        write(path, {"header": head, "preset": PRESET, "corpus": CORPUS}, runs, page(runs, head))
-        print(runs[-1], file=sys.stderr, flush=True)
-
-    cells = list(itertools.product(given.kinds, given.rates))
-    wanted = [(kind, rate, seed) for seed in range(given.seeds) for kind, rate in cells]
+    runs = [Run(**run) for run in read(path) if run["steps"] == given.steps]
     table = preset | {"data": {"input": CORPUS}}
     try:
         with tempfile.TemporaryDirectory() as scratch:
-
-            def make(masking: str, rate: float, seed: int, steps: int) -> Run:
-                return train(masking, rate, seed, steps, table=table, scratch=Path(scratch))
-
-            complete([Run(**run) for run in read(path)], wanted, given.steps, make, keep)
+            for seed in range(given.seeds):
+                for kind, rate in itertools.product(given.kinds, given.rates):
+                    if not any((run.masking, run.rate, run.seed) == (kind, rate, seed) for run in runs):
+                        runs.append(train(kind, rate, seed, given.steps, table=table, scratch=Path(scratch)))
+                        write(path, {"header": head, "preset": PRESET, "corpus": CORPUS}, runs, page(runs, head))
+                        print(runs[-1], file=sys.stderr, flush=True)
     except InputError as error:
         parser.error(str(error))
     except KeyboardInterrupt:

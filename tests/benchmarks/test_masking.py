@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks import masking
-from benchmarks.masking import Run, complete, page, told_apart, train, verdict
+from benchmarks.masking import Run, page, train, verdict
 from minillm.pretrain_config import preset_table
 
 LETTERS = Path(__file__).parents[2] / "data/samples/letters.txt"
@@ -50,38 +50,23 @@ def test_what_the_seeds_do_not_tell_apart_is_said():
         [run_of(name, rate, seed, loss=mean + (seed - 1) / 10) for seed in range(3)]
         for name, rate, mean in (("token", 0.15, 4.0), ("span", 0.3, 4.1), ("whole_word", 0.4, 4.2))
     )
-    assert not told_apart(low, near) and told_apart(low, far)
     assert verdict([low, near, far]) == "Lowest loss: token at 0.15, not told apart by these seeds from span at 0.3."
     assert "one seed does not tell" in verdict([low[:1], near[:1]])
 
 
-def test_only_missing_runs_are_made():
-    """Those of as many steps stay; each new one is kept at once."""
-    made, kept = [], []
+def test_the_command_makes_what_is_missing_and_keeps_it_at_once(tmp_path, monkeypatch, capsys):
+    """A seed of too few steps, two of as many as are asked for, then a third one: the first is made anew."""
+    made, path = [], tmp_path / "MASKING.json"
 
-    def make(kind, rate, seed, steps):
-        made.append((kind, rate, seed))
+    def train(kind, rate, seed, steps, **_):
+        made.append((seed, steps, len(json.loads(path.read_text())["runs"]) if path.exists() else 0))
         return run_of(kind, rate, seed, steps=steps)
 
-    before = [run_of(seed=0), run_of(seed=1, steps=5)]
-    wanted = [("token", 0.15, 0), ("token", 0.15, 1), ("span", 0.3, 0)]
-    runs = complete(before, wanted, 9, make, lambda runs: kept.append(len(runs)))
-    assert made == wanted[1:] and kept == [2, 3]
-    assert {run.steps for run in runs} == {9} and len(runs) == 3
-
-
-def test_the_command_goes_on_with_what_is_there(tmp_path, monkeypatch, capsys):
-    """Two seeds of one kind, then a third one: JSON and page hold all of them."""
-    made = []
-    monkeypatch.setattr(
-        masking,
-        "train",
-        lambda kind, rate, seed, steps, **_: made.append(seed) or run_of(kind, rate, seed, steps=steps),
-    )
-    words = ["--steps", "9", "--kinds", "span", "--rates", "0.3", "--out", str(tmp_path)]
-    assert masking.main([*words, "--seeds", "2"]) == 0 and masking.main([*words, "--seeds", "3"]) == 0
-    assert made == [0, 1, 2]
-    kept = json.loads((tmp_path / "MASKING.json").read_text())
-    assert [run["seed"] for run in kept["runs"]] == [0, 1, 2]
+    monkeypatch.setattr(masking, "train", train)
+    for steps, seeds in (("5", "1"), ("9", "2"), ("9", "3")):
+        words = ["--kinds", "span", "--rates", "0.3", "--out", str(tmp_path)]
+        assert masking.main([*words, "--steps", steps, "--seeds", seeds]) == 0
+    assert made == [(0, 5, 0), (0, 9, 1), (1, 9, 1), (2, 9, 2)]
+    assert [(run["seed"], run["steps"]) for run in json.loads(path.read_text())["runs"]] == [(0, 9), (1, 9), (2, 9)]
     assert "| span | 0.3 | 4.000 ± 0.000 |" in (tmp_path / "MASKING.md").read_text()
     assert capsys.readouterr().out.splitlines()[-1].endswith("MASKING.md")
