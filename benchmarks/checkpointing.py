@@ -27,17 +27,15 @@ import torch
 
 from benchmarks.machine import header
 from benchmarks.parser import Parser
-from benchmarks.training.build import make_loader, make_objective
-from minillm.checkpoint.run_folder import RunFolder
+from benchmarks.training.build import make_loader, make_objective, trainer_of
 from minillm.config import build
 from minillm.errors import InputError
 from minillm.model.count import count_parameters
 from minillm.model.transformer import build_model
 from minillm.pretrain_config import PretrainConfig, preset_names, preset_table
 from minillm.training.config import TrainConfig
-from minillm.training.precision import choose_compute_dtype, choose_device
+from minillm.training.precision import choose_device
 from minillm.training.records import Records
-from minillm.training.trainer import Trainer
 
 ASKED = 0.02  # of a small run's time, at the default interval
 
@@ -87,17 +85,8 @@ def measure(config: PretrainConfig, preset: str, place: Path, *, pairs: int, ste
         device: where to train.
     """
     torch.manual_seed(config.train.seed)
-    trainer = Trainer(
-        build_model(config.model),
-        make_objective(config),
-        make_loader(config),
-        train=config.train,
-        optim=config.optim,
-        folder=RunFolder(place),
-        evaluate=lambda model: {},
-        device=device,
-        compute_dtype=choose_compute_dtype(config.train.compute_dtype, device, width=config.model.width).dtype,
-    )
+    model = build_model(config.model)
+    trainer = trainer_of(config, model, make_objective(config), make_loader(config), device, folder=place)
     trainer.folder.create()
     trainer.model.train()
     held: list[float] = []

@@ -17,7 +17,6 @@ import os
 import socket
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,8 +28,7 @@ from benchmarks.machine import header
 from benchmarks.parser import Parser
 from benchmarks.parts import table
 from benchmarks.report import write_whole
-from benchmarks.training.build import make_loader, make_objective
-from minillm.checkpoint.run_folder import RunFolder
+from benchmarks.training.build import make_loader, make_objective, trainer_of
 from minillm.config import build, read_toml
 from minillm.errors import InputError
 from minillm.model.transformer import build_model
@@ -38,7 +36,7 @@ from minillm.pretrain_config import PretrainConfig
 from minillm.training.distributed import Processes
 from minillm.training.distributed_config import LAUNCHED, DistributedConfig, is_launched
 from minillm.training.launch import joined
-from minillm.training.precision import choose_compute_dtype, choose_device
+from minillm.training.precision import choose_device
 from minillm.training.trainer import Trainer
 
 RECIPE = Path(__file__).parent / "recipes/shakespeare-char.toml"
@@ -58,22 +56,11 @@ def alone_in_a_group() -> None:
     os.environ |= {"LOCAL_WORLD_SIZE": "1"}
 
 
-def trainer_of(config: PretrainConfig, processes: Processes, scratch: Path) -> Trainer:
-    """Return a trainer on random tokens that is never asked to save."""
+def ready(config: PretrainConfig, processes: Processes) -> Trainer:
+    """Return a trainer on random tokens."""
     torch.manual_seed(config.train.seed)
-    device = processes.device
-    trainer = Trainer(
-        build_model(config.model),
-        make_objective(config),
-        make_loader(config),
-        train=config.train,
-        optim=config.optim,
-        folder=RunFolder(scratch),
-        evaluate=lambda model: {"loss": 0.0},
-        device=device,
-        compute_dtype=choose_compute_dtype(config.train.compute_dtype, device, width=config.model.width).dtype,
-        processes=processes,
-    )
+    model, objective, batches = build_model(config.model), make_objective(config), make_loader(config)
+    trainer = trainer_of(config, model, objective, batches, processes.device, processes=processes)
     trainer.model.train()
     return trainer
 
@@ -158,12 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     together = is_launched()
     alone_in_a_group()
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        joined(DistributedConfig(strategy=given.strategy), device) as processes,
-    ):
-        trainers = {} if together else {"plain": trainer_of(config, Processes(device=processes.device), Path(scratch))}
-        trainers[given.strategy] = trainer_of(config, processes, Path(scratch))
+    with joined(DistributedConfig(strategy=given.strategy), device) as processes:
+        trainers = {} if together else {"plain": ready(config, Processes(device=processes.device))}
+        trainers[given.strategy] = ready(config, processes)
         seconds = measure(trainers, given.turns, given.steps)
     if not processes.is_first:
         return 0

@@ -74,6 +74,7 @@ def train(contender: Contender, seed: int, data: Path, steps: int | None = None)
     """
     import torch
 
+    from benchmarks.training.build import trainer_of
     from benchmarks.training.peers import PeerObjective, build_peer
     from benchmarks.training.registration import filed
     from minillm.checkpoint.run_folder import RunFolder
@@ -83,8 +84,7 @@ def train(contender: Contender, seed: int, data: Path, steps: int | None = None)
     from minillm.model.transformer import build_model
     from minillm.pretrain_config import PretrainConfig
     from minillm.tokenizer.training import train_tokenizer
-    from minillm.training.precision import choose_compute_dtype, choose_device
-    from minillm.training.trainer import Trainer
+    from minillm.training.precision import choose_device
 
     table = filed(contender.recipe)
     table["train"] |= {"seed": seed, "compute_dtype": contender.dtype} | ({} if steps is None else {"max_steps": steps})
@@ -97,19 +97,9 @@ def train(contender: Contender, seed: int, data: Path, steps: int | None = None)
     torch.manual_seed(seed)
     model = build_peer("GPT2LMHeadModel", config.model) if contender.peer else build_model(config.model)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = RunFolder(scratch)
-        material = gather(config, folder, tokenizer)
-        trainer = Trainer(
-            model,
-            PeerObjective(material.objective) if contender.peer else material.objective,
-            material.loader,
-            train=config.train,
-            optim=config.optim,
-            folder=folder,
-            evaluate=material.glance,
-            device=device,
-            compute_dtype=choose_compute_dtype(config.train.compute_dtype, device, width=config.model.width).dtype,
-        )
+        material = gather(config, RunFolder(scratch), tokenizer)
+        objective = PeerObjective(material.objective) if contender.peer else material.objective
+        trainer = trainer_of(config, model, objective, material.loader, device)
         model.train()
         start = time.perf_counter()
         for _ in range(config.train.max_steps):

@@ -28,8 +28,10 @@ from minillm.model.transformer import build_model
 from minillm.objectives.causal_lm import CausalLM
 from minillm.objectives.masked_lm import MaskedLM
 from minillm.pretrain_config import PretrainConfig
+from minillm.training.distributed import Processes
+from minillm.training.gradient import Objective
 from minillm.training.precision import choose_compute_dtype
-from minillm.training.trainer import Trainer
+from minillm.training.trainer import Batches, Trainer
 
 CONTROL_TOKENS = 5  # ids 0 .. 4 stand for pad, cls, sep, mask and unknown where a recipe masks tokens
 MASK = 3
@@ -47,17 +49,33 @@ def make_trainer(recipe: Recipe, contender: Contender, device: torch.device) -> 
     """
     config = recipe.config(contender)
     objective = classification(recipe.labels) if recipe.labels else make_objective(config)
+    batches = LabelledRows(config, recipe.labels) if recipe.labels else make_loader(config)
     torch.manual_seed(config.train.seed)
+    model = make_model(recipe, contender)
+    return trainer_of(config, model, PeerObjective(objective) if contender.peer else objective, batches, device)
+
+
+def trainer_of(
+    config: PretrainConfig,
+    model: nn.Module,
+    objective: Objective,
+    batches: Batches,
+    device: torch.device,
+    folder: Path = Path("benchmarks write no run"),
+    processes: Processes | None = None,
+) -> Trainer:
+    """Return a trainer with the settings of a run, to be asked for single steps: it does not evaluate."""
     return Trainer(
-        make_model(recipe, contender),
-        PeerObjective(objective) if contender.peer else objective,
-        LabelledRows(config, recipe.labels) if recipe.labels else make_loader(config),
+        model,
+        objective,
+        batches,
         train=config.train,
         optim=config.optim,
-        folder=RunFolder(Path("benchmarks write no run")),
+        folder=RunFolder(folder),
         evaluate=lambda model: {},
         device=device,
         compute_dtype=choose_compute_dtype(config.train.compute_dtype, device, width=config.model.width).dtype,
+        processes=processes,
     )
 
 
