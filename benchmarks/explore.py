@@ -10,6 +10,7 @@ Read next: `launches.py`, the section.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def explore(
     for knob in (k for k in knobs(device, wide=wide) if k.title in titles):
         write({"start": knob.title})
         try:
-            found = walk(knob, Timer(device).measure, lambda k: verdict(k, device), STEPS[wide])
+            found = walk(knob, partial(timed, device=device), partial(verdict, device=device), STEPS[wide])
         except Exception as error:  # of a compiler, mostly
             found = {"reason": first_line(error)}
             forget(error)
@@ -83,35 +84,30 @@ def walk(knob: Knob, measure: Measure, verify: Verify, steps: int) -> dict[str, 
     return found | {"line": knob.written()}
 
 
-class Timer:
-    """Times settings of a knob on a GPU by the case that judges it."""
+def timed(knob: Knob, values: Sequence[Any], device: torch.device) -> Results:
+    """Return the times of settings of a knob on a GPU, by the case that judges it."""
+    case = knob.case
+    num_bytes, _ = case.benchmark.cost(case.dims, case.dtype.itemsize).of(case.direction)
+    copies = copies_for(num_bytes, device)
+    call = calls_of(case.benchmark, case.dims, case.dtype, device, case.direction, copies)
+    run = call(case.benchmark.provider("fused", case.dims, device))
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def at(value: Any) -> Callable[[int], Any]:
+        def turned(i: int) -> Any:
+            with knob.at(value):
+                return run(i)
 
-    def measure(self, knob: Knob, values: Sequence[Any]) -> Results:
-        case = knob.case
-        num_bytes, _ = case.benchmark.cost(case.dims, case.dtype.itemsize).of(case.direction)
-        copies = copies_for(num_bytes, self.device)
-        call = calls_of(case.benchmark, case.dims, case.dtype, self.device, case.direction, copies)
-        run = call(case.benchmark.provider("fused", case.dims, self.device))
+        return turned
 
-        def at(value: Any) -> Callable[[int], Any]:
-            def turned(i: int) -> Any:
-                with knob.at(value):
-                    return run(i)
-
-            return turned
-
-        times = interleaved(
-            {str(value): at(value) for value in values},
-            copies=copies,
-            device=self.device,
-            rounds=ROUNDS,
-            seconds=SECONDS,
-            graph=case.benchmark.graph,
-        )
-        return {value: times[str(value)] for value in values}
+    times = interleaved(
+        {str(value): at(value) for value in values},
+        copies=copies,
+        device=device,
+        rounds=ROUNDS,
+        seconds=SECONDS,
+        graph=case.benchmark.graph,
+    )
+    return {value: times[str(value)] for value in values}
 
 
 def verdict(knob: Knob, device: torch.device) -> str:

@@ -21,8 +21,8 @@ import torch
 from minillm_kernels.launching import WARP
 
 from benchmarks.ops import BENCHMARKS
+from benchmarks.ops.attention import sizes
 from benchmarks.ops.registration import Dims, Direction, OpBenchmark, Source, Tensors
-from benchmarks.ops.scaling import rows_of_heads
 
 KERNELS = "kernels/minillm_kernels"
 ROWS = (  # of attention's table, the most used first
@@ -138,7 +138,7 @@ def attention_case(row: str, D: int) -> Case:
     heads = max(1, 768 // D)
     options: dict[str, Any] = {"dropout_p": 0.1, "seed": 7} if kind == "heavy" and kernel != "dbias" else {}
     name = "attention_decode" if kernel == "decode" else "attention_causal"
-    dims = rows_of_heads(16, 1, heads, D, S=8192) if kernel == "decode" else rows_of_heads(4, 2048, heads, D)
+    dims = sizes(16, 1, heads, D, S=8192) if kernel == "decode" else sizes(4, 2048, heads, D)
     benchmark = dataclasses.replace(BENCHMARKS[name], call=functools.partial(_attend, kernel != "decode", options))
     if kernel == "dbias":
         benchmark = dataclasses.replace(benchmark, inputs=functools.partial(_with_bias, benchmark.inputs))

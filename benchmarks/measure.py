@@ -84,9 +84,10 @@ def measure_case(
     tried = [name for name in named if name != COPY]
     left_out = {name: Unavailable(reason) for name, reason in (gone or {}).items()}
     runs, checks = _checked_providers(benchmark, shape, dtype, device, tried, left_out, heard)
+    cost = benchmark.cost(shape.dims, dtype.itemsize)
     rows: list[Row] = []
     for direction in benchmark.directions:
-        num_bytes, flops = benchmark.cost(shape.dims, dtype.itemsize).of(direction)
+        num_bytes, flops = cost.of(direction)
         copies = copies_for(num_bytes, device)
         call_of = calls_of(benchmark, shape.dims, dtype, device, direction, copies)
         calls, extras = _tried(benchmark, call_of, runs, checks[direction], device, heard)
@@ -101,8 +102,7 @@ def measure_case(
             graph=benchmark.graph,
             heard=heard,
         )
-        counted = {"direction": direction, "bytes": num_bytes, "flops": flops, "copies": copies}
-        counted["unit"] = benchmark.cost(shape.dims, dtype.itemsize).unit
+        counted = {"direction": direction, "bytes": num_bytes, "flops": flops, "copies": copies, "unit": cost.unit}
         for name in named:
             verdict = checks[direction].get(name, runs.get(name))
             result = times.get(name, extras.get(name, verdict))

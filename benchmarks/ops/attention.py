@@ -23,39 +23,40 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.ops.registration import Cost, Dims, OpBenchmark, Outputs, Run, Shape, Source, Tensors, Unavailable
 
 
-def _sizes(B: int, T: int, H: int, D: int, *, Hkv: int | None = None, S: int | None = None) -> dict[str, int]:
+def sizes(B: int, T: int, H: int, D: int, *, Hkv: int | None = None, S: int | None = None) -> dict[str, int]:
+    """Return the sizes of a case; as many heads of keys as of queries, and as many keys, unless they are given."""
     return {"B": B, "T": T, "S": S or T, "H": H, "Hkv": Hkv or H, "D": D}
 
 
 CHECK = {"B": 1, "T": 1024, "S": 1024}
 CAUSAL_SHAPES = {
     "cuda": (
-        Shape("GPT-2", _sizes(16, 1024, 12, 64), {"B": 4}),
-        Shape("D=64, 4k", _sizes(4, 4096, 16, 64), CHECK),
-        Shape("D=128, 4k", _sizes(4, 4096, 16, 128), CHECK),
-        Shape("small", _sizes(32, 512, 6, 64), {"B": 4}),
-        Shape("D=64, 16k", _sizes(1, 16384, 16, 64), CHECK),
-        Shape("D=128, 2k, grouped", _sizes(4, 2048, 32, 128, Hkv=8), CHECK),
-        Shape("D=64, 2k", _sizes(8, 2048, 12, 64), CHECK),
-        Shape("D=128, 16k", _sizes(1, 16384, 16, 128), CHECK),
+        Shape("GPT-2", sizes(16, 1024, 12, 64), {"B": 4}),
+        Shape("D=64, 4k", sizes(4, 4096, 16, 64), CHECK),
+        Shape("D=128, 4k", sizes(4, 4096, 16, 128), CHECK),
+        Shape("small", sizes(32, 512, 6, 64), {"B": 4}),
+        Shape("D=64, 16k", sizes(1, 16384, 16, 64), CHECK),
+        Shape("D=128, 2k, grouped", sizes(4, 2048, 32, 128, Hkv=8), CHECK),
+        Shape("D=64, 2k", sizes(8, 2048, 12, 64), CHECK),
+        Shape("D=128, 16k", sizes(1, 16384, 16, 128), CHECK),
     ),
-    "cpu": (Shape("tiny", _sizes(8, 128, 4, 32)), Shape("GPT-2", _sizes(1, 512, 12, 64))),
+    "cpu": (Shape("tiny", sizes(8, 128, 4, 32)), Shape("GPT-2", sizes(1, 512, 12, 64))),
 }
 FULL_SHAPES = {
     "cuda": (
-        Shape("BERT-base", _sizes(32, 512, 12, 64), {"B": 4}),
-        Shape("D=128, 4k", _sizes(4, 4096, 16, 128), CHECK),
-        Shape("D=64, 4k", _sizes(4, 4096, 16, 64), CHECK),
-        Shape("D=128, 16k", _sizes(1, 16384, 16, 128), CHECK),
+        Shape("BERT-base", sizes(32, 512, 12, 64), {"B": 4}),
+        Shape("D=128, 4k", sizes(4, 4096, 16, 128), CHECK),
+        Shape("D=64, 4k", sizes(4, 4096, 16, 64), CHECK),
+        Shape("D=128, 16k", sizes(1, 16384, 16, 128), CHECK),
     ),
-    "cpu": (Shape("tiny", _sizes(8, 128, 4, 32)), Shape("BERT-base", _sizes(1, 512, 12, 64))),
+    "cpu": (Shape("tiny", sizes(8, 128, 4, 32)), Shape("BERT-base", sizes(1, 512, 12, 64))),
 }
 DECODE_SHAPES = {
     "cuda": (
-        Shape("S=1k", _sizes(16, 1, 12, 64, S=1024)),
-        Shape("S=8k, grouped", _sizes(16, 1, 32, 128, Hkv=8, S=8192)),
+        Shape("S=1k", sizes(16, 1, 12, 64, S=1024)),
+        Shape("S=8k, grouped", sizes(16, 1, 32, 128, Hkv=8, S=8192)),
     ),
-    "cpu": (Shape("S=1k", _sizes(1, 1, 12, 64, S=1024)),),
+    "cpu": (Shape("S=1k", sizes(1, 1, 12, 64, S=1024)),),
 }
 
 

@@ -13,13 +13,12 @@ Read next: `../check.py`.
 from __future__ import annotations
 
 import functools
-import importlib.util
 
 import minillm_kernels as mk
 import torch
 import torch.nn.functional as F
 
-from benchmarks.ops.registration import Cost, Dims, OpBenchmark, Run, Shape, Source, Tensors, Unavailable, plain
+from benchmarks.ops.registration import Cost, Dims, OpBenchmark, Run, Shape, Source, Tensors, Unavailable, liger, plain
 
 # Standard deviation of the logits. At 1 none of 50,257 classes has a thousandth of the softmax, and its part of the
 # gradient is less than what the target's may be off by; at 3 the largest has a tenth. At 6 peers that round logits to
@@ -81,10 +80,7 @@ def _torch_linear(chunks: bool, dims: Dims, device: torch.device) -> Run:
 
 
 def _liger(dims: Dims, device: torch.device) -> Run:
-    if device.type != "cuda" or importlib.util.find_spec("liger_kernel") is None:
-        raise Unavailable("Liger-Kernel is not installed" if device.type == "cuda" else "needs a GPU")
-    functional = importlib.import_module("liger_kernel.transformers.functional")
-    return lambda t: functional.liger_fused_linear_cross_entropy(t["hidden"], t["weight"], t["targets"])
+    return plain(liger(device).liger_fused_linear_cross_entropy, "hidden", "weight", "targets")(dims, device)
 
 
 LOSSES = (

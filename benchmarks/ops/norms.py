@@ -13,7 +13,6 @@ Read next: `pointwise.py`.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import Any
 
 import minillm_kernels as mk
@@ -29,8 +28,8 @@ from benchmarks.ops.registration import (
     Shape,
     Source,
     Tensors,
-    Unavailable,
     in_tuple,
+    liger,
 )
 
 SHAPES = {
@@ -75,9 +74,7 @@ def _cost(flops: int, vectors: int, residual: bool, dims: Dims, itemsize: int) -
 
 
 def _liger(name: str, dims: Dims, device: torch.device) -> Run:
-    if device.type != "cuda" or importlib.util.find_spec("liger_kernel") is None:
-        raise Unavailable("Liger-Kernel is not installed" if device.type == "cuda" else "needs a GPU")
-    functional = importlib.import_module("liger_kernel.transformers.functional")
+    functional = liger(device)
     if name == "rms_norm":
         return lambda t: functional.liger_rms_norm(t["x"], t["weight"], 1e-6, in_place=False)
     return lambda t: functional.liger_layer_norm(t["x"], t["weight"], t["bias"], 1e-5)

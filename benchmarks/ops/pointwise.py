@@ -10,7 +10,6 @@ Read next: `tables.py`.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ import minillm_kernels as mk
 import torch
 import torch.nn.functional as F
 
-from benchmarks.ops.registration import Cost, Dims, OpBenchmark, Run, Shape, Source, Tensors, Unavailable, plain
+from benchmarks.ops.registration import Cost, Dims, OpBenchmark, Run, Shape, Source, Tensors, liger, plain
 
 SHAPES = {
     "cuda": (
@@ -47,12 +46,8 @@ def _cost(names: tuple[str, ...], flops: int, reads_inputs: bool, dims: Dims, it
     )
 
 
-def _liger(name: str, dims: Dims, device: torch.device) -> Run:
-    if device.type != "cuda" or importlib.util.find_spec("liger_kernel") is None:
-        raise Unavailable("Liger-Kernel is not installed" if device.type == "cuda" else "needs a GPU")
-    functional = importlib.import_module("liger_kernel.transformers.functional")
-    function = getattr(functional, f"liger_{name}")
-    return lambda t: function(t["gate"], t["up"])
+def _liger(dims: Dims, device: torch.device) -> Run:
+    return plain(liger(device).liger_swiglu, "gate", "up")(dims, device)
 
 
 def _benchmark(name: str, flops: int, names: tuple[str, ...], call: Callable[..., Any], **more: Any) -> OpBenchmark:
@@ -92,7 +87,7 @@ POINTWISE = (
         6,
         GATED,
         mk.swiglu,
-        peers={"F.silu, product": _gated(F.silu), "Liger": functools.partial(_liger, "swiglu")},
+        peers={"F.silu, product": _gated(F.silu), "Liger": _liger},
     ),
     _benchmark("geglu", 16, GATED, mk.geglu, peers={"F.gelu, product": _gated(F.gelu)}),  # Liger's is the tanh form
     _benchmark(

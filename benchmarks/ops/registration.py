@@ -10,6 +10,7 @@ Read next: `norms.py`, the simplest registrations.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -145,6 +146,19 @@ def leaves_of(benchmark: OpBenchmark, tensors: Tensors) -> Tensors:
 
 def in_tuple(outputs: Outputs) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def liger(device: torch.device) -> Any:
+    """Return the module with Liger-Kernel's functions.
+
+    Raises:
+        Unavailable: it is not installed, or there is no GPU, which it needs.
+    """
+    if device.type != "cuda":
+        raise Unavailable("needs a GPU")
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise Unavailable("Liger-Kernel is not installed")
+    return importlib.import_module("liger_kernel.transformers.functional")
 
 
 def plain(function: Callable[..., Outputs], *names: str, **options: Any) -> Callable[[Dims, torch.device], Run]:

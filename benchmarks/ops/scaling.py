@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.ops.attention import sizes
 from benchmarks.ops.registration import Shape
 
 LINES = ("fused", "torch", "SDPA flash", "SDPA cuDNN", "F.layer_norm", "Liger")  # providers that are measured
@@ -25,18 +26,13 @@ class Sweep:
     shapes: dict[str, tuple[Shape, ...]]
 
 
-def rows_of_heads(B: int, T: int, H: int, D: int, S: int | None = None) -> dict[str, int]:
-    """Return the sizes of a case of attention, of T queries beside S keys; None: as many as queries."""
-    return {"B": B, "T": T, "S": S or T, "H": H, "Hkv": H, "D": D}
-
-
 def _lengths(tokens: int, lengths: tuple[int, ...], H: int, D: int) -> tuple[Shape, ...]:
     small = {n: {"B": 1, "T": min(n, 1024), "S": min(n, 1024)} for n in lengths}
-    return tuple(Shape(f"S={n}", rows_of_heads(tokens // n, n, H, D), small[n]) for n in lengths)
+    return tuple(Shape(f"S={n}", sizes(tokens // n, n, H, D), small[n]) for n in lengths)
 
 
 def _batches(batches: tuple[int, ...], S: int, H: int, D: int) -> tuple[Shape, ...]:
-    return tuple(Shape(f"B={n}", rows_of_heads(n, S, H, D), {"B": 1}) for n in batches)
+    return tuple(Shape(f"B={n}", sizes(n, S, H, D), {"B": 1}) for n in batches)
 
 
 def _widths(elements: int, widths: tuple[int, ...]) -> tuple[Shape, ...]:

@@ -103,7 +103,7 @@ def test_a_knob_whose_present_setting_fails_is_reported(monkeypatch):
     dial = Dial(10, seconds=lambda n: RuntimeError("no"))
     knob = dial.knob()
     monkeypatch.setattr(explore, "knobs", lambda device, wide: [knob])
-    monkeypatch.setattr(explore, "Timer", lambda device: dial)
+    monkeypatch.setattr(explore, "timed", lambda knob, values, device: dial.measure(knob, values))
     lines = []
     explore.explore(lines.append, torch.device("cpu"), [knob.title], wide=False)
     assert lines[0] == {"start": "DIAL (file.py)"}
