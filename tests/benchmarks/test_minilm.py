@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from benchmarks import minilm
-from benchmarks.minilm import SETTINGS, TABLES, Run, digest_of, folder_of_the_model, page
+from benchmarks import finetuning, minilm
+from benchmarks.finetuning import TABLES
+from benchmarks.minilm import SETTINGS, Run, digest_of, folder_of_the_model, page
 
 HEAD = {"device": "a machine", "threads": 2, "versions": {"torch": "2"}, "date": "2026-01-02T00:00"}
 HEAD |= {"compute_dtype": "bfloat16"}
@@ -41,7 +42,7 @@ def asked(monkeypatch):
         said = {"valid": accuracy, "test": {"accuracy": 0.9}, "seconds": 1.0, "examples_per_second": 70.0}
         return said | {"baselines": {"majority": {"valid": accuracy, "test": accuracy}}}, 2**20
 
-    monkeypatch.setattr(minilm, "told", told)
+    monkeypatch.setattr(finetuning, "told", told)
     return seen
 
 
