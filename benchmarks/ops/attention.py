@@ -132,8 +132,7 @@ def _hopper(causal: bool, dims: Dims, device: torch.device) -> Run:
 
     if reason := hopper_launcher.device_obstacle(device):
         raise Unavailable(reason)
-    others = ("key_start", "key_stop", "segments", "cu_seqlens_q", "cu_seqlens_k", "prefix")
-    masks = Masks(causal=causal, window=(None, None), **dict.fromkeys(others))
+    masks = Masks(causal=causal)
 
     def run(t: Tensors) -> Outputs:
         q, k, v = (t[n] for n in "qkv")

@@ -197,16 +197,7 @@ def test_weights_are_the_definition(option):
 
 def test_decoding_builds_no_mask():
     """One query, causal, nothing padded: the model's inner loop."""
-    masks = Masks(
-        causal=True,
-        window=(None, None),
-        key_start=None,
-        key_stop=None,
-        segments=None,
-        cu_seqlens_q=None,
-        cu_seqlens_k=None,
-        prefix=None,
-    )
+    masks = Masks(causal=True)
     assert masks.visible(1, 1000, torch.device("cpu")) is None
     prefilled = masks.visible(3, 8, torch.device("cpu"))
     assert prefilled is not None

@@ -307,7 +307,7 @@ def test_spans_hold_all_that_is_seen(option):
     """From both sides: no pair that sees each other lies outside the span of its query or of its key."""
     (B, T, S, *_), o = OPTIONS[option]
     names = ("key_start", "key_stop", "segments", "cu_seqlens_q", "cu_seqlens_k", "prefix")
-    masks = Masks(causal=False, window=(None, None), **{name: o.get(name) for name in names})
+    masks = Masks(**{name: o.get(name) for name in names})
     spans, backwards = query_spans(masks, B, T, S, torch.device("cpu")), key_spans(masks, B, T, S, torch.device("cpu"))
     seen = masks.visible(T, S, torch.device("cpu"))
     assert spans is not None and backwards is not None and seen is not None

@@ -86,16 +86,7 @@ def attention(
     >>> attention(q, k, torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)).flatten()
     tensor([2., 1.])
     """
-    masks = Masks(
-        causal=causal,
-        window=window,
-        key_start=key_start,
-        key_stop=key_stop,
-        segments=segments,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        prefix=prefix,
-    )
+    masks = Masks(causal, window, key_start, key_stop, segments, cu_seqlens_q, cu_seqlens_k, prefix)
     _check_products(q, k, masks, alibi_slopes, bias, softcap, scale)
     checks.shape("v", v, k.shape, "the shape of k")
     checks.same_dtype("q", q, v=v)
@@ -147,16 +138,7 @@ def attention_weights(
     tensor([[[[1.0000, 0.0000],
               [0.5000, 0.5000]]]])
     """
-    masks = Masks(
-        causal=causal,
-        window=window,
-        key_start=key_start,
-        key_stop=key_stop,
-        segments=segments,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        prefix=prefix,
-    )
+    masks = Masks(causal, window, key_start, key_stop, segments, cu_seqlens_q, cu_seqlens_k, prefix)
     _check_products(q, k, masks, alibi_slopes, bias, softcap, scale)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     return reference.attention_weights(q, k, masks, alibi_slopes, bias, softcap, factor)
@@ -204,19 +186,7 @@ def _check_products(
     checks.softcap(softcap)
     if scale is not None:
         checks.finite("scale", scale)
-    checks.same_device(
-        "q",
-        q,
-        k=k,
-        key_start=masks.key_start,
-        key_stop=masks.key_stop,
-        segments=masks.segments,
-        cu_seqlens_q=masks.cu_seqlens_q,
-        cu_seqlens_k=masks.cu_seqlens_k,
-        prefix=masks.prefix,
-        alibi_slopes=alibi_slopes,
-        bias=bias,
-    )
+    checks.same_device("q", q, k=k, **masks.tensors(), alibi_slopes=alibi_slopes, bias=bias)
 
 
 def _check_bounds(name: str, bounds: list[int]) -> None:
@@ -230,13 +200,11 @@ def _check_bounds(name: str, bounds: list[int]) -> None:
 
 
 def _check_masks(masks: Masks, B: int, T: int, S: int) -> None:
-    for name, mask in (("key_start", masks.key_start), ("key_stop", masks.key_stop), ("prefix", masks.prefix)):
-        if mask is not None:
+    for name, mask in masks.tensors().items():
+        if mask is not None and name in ("key_start", "key_stop", "prefix"):
             checks.shape(name, mask, (B,), "one number a row")
-    named = ("key_start", "key_stop", "prefix", "segments", "cu_seqlens_q", "cu_seqlens_k")
-    for name in named:
-        if getattr(masks, name) is not None:
-            checks.integers(name, getattr(masks, name))
+        if mask is not None:
+            checks.integers(name, mask)
     if not isinstance(masks.window, (tuple, list)) or len(masks.window) != 2:
         raise ValueError(f"window must be (left, right), got {masks.window!r}; pass (None, None) for no bound")
     for side in masks.window:

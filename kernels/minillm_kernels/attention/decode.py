@@ -24,7 +24,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from minillm_kernels import dispatch
 from minillm_kernels.attention import configs, reference
@@ -175,16 +174,7 @@ def decode(
 ) -> Tensor:
     """Return y (B, T, H, D); arguments are those of the public function, causality is right = 0."""
     (B, T, H, D), (S, Hkv) = q.shape, k.shape[1:3]
-    masks = Masks(
-        causal=False,
-        window=(left, right),
-        key_start=key_start,
-        key_stop=key_stop,
-        segments=None,
-        cu_seqlens_q=None,
-        cu_seqlens_k=None,
-        prefix=prefix,
-    )
+    masks = Masks(window=(left, right), key_start=key_start, key_stop=key_stop, prefix=prefix)
     if not dispatch.launches(q):
         y = reference.attention(q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, scale)
         return y.contiguous()
@@ -217,10 +207,3 @@ def decode(
 @decode.register_fake
 def _(q: Tensor, *_: Any) -> Tensor:
     return q.new_empty(q.shape)
-
-
-@register_flop_formula(torch.ops.minillm_kernels.attention_decode)
-def decode_flops(q_shape: Any, k_shape: Any, *_: Any, **__: Any) -> int:
-    """Return 2 products' operations for all pairs, as PyTorch counts its own attention."""
-    (B, T, H, D), S = q_shape, k_shape[1]
-    return 4 * B * H * T * S * D

@@ -99,7 +99,7 @@ def attention_forward(
     Arguments are those of the public function; causality is right = 0.
     """
     B, T, H, D = q.shape
-    masks = _masks(left, right, key_start, key_stop, segments, cu_seqlens_q, cu_seqlens_k, prefix)
+    masks = Masks(False, (left, right), key_start, key_stop, segments, cu_seqlens_q, cu_seqlens_k, prefix)
     if not dispatch.launches(q):
         return _forward_by_reference(q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, scale)
     terms = {"alibi_slopes": alibi_slopes, "bias": bias, "softcap": softcap, "dropout_p": dropout_p, "scale": scale}
@@ -152,7 +152,7 @@ def attention_backward(
     A kernel whose results are not wanted is not launched. dk and dv come from one, so each costs what both do.
     """
     (B, T, H, D), (S, Hkv) = q.shape, k.shape[1:3]
-    masks = _masks(left, right, key_start, key_stop, segments, cu_seqlens_q, cu_seqlens_k, prefix)
+    masks = Masks(False, (left, right), key_start, key_stop, segments, cu_seqlens_q, cu_seqlens_k, prefix)
     if not dispatch.launches(q):
         dq, dk, dv, dbias = _backward_by_reference(
             dy, q, k, v, masks, alibi_slopes, bias, softcap, dropout_p, seed, scale, wanted
@@ -239,7 +239,7 @@ _NUM_TENSORS, _NUM_NUMBERS = 12, 5  # of the arguments of attention_forward, q t
 attention_forward.register_autograd(_differentiate, setup_context=_save)
 
 
-@register_flop_formula(torch.ops.minillm_kernels.attention_forward)
+@register_flop_formula([torch.ops.minillm_kernels.attention_forward, torch.ops.minillm_kernels.attention_decode])
 def forward_flops(q_shape: Any, k_shape: Any, *_: Any, **__: Any) -> int:
     """Return 2 products' operations for all pairs, hidden ones too, as PyTorch counts its own attention."""
     (B, T, H, D), S = q_shape, k_shape[1]
@@ -256,28 +256,6 @@ def backward_flops(
     """
     wanted = rest[_NUM_TENSORS - 2 + _NUM_NUMBERS]
     return forward_flops(q_shape, k_shape) * (2 + sum(wanted[:3])) // 2
-
-
-def _masks(
-    left: int | None,
-    right: int | None,
-    key_start: Tensor | None,
-    key_stop: Tensor | None,
-    segments: Tensor | None,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
-    prefix: Tensor | None,
-) -> Masks:
-    return Masks(
-        causal=False,
-        window=(left, right),
-        key_start=key_start,
-        key_stop=key_stop,
-        segments=segments,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        prefix=prefix,
-    )
 
 
 def are_neighbours(q: Tensor, k: Tensor, v: Tensor) -> bool:

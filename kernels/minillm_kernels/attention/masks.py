@@ -24,18 +24,23 @@ from torch import Tensor
 Window = tuple[int | None, int | None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Masks:
-    """The masks of one call of attention; meanings as in the public function."""
+    """The masks of one call of attention; meanings, and their order, as in the public function."""
 
-    causal: bool
-    window: Window
-    key_start: Tensor | None
-    key_stop: Tensor | None
-    segments: Tensor | None
-    cu_seqlens_q: Tensor | None
-    cu_seqlens_k: Tensor | None
-    prefix: Tensor | None
+    causal: bool = False
+    window: Window = (None, None)
+    key_start: Tensor | None = None
+    key_stop: Tensor | None = None
+    segments: Tensor | None = None
+    cu_seqlens_q: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+    prefix: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor | None]:
+        """Return the masks that are tensors by name; None: not asked for."""
+        names = ("key_start", "key_stop", "segments", "cu_seqlens_q", "cu_seqlens_k", "prefix")
+        return {name: getattr(self, name) for name in names}
 
     def only_causal(self) -> bool:
         """Return whether causality is the only mask."""
