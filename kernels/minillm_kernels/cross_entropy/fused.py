@@ -45,7 +45,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minillm_kernels import dispatch
+from minillm_kernels import dispatch, launching
 from minillm_kernels.cross_entropy import reference
 from minillm_kernels.cross_entropy.targets import check_targets
 from minillm_kernels.exponential import exponential
@@ -406,27 +406,19 @@ def forward(x: Tensor, targets: Tensor, options: reference.Options) -> tuple[Ten
     if not R:
         return losses, lse
     BLOCK_R, BLOCK_V, num_warps = launch_for(x, softcap)
-    with torch.cuda.device_of(x):
-        launch: Any = _cross_entropy_forward_kernel[(triton.cdiv(R, BLOCK_R),)]
-        launch(
-            x,
-            targets.contiguous(),
-            losses,
-            lse,
-            *x.stride(),
-            R,
-            V,
-            ignore_index,
-            smoothing,
-            z_loss,
-            softcap or 1.0,
-            HAS_SOFTCAP=softcap is not None,
-            HAS_SMOOTHING=smoothing > 0,
-            WIDE=BLOCK_R == 1 and x.stride(1) == 1,
-            BLOCK_R=BLOCK_R,
-            BLOCK_V=BLOCK_V,
-            num_warps=num_warps,
-        )
+    launching.launch(
+        _cross_entropy_forward_kernel,
+        (launching.cdiv(R, BLOCK_R),),
+        *(x, targets.contiguous(), losses, lse),
+        *x.stride(),
+        *(R, V, ignore_index, smoothing, z_loss, softcap or 1.0),
+        HAS_SOFTCAP=softcap is not None,
+        HAS_SMOOTHING=smoothing > 0,
+        WIDE=BLOCK_R == 1 and x.stride(1) == 1,
+        BLOCK_R=BLOCK_R,
+        BLOCK_V=BLOCK_V,
+        threads=num_warps * launching.WARP,
+    )
     return losses, lse
 
 
@@ -439,27 +431,18 @@ def backward(g: Tensor, x: Tensor, targets: Tensor, lse: Tensor, options: refere
         return dx
     BLOCK_R, BLOCK_V, num_warps = launch_for(x, softcap)
     alike = (x.data_ptr() - dx.data_ptr()) % 16 == 0 and (x.stride(0) - V) * x.itemsize % 16 == 0
-    with torch.cuda.device_of(x):
-        launch: Any = _cross_entropy_backward_kernel[(triton.cdiv(R, BLOCK_R), triton.cdiv(V, BLOCK_V))]
-        launch(
-            x,
-            targets.contiguous(),
-            lse,
-            g.contiguous(),
-            dx,
-            *x.stride(),
-            R,
-            V,
-            ignore_index,
-            smoothing,
-            z_loss,
-            softcap or 1.0,
-            HAS_SOFTCAP=softcap is not None,
-            WIDE=BLOCK_R == 1 and x.stride(1) == 1 and alike,
-            BLOCK_R=BLOCK_R,
-            BLOCK_V=BLOCK_V,
-            num_warps=num_warps,
-        )
+    launching.launch(
+        _cross_entropy_backward_kernel,
+        (launching.cdiv(R, BLOCK_R), launching.cdiv(V, BLOCK_V)),
+        *(x, targets.contiguous(), lse, g.contiguous(), dx),
+        *x.stride(),
+        *(R, V, ignore_index, smoothing, z_loss, softcap or 1.0),
+        HAS_SOFTCAP=softcap is not None,
+        WIDE=BLOCK_R == 1 and x.stride(1) == 1 and alike,
+        BLOCK_R=BLOCK_R,
+        BLOCK_V=BLOCK_V,
+        threads=num_warps * launching.WARP,
+    )
     return dx
 
 

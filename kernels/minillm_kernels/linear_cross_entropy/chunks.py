@@ -44,8 +44,8 @@ def total(
     targets: Tensor,
     options: Options,
     memory_budget: int | None,
-    num_targets: int | None = None,
-    fused: bool = False,
+    num_targets: int | None,
+    fused: bool,
 ) -> Tensor:
     """Return the sum () of the losses of hidden (N, C)."""
     wanted = _wanted(hidden, weight, bias)
@@ -59,8 +59,8 @@ def losses(
     targets: Tensor,
     options: Options,
     memory_budget: int | None,
-    num_targets: int | None = None,
-    fused: bool = False,
+    num_targets: int | None,
+    fused: bool,
 ) -> Tensor:
     """Return the losses (N,) of hidden (N, C), 0 where ignored."""
     return _losses(hidden, weight, bias, targets, *options, memory_budget, num_targets, fused)
@@ -160,14 +160,14 @@ def walk(
     if all_rows:
         targets = torch.where(kept, targets, 0)
         g = torch.where(kept, 1.0 if g is None else g, 0.0)
-        counting = None
-    else:
-        counting = _places(kept, num_targets)
+    counting = None if all_rows else _places(kept, num_targets)
     budget = memory_budget
     if budget is None:
         budget = default_budget(hidden.device.type, N, num_classes, C, hidden.dtype.itemsize)
     per_chunk = rows_per_chunk(budget, num_classes, hidden.dtype, options[3], fused)
-    step = _kernel() if in_place else composed.losses_and_dlogits
+    step = composed.losses_and_dlogits
+    if in_place:
+        from minillm_kernels.linear_cross_entropy.fused import losses_and_dlogits as step  # imports Triton
     buffer = None
     for rows in _chunks(N, counting, per_chunk):
         x = hidden[rows]  # (R, C)
@@ -223,13 +223,6 @@ def _chunks(N: int, counting: Tensor | None, per_chunk: int) -> Iterator[Tensor 
     for start in range(0, count, max(1, size)):
         end = min(start + size, count)
         yield slice(start, end) if counting is None or count == N else counting[start:end]
-
-
-def _kernel() -> Any:
-    """Return the launcher of the kernel that makes losses and, in place, their gradient of a chunk's logits."""
-    from minillm_kernels.linear_cross_entropy import fused  # imports Triton
-
-    return fused.losses_and_dlogits
 
 
 def _with_rows(tensor: Tensor, rows: int, dtype: torch.dtype) -> Tensor:

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minillm_kernels import launching
 from minillm_kernels.cross_entropy import fused as cross_entropy
 from minillm_kernels.cross_entropy.fused import (
     Table,
@@ -157,25 +158,17 @@ def losses_and_dlogits(
     losses = logits.new_empty(R, dtype=torch.float32)
     g = torch.ones_like(losses) if g is None else g.contiguous()
     BLOCK_R, BLOCK_V, num_warps = cross_entropy.launch_for(logits, softcap, launches)
-    with torch.cuda.device_of(logits):
-        launch: Any = _linear_cross_entropy_kernel[(triton.cdiv(R, BLOCK_R),)]
-        launch(
-            logits,
-            targets.contiguous(),
-            g,
-            losses,
-            logits.stride(0),
-            R,
-            V,
-            smoothing,
-            z_loss,
-            softcap or 1.0,
-            HAS_SOFTCAP=softcap is not None,
-            HAS_SMOOTHING=smoothing > 0,
-            BLOCK_R=BLOCK_R,
-            BLOCK_V=BLOCK_V,
-            num_warps=num_warps,
-        )
+    launching.launch(
+        _linear_cross_entropy_kernel,
+        (launching.cdiv(R, BLOCK_R),),
+        *(logits, targets.contiguous(), g, losses),
+        *(logits.stride(0), R, V, smoothing, z_loss, softcap or 1.0),
+        HAS_SOFTCAP=softcap is not None,
+        HAS_SMOOTHING=smoothing > 0,
+        BLOCK_R=BLOCK_R,
+        BLOCK_V=BLOCK_V,
+        threads=num_warps * launching.WARP,
+    )
     return losses, logits
 
 
