@@ -140,6 +140,15 @@ def columns(name: str, tensor: Tensor, axis: str) -> None:
         raise ValueError(f"{name} must be (..., {axis}), got a number, {shape_of(tensor)}; give it an axis")
 
 
+def bias(x: Tensor, bias: Tensor | None) -> None:
+    """Raise TypeError or ValueError unless there is none, or a floating number for each column of `x`, beside it."""
+    if bias is not None:
+        floating("bias", bias)
+        columns("x", x, "C")
+        shape("bias", bias, x.shape[-1:], "one bias per column of x")
+        same_device("x", x, bias=bias)
+
+
 def probability(name: str, value: float) -> None:
     """Raise ValueError unless 0 <= value < 1."""
     number(name, value)

@@ -43,6 +43,7 @@ Row = dict[str, Any]
 _RESOURCES = f"resources-{hashlib.sha256(Path(machine_code.__file__).read_bytes()).hexdigest()[:16]}.json"
 
 
+@functools.cache
 def variants(op: str) -> list[Variant]:
     """Return all variants of an op, of which no two for one target have one name."""
     found = list(importlib.import_module(f"minillm_kernels.{op}.fused").variants())
@@ -173,12 +174,7 @@ def _build_named(job: tuple[str, str, str]) -> Row:
 
 
 def _named(op: str, name: str, target: str) -> Variant:
-    return next(v for v in _variants_once(op) if v.name == name and target in v.targets)
-
-
-@functools.cache
-def _variants_once(op: str) -> list[Variant]:
-    return variants(op)
+    return next(v for v in variants(op) if v.name == name and target in v.targets)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from minillm_kernels.launching import (
     rows_of,
     with_factor,
 )
-from minillm_kernels.philox import COLUMNS, seed_on
+from minillm_kernels.philox import COLUMNS, seed_of_dropout
 from minillm_kernels.variant import Variant
 
 FORWARD_TILE = 2048  # elements: 16 a thread
@@ -281,7 +281,9 @@ def register_unary(name: str, functions: Mapping[str, Function], reference: Unar
         return dx, None if bias is None else dbias, None, None, None
 
     forward.register_autograd(differentiate, setup_context=keep)
-    return lambda x, bias, form, dropout_p, seed: forward(x, bias, _drawn_from(seed, dropout_p, x), form, dropout_p)
+    return lambda x, bias, form, dropout_p, seed: forward(
+        x, bias, seed_of_dropout(dropout_p, seed, x.device), form, dropout_p
+    )
 
 
 def register_gated(name: str, functions: Mapping[str, Function], reference: Gated) -> Gated:
@@ -322,13 +324,8 @@ def register_gated(name: str, functions: Mapping[str, Function], reference: Gate
 
     forward.register_autograd(differentiate, setup_context=keep)
     return lambda gate, up, form, dropout_p, seed: forward(
-        gate, up, _drawn_from(seed, dropout_p, gate), form, dropout_p
+        gate, up, seed_of_dropout(dropout_p, seed, gate.device), form, dropout_p
     )
-
-
-def _drawn_from(seed: int | Tensor | None, dropout_p: float, x: Tensor) -> Tensor | None:
-    """Return the seed on the device of x; None where nothing is dropped."""
-    return seed_on(seed, x.device) if dropout_p > 0 and seed is not None else None
 
 
 def _gradients(function: Callable[..., Tensor], dy: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -58,6 +58,11 @@ def seed_on(seed: int | Tensor, device: torch.device | str) -> Tensor:
     return torch.full((), seed, dtype=torch.int64, device=device)
 
 
+def seed_of_dropout(p: float, seed: int | Tensor | None, device: torch.device) -> Tensor | None:
+    """Return the seed on `device`, as kernels take it; None where nothing is dropped."""
+    return seed_on(seed, device) if p > 0 and seed is not None else None
+
+
 def philox(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int | Tensor, int | Tensor]
 ) -> tuple[Tensor, ...]:

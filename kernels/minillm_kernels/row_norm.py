@@ -36,7 +36,7 @@ from minillm_kernels.launching import (
     rows_of,
     with_factor,
 )
-from minillm_kernels.philox import COLUMNS, keep, seed_on
+from minillm_kernels.philox import COLUMNS, keep, seed_of_dropout
 from minillm_kernels.variant import Variant
 
 # Elements of a tile of whole rows, its threads, and the elements that a thread has of a row which is wider than that.
@@ -391,7 +391,7 @@ def register(name: str, centre: bool, maths: Maths, maths_backward: MathsBackwar
         seed: int | Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return y and the sum s that was normed; arguments as in the public function."""
-        drops = seed_on(seed, x.device) if dropout_p > 0 and seed is not None else None
+        drops = seed_of_dropout(dropout_p, seed, x.device)
         y, s, _, _ = forward_op(x, weight, bias, residual, drops, eps, dropout_p)
         return y, x if residual is None and drops is None else s
 

@@ -38,7 +38,7 @@ from minillm_kernels.attention.masks import Masks
 from minillm_kernels.attention.variants import variants
 from minillm_kernels.exponential import LOG2E
 from minillm_kernels.launching import cdiv
-from minillm_kernels.philox import seed_on
+from minillm_kernels.philox import seed_of_dropout
 
 __all__ = ["attention", "attention_backward", "attention_forward", "variants"]
 
@@ -59,7 +59,7 @@ def attention(
     left, right = masks.window
     if masks.causal:
         right = 0
-    random = None if dropout_p == 0.0 or seed is None else seed_on(seed, q.device)
+    random = seed_of_dropout(dropout_p, seed, q.device)
     tensors = (q, k, v) if bias is None else (q, k, v, bias)
     needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     if not needs_gradient and decodes(q, k, masks):

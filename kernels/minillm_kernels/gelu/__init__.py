@@ -52,11 +52,7 @@ def gelu(
     tensor([-0.1587,  0.0000,  0.8413])
     """
     checks.floating("x", x)
-    if bias is not None:
-        checks.floating("bias", bias)
-        checks.columns("x", x, "C")
-        checks.shape("bias", bias, x.shape[-1:], "one bias per column of x")
-        checks.same_device("x", x, bias=bias)
+    checks.bias(x, bias)
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate is 'none' or 'tanh', got {approximate!r}")
     checks.dropout(dropout_p, seed)

@@ -39,11 +39,7 @@ def relu(x: Tensor, bias: Tensor | None = None, *, dropout_p: float = 0.0, seed:
     tensor([0., 3.])
     """
     checks.floating("x", x)
-    if bias is not None:
-        checks.floating("bias", bias)
-        checks.columns("x", x, "C")
-        checks.shape("bias", bias, x.shape[-1:], "one bias per column of x")
-        checks.same_device("x", x, bias=bias)
+    checks.bias(x, bias)
     checks.dropout(dropout_p, seed)
     match dispatch.choose("relu", x):
         case "fused":

@@ -79,13 +79,11 @@ def rms_norm(
     checks.floating("weight", weight)
     checks.columns("x", x, "C")
     checks.shape("weight", weight, x.shape[-1:], "one gain per column of x")
-    if bias is not None:
-        checks.floating("bias", bias)
-        checks.shape("bias", bias, x.shape[-1:], "one bias per column of x")
+    checks.bias(x, bias)
     if residual is not None:
         checks.shape("residual", residual, x.shape, "the shape of x")
         checks.same_dtype("x", x, residual=residual)
-    checks.same_device("x", x, weight=weight, bias=bias, residual=residual)
+    checks.same_device("x", x, weight=weight, residual=residual)
     checks.not_negative("eps", eps)
     checks.dropout(dropout_p, seed)
     match dispatch.choose("rms_norm", x):
