@@ -6,7 +6,8 @@ process of its own. Of three learning rates the one that is best on dev.tsv with
 at that rate; test.tsv decides nothing. What a method costs is measured apart, so that accuracies may come from a busy
 machine: the methods take turns of one epoch each, and the memory of a process is read when it ends.
 
-FINETUNING.json is written after each run, and what is in it is not run again: what was stopped goes on where it was.
+FINETUNING.json is written after each run, and what is in it is not run again: what was stopped goes on where it was,
+on the same tables and for as many epochs.
 FINETUNING.md is made from it alone.
 
 Read next: `minillm/finetune/run.py`.
@@ -15,6 +16,7 @@ Read next: `minillm/finetune/run.py`.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import statistics
@@ -165,6 +167,11 @@ def check_tables(parser: Parser, data: Path) -> None:
             parser.error(f"--data {data} has no {name}; name a folder with train.tsv, dev.tsv and test.tsv")
 
 
+def digest_of(data: Path) -> str:
+    """Return what tells one set of tables from another: the SHA-256 of the three, end to end, in short."""
+    return hashlib.sha256(b"".join((data / name).read_bytes() for name in TABLES.values())).hexdigest()[:16]
+
+
 def finetuned(model: Path, data: Path, words: Sequence[str], seed: int, out: Path) -> tuple[dict[str, Any], int]:
     """Return what `minillm finetune` says of a model on the tables in `data`, and as `told` its memory; fills `out`."""
     tables = [f"--{option}={data / name}" for option, name in TABLES.items()]
@@ -283,7 +290,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.folder("--out", given.out)
     parser.folder("--work", given.work)
     path = given.out / "FINETUNING.json"
-    about = {"header": header(), "epochs": given.epochs}
+    about = {"header": header(), "epochs": given.epochs, "data": digest_of(given.data)}
+    if path.exists() and any(read(path, name) != about[name] for name in ("epochs", "data")):
+        parser.error(f"{path} has runs of other epochs or on other tables; choose another --out, or remove it")
     runs, costs = [Run(**run) for run in read(path)], [Cost(**cost) for cost in read(path, "costs")]
 
     def keep() -> None:

@@ -17,8 +17,8 @@ from typing import Any
 from benchmarks.report import write_whole
 
 
-def read(path: Path, name: str = "runs") -> list[dict[str, Any]]:
-    """Return the runs in a file, or another list that was written with them; none where there is none yet."""
+def read(path: Path, name: str = "runs") -> Any:
+    """Return the runs in a file, or what else was written with them; an empty list where there is none."""
     return json.loads(path.read_text(encoding="utf-8")).get(name, []) if path.exists() else []
 
 

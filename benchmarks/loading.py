@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     parser.at_least(given, repeats=1)
     parser.folder("--out", given.out)
+    if find_spec("transformers") is None:
+        parser.error("transformers is not installed; install it: pip install transformers")
     with tempfile.TemporaryDirectory() as scratch:
         save_gpt2(Path(scratch))
         loads = [measure(name, Path(scratch)) for _ in range(given.repeats) for name in CONTENDERS]

@@ -13,7 +13,6 @@ Read next: `minillm/checkpoint/hf/bert.py`.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.finetuning import TABLES, check_tables, finetuned
+from benchmarks.finetuning import check_tables, digest_of, finetuned
 from benchmarks.kept import read, spread, write
 from benchmarks.machine import commit, header
 from benchmarks.parser import Parser
@@ -89,14 +88,6 @@ def compute_dtype() -> str:
     from minillm.training.precision import choose_compute_dtype, choose_device
 
     return str(choose_compute_dtype("auto", choose_device("auto"), width=WIDTH).dtype).removeprefix("torch.")
-
-
-def digest_of(data: Path) -> str:
-    """Return what tells one set of tables from another: the SHA-256 of the three, end to end, in short."""
-    tables = hashlib.sha256()
-    for name in TABLES.values():
-        tables.update((data / name).read_bytes())
-    return tables.hexdigest()[:16]
 
 
 def run_of(model: Path, data: Path, seed: int, out: Path) -> Run:

@@ -183,10 +183,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--data {given.data} is no file; see data/tinyshakespeare/README.md for where the text is from")
     by_name = {contender.name: contender for contender in CONTENDERS}
     if given.one:
+        from benchmarks.training.peers import NotInstalled
+
         try:
             print(json.dumps(dataclasses.asdict(train(by_name[given.one], given.seeds, given.data))))
         except InputError as error:
             parser.error(str(error))
+        except NotInstalled as error:
+            parser.error(f"{error}; install it, or choose other contenders with --only")
         return 0
     parser.at_least(given, seeds=1)
     parser.folder("--out", given.out)

@@ -71,7 +71,7 @@ def test_what_pretraining_gives_is_held_against_the_seeds(gain, words):
     assert words in "".join(verdicts(runs))
 
 
-def test_what_was_made_is_not_made_again(tmp_path, monkeypatch):
+def test_what_was_made_is_not_made_again(tmp_path, monkeypatch, capsys):
     """The first command makes 65 runs and 13 costs, the second two turns of costs, the third nothing."""
     made = []
 
@@ -94,6 +94,15 @@ def test_what_was_made_is_not_made_again(tmp_path, monkeypatch):
         counts.append((made.count("run"), made.count("cost")))
         made.clear()
     assert counts == [(65, 13), (0, 26), (0, 0)]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):  # nor does it stand in a table of other settings or texts
+        finetuning.main([*words, "--epochs", "5"])
+    (tmp_path / "dev.tsv").write_text("one more\t1\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        finetuning.main(words)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and all("has runs of other epochs or on other tables" in line for line in told)
+    assert not made
 
 
 def test_a_command_is_told_with_the_memory_that_it_had():

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from benchmarks import finetuning, minilm
-from benchmarks.finetuning import TABLES
-from benchmarks.minilm import SETTINGS, Run, digest_of, folder_of_the_model, page
+from benchmarks.finetuning import TABLES, digest_of
+from benchmarks.minilm import SETTINGS, Run, folder_of_the_model, page
 
 HEAD = {"device": "a machine", "threads": 2, "versions": {"torch": "2"}, "date": "2026-01-02T00:00"}
 HEAD |= {"compute_dtype": "bfloat16"}

@@ -1,10 +1,14 @@
 """The commands that make a page each: a mistake is one line and status 2, and costs nothing that was measured."""
 
 import importlib
+import importlib.util
+from pathlib import Path
 
 import pytest
 
-from benchmarks import loading, muon
+from benchmarks import loading, muon, quality
+
+LETTERS = Path(__file__).parents[2] / "data/samples/letters.txt"
 
 MISTAKES = [
     (
@@ -63,6 +67,17 @@ def test_a_mistake_is_one_line_and_status_2(name, words, told, tmp_path, capfd):
     assert stopped.value.code == 2 and told in said.err and said.out == ""
     assert said.err.count("\n") == 1 and said.err.startswith(f"benchmarks.{name}: ")
     assert not list(places["EMPTY"].iterdir())
+
+
+def test_without_transformers_who_stands_beside_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    peer = quality.CONTENDERS[0].name
+    for command, words in ((loading, []), (quality, ["--data", str(LETTERS), "--seeds", "0", "--one", peer])):
+        with pytest.raises(SystemExit) as stopped:
+            command.main([*words, "--out", str(tmp_path)])
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2 and said.count("\n") == 1 and "transformers is not installed; install it" in said
 
 
 def test_a_folder_that_is_not_there_is_made(tmp_path, monkeypatch):
