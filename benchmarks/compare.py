@@ -73,7 +73,7 @@ def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[st
         yield "The devices differ: times say nothing about the commits."
     yield ""
     for name, ceiling in ceilings_of(after).items():
-        old = ceilings_of(before).get(name, {}).get("rate")
+        old = figures.ceiling_rate(ceilings_of(before), name)
         if old and ceiling["rate"]:
             yield f"ceiling {name}: {100 * (ceiling['rate'] / old - 1):+.1f} %"
     for section, key in TIMED.items():

@@ -25,6 +25,11 @@ COPY = "copy"  # of as many bytes: computes no op, but is timed beside the provi
 KEY = ("op", "shape", "dtype", "direction")
 
 
+def ceiling_rate(ceilings: Ceilings, name: str) -> float | None:
+    """Return the rate of a ceiling; None where it was not measured."""
+    return ceilings.get(name, {}).get("rate")
+
+
 def key_of(row: Row) -> tuple[str, ...]:
     """Return what the rows of one comparison have in common."""
     return tuple(row[name] for name in KEY)
@@ -40,12 +45,9 @@ def bound(row: Row, ceilings: Ceilings) -> tuple[str, float] | None:
     names = {"copy": row["bytes"]}
     if row["unit"] == "matrix":
         names[f"matrix {row['dtype']}"] = row["flops"]
-    least = {}
-    for name, work in names.items():
-        rate = ceilings.get(name, {}).get("rate")
-        if not rate:
-            return None
-        least[name] = work / rate
+    least = {name: work / rate for name, work in names.items() if (rate := ceiling_rate(ceilings, name))}
+    if len(least) < len(names):
+        return None
     name = max(least, key=lambda n: least[n])
     return name, least[name]
 
@@ -61,8 +63,15 @@ def beside_copy(row: Row, rows: Sequence[Row]) -> float | None:
     copy = next((r for r in rows if key_of(r) == key_of(row) and r["provider"] == COPY and "seconds" in r), None)
     if copy is None or "seconds" not in row or copy["method"] != row["method"]:
         return None
-    seconds = copy["seconds"] if "visits" in row else copy.get("visits", [copy["seconds"]])[0]
-    return seconds / row["seconds"]
+    return seconds_beside(row, copy) / row["seconds"]
+
+
+def seconds_beside(row: Row, other: Row) -> float:
+    """Return the seconds of the row `other` beside `row`: of its first visit where `row` was visited once.
+
+    The machine has drifted in the later ones.
+    """
+    return other["seconds"] if "visits" in row else other.get("visits", [other["seconds"]])[0]
 
 
 def add_visit(row: dict[str, Any], found: Row) -> None:
@@ -89,15 +98,11 @@ def is_right(row: Row) -> bool:
 
 
 def speedup(row: Row, rows: Sequence[Row]) -> float | None:
-    """Return how many times as fast as the baseline a row is; None unless both are right, and timed in the same way.
-
-    A row that was visited once has the baseline's first visit beside it: the machine has drifted in the later ones.
-    """
+    """Return how many times as fast as the baseline a row is; None unless both are right, and timed in the same way."""
     base = baseline(row, rows)
     if base is None or not is_right(row) or base.get("method") != row.get("method"):  # a graph beside launches
         return None
-    seconds = base["seconds"] if "visits" in row else base.get("visits", [base["seconds"]])[0]
-    return seconds / row["seconds"]
+    return seconds_beside(row, base) / row["seconds"]
 
 
 def baseline(row: Row, rows: Sequence[Row]) -> Row | None:
@@ -133,11 +138,6 @@ def mfu(row: Row, rate: float | None) -> float | None:
     return row["flops"] / row["seconds"] / rate if rate else None
 
 
-def measured_rate(row: Row, ceilings: Ceilings) -> float | None:
-    """Return this run's rate of products in a row's dtype."""
-    return ceilings.get(f"matrix {row['dtype']}", {}).get("rate")
-
-
 def predicted(row: Row, ceilings: Ceilings) -> float | None:
     """Return the seconds of a step by equation (1) of `training/work.py`, None where its work was not counted.
 
@@ -145,5 +145,9 @@ def predicted(row: Row, ceilings: Ceilings) -> float | None:
     >>> predicted({"work": {"bytes": 100, "flops": 300}, "dtype": "bf16"}, ceilings)
     5.0
     """
-    copy, products, work = ceilings.get("copy", {}).get("rate"), measured_rate(row, ceilings), row.get("work")
+    copy, products, work = (
+        ceiling_rate(ceilings, "copy"),
+        ceiling_rate(ceilings, f"matrix {row['dtype']}"),
+        row.get("work"),
+    )
     return work["bytes"] / copy + work["flops"] / products if copy and products and work else None

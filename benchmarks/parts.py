@@ -260,7 +260,7 @@ def _contender(row: Part, rows: Sequence[Part], part: Part, ceilings: figures.Ce
         f"{figures.tokens_per_second(row):,.0f} ± {50 * figures.spread(row):.1f} %",
         time_of(row["seconds"]),
         percent(figures.mfu(row, sheet)),
-        percent(figures.mfu(row, figures.measured_rate(row, ceilings))),
+        percent(figures.mfu(row, figures.ceiling_rate(ceilings, f"matrix {row['dtype']}"))),
         f"{row['peak_bytes'] / 1e6:,.0f} MB" if "peak_bytes" in row else "",
         counts,
         "" if beside is None else f"{beside:.2f}",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import figures
+from benchmarks.parts import ceilings_of, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,10 +33,9 @@ OURS, OTHERS, PEERS = "#c8501e", "#dd9a76", "#8795a8"  # of a recipe: its plain 
 
 def draw(result: Result, folder: Path, stem: str) -> dict[str, list[Path]]:
     """Draw what there is to draw and return the files of each section."""
-    sections = result["sections"]
-    ceilings = sections.get("ceilings", {}).get("of", {})
-    ops, scaled, recipes = (sections.get(name, {}).get("rows", []) for name in ("ops", "scaling", "recipes"))
-    ladders = sections.get("recipes", {}).get("ladders", {})
+    ceilings = ceilings_of(result)
+    ops, scaled, recipes = (rows_of(result, name) for name in ("ops", "scaling", "recipes"))
+    ladders = result["sections"].get("recipes", {}).get("ladders", {})
     kind = result["header"]["kind"]
     figure_of = {
         ("ops", "roofline"): roofline(ops, ceilings),
@@ -67,7 +67,7 @@ def roofline(rows: Sequence[figures.Row], ceilings: figures.Ceilings) -> Figure 
     """
     provider = "fused" if any(r["provider"] == "fused" and figures.is_right(r) for r in rows) else "torch"
     shown = [r for r in rows if r["provider"] == provider and figures.is_right(r) and r["flops"]]
-    copy = ceilings.get("copy", {}).get("rate")
+    copy = figures.ceiling_rate(ceilings, "copy")
     if not shown or not copy:
         return None
     figure = new_figure(11, 6)
