@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 pytestmark = pytest.mark.usefixtures("empty_is_nan")
 
 
-def op_arguments(option):
-    tensors, dy, o = prepared(option, torch.float32)
+def op_arguments(option, dtype=torch.float32):
+    tensors, dy, o = prepared(option, dtype)
     q, k, v, *bias = (moved(x).requires_grad_() for x in tensors)
     left, right = o.get("window", (None, None))
     right = 0 if o.get("causal") else right
@@ -27,10 +27,12 @@ def op_arguments(option):
     return (q, k, v, bias[0] if bias else None, *found, *rest), moved(dy)
 
 
-@pytest.mark.parametrize("option", ["packed-cross", "softcap-and-bias"])
-def test_ops_pass_opcheck(option):
+@pytest.mark.parametrize(
+    "option, dtype", [("packed-cross", torch.float32), ("softcap-and-bias", torch.bfloat16)], ids=str
+)
+def test_ops_pass_opcheck(option, dtype):
     torch.use_deterministic_algorithms(False)  # opcheck compares runs of its own
-    arguments, dy = op_arguments(option)
+    arguments, dy = op_arguments(option, dtype)
     torch.library.opcheck(fused.attention_forward, arguments)
     y, lse = fused.attention_forward(*arguments)
     plain = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
@@ -41,7 +43,8 @@ def test_ops_pass_opcheck(option):
 
 def test_decode_op_passes_opcheck():
     torch.use_deterministic_algorithms(False)
-    (q, k, v), _ = inputs((2, 1, 40, 2, 1, 16), torch.float32, requires_grad=False)
+    (q, k, v), _ = inputs((2, 3, 40, 2, 1, 16), torch.bfloat16, requires_grad=False)
+    q = q.transpose(1, 2).contiguous().transpose(1, 2)  # the result has other strides
     arguments = (moved(q), moved(k), moved(v), *[None] * 6, None, 0, None, 0.0, 0.3)
     torch.library.opcheck(fused.decode, arguments)
 

@@ -254,15 +254,20 @@ def test_targets_are_looked_at_where_that_waits_for_nothing_and_in_checked_mode(
     assert [targets.looks_at(kind) for kind in ("cpu", "cuda", "meta")] == [True, True, False]
 
 
+@pytest.mark.parametrize("interpreted", [True, False], ids=["kernel", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(3, 7, 11), (4, 0, 3), (5,)], ids=str)
-def test_operators_keep_the_rules_of_torch_library(shape):
+def test_operators_keep_the_rules_of_torch_library(shape, dtype, interpreted, monkeypatch):
+    """With the kernel, and with what stands in for it where Triton cannot run."""
     from minillm_kernels.cross_entropy import fused
 
+    if not interpreted:
+        monkeypatch.setattr(dispatch, "launches", lambda tensor: False)
     made = tensors(shape)
-    options = (-100, 0.1, 0.01, 2.5)
-    torch.library.opcheck(fused._forward, (made["logits"].requires_grad_(), made["targets"], *options))
+    logits, options = made["logits"].to(dtype), (-100, 0.1, 0.01, 2.5)
+    torch.library.opcheck(fused._forward, (logits.clone().requires_grad_(), made["targets"], *options))
     losses = torch.randn(shape[:-1], device=DEVICE)
-    inputs = (losses, made["logits"].detach(), made["targets"], losses)
+    inputs = (losses, logits, made["targets"], losses)
     torch.library.opcheck(fused._backward, (*inputs, *options))
 
 

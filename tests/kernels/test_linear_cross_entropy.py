@@ -240,11 +240,14 @@ def test_compiles_as_one_graph_where_the_number_of_rows_depends_on_data(monkeypa
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["torch", "fused"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("known", [None, 5])
-def test_operators_keep_the_rules_of_torch_library(known, fused):
+def test_operators_keep_the_rules_of_torch_library(known, dtype, fused):
+    """With master weights in float32."""
     if fused:
         pytest.importorskip("triton", reason="there is no Triton for this system")
     made = tensors((7,), 5, 11)
+    made["hidden"] = made["hidden"].to(dtype)
     inputs = [
         made[key].requires_grad_(made[key].is_floating_point()) for key in ("hidden", "weight", "bias", "targets")
     ]

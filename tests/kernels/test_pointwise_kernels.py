@@ -162,8 +162,8 @@ def test_second_derivative_is_an_error(op):
 
 
 def registered(op: str) -> list[tuple[Any, tuple[Any, ...]]]:
-    """Return the registered ops behind an op, each with arguments."""
-    library, rows = torch.ops.minillm_kernels, (normal(4, 6).requires_grad_(), normal(4, 6))
+    """Return the registered ops behind an op, each with arguments: bfloat16 beside float32 weights and statistics."""
+    library, rows = torch.ops.minillm_kernels, (normal(4, 6).bfloat16().requires_grad_(), normal(4, 6).bfloat16())
     x, other, seed = *rows, torch.tensor(7, device=DEVICE)
     weight, bias, statistics = normal(6).requires_grad_(), normal(6).requires_grad_(), torch.rand(4, device=DEVICE)
     match op:
@@ -173,8 +173,8 @@ def registered(op: str) -> list[tuple[Any, tuple[Any, ...]]]:
             return [
                 (forward, (x, weight, None, None, None, 1e-5, 0.0)),
                 (forward, (x, weight, bias, other, seed, 1e-5, 0.3)),
-                (backward, (other, None, other, weight.detach(), mean, statistics, None, 0.0, False)),
-                (backward, (other, other, other, weight.detach(), mean, statistics, seed, 0.3, True)),
+                (backward, (other, None, other, weight.detach(), mean, statistics, None, 0.0, None)),
+                (backward, (other, other, other, weight.detach(), mean, statistics, seed, 0.3, torch.float32)),
             ]
         case "relu" | "relu2" | "gelu":
             form = "tanh" if op == "gelu" else ""
@@ -195,7 +195,7 @@ def registered(op: str) -> list[tuple[Any, tuple[Any, ...]]]:
                 (backward, (other, x.detach(), other, seed, form, 0.3)),
             ]
         case "rotary":
-            q, k, angle = normal(2, 3, 2, 4).requires_grad_(), normal(2, 3, 1, 4), normal(5, 2)
+            q, k, angle = normal(2, 3, 2, 4).bfloat16().requires_grad_(), normal(2, 3, 1, 4).bfloat16(), normal(5, 2)
             positions = torch.randint(5, (2, 3), device=DEVICE)
             return [
                 (library.rotary, (q, k, angle.cos(), angle.sin(), None, False, False)),
@@ -206,8 +206,8 @@ def registered(op: str) -> list[tuple[Any, tuple[Any, ...]]]:
         case "embedding":
             tokens = torch.randint(5, (2, 3), device=DEVICE)
             return [
-                (library.embedding_forward, (tokens, normal(5, 6).requires_grad_())),
-                (library.embedding_backward, (tokens, normal(2, 3, 6), 5)),
+                (library.embedding_forward, (tokens, normal(5, 6).bfloat16().requires_grad_())),
+                (library.embedding_backward, (tokens, normal(2, 3, 6).bfloat16(), 5)),
             ]
     raise AssertionError(op)
 
