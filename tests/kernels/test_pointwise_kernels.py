@@ -89,8 +89,19 @@ def test_same_input_gives_the_same_bits(op):
     assert all(t.isfinite().all() for t in first)
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_where_the_rows_of_a_tensor_lie_changes_no_bit(op):
+@pytest.fixture
+def wide_rows(monkeypatch) -> None:
+    """Let the norms take every row for one that is walked in a loop, 32 columns at a time."""
+    for name, width in (
+        ("MAX_FORWARD", 32),
+        ("MAX_BACKWARD", 32),
+        ("MAX_BACKWARD_WITH_MORE", 32),
+        ("WIDE_BLOCK_C", 32),
+    ):
+        monkeypatch.setattr(module("row_norm"), name, width)
+
+
+def assert_no_bit_depends_on_where_rows_lie(op: str) -> None:
     """Of one tensor at a time, upstream gradients too, so that no two of a call have the same strides."""
     call, made = case(op)
     with mk.backend("fused"):
@@ -99,6 +110,38 @@ def test_where_the_rows_of_a_tensor_lie_changes_no_bit(op):
         others += [run(call, made, apart=i) for i in range(len(expected) - len(made))]
     for found in others:
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_where_the_rows_of_a_tensor_lie_changes_no_bit(op):
+    assert_no_bit_depends_on_where_rows_lie(op)
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "layer_norm"])
+@pytest.mark.usefixtures("wide_rows")
+def test_where_wide_rows_lie_changes_no_bit(op):
+    assert_no_bit_depends_on_where_rows_lie(op)
+
+
+LAYOUTS = {
+    "of-a-sum": lambda y: y.new_full((), 0.5).expand(y.shape),
+    "the-same-in-each-row": lambda y: torch.linspace(-1, 1, y.shape[-1], device=DEVICE).expand(y.shape),
+    "columns-in-place-of-rows": lambda y: normal(*reversed(y.shape)).permute(*reversed(range(y.ndim))),
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_how_an_upstream_gradient_lies_changes_no_bit(op, layout):
+    call, made = case(op)
+    leaves = [t.detach().requires_grad_() for t in made.values()]
+    with mk.backend("fused"):
+        outputs = call(*leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    upstream = [layout(y) for y in outputs]
+    found = torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
+    expected = torch.autograd.grad(outputs, leaves, [dy.contiguous() for dy in upstream])
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -159,6 +202,20 @@ def test_second_derivative_is_an_error(op):
         (first,) = torch.autograd.grad(y.square().sum(), leaf, create_graph=True)
         with pytest.raises(RuntimeError):
             torch.autograd.grad(first.sum(), leaf)
+
+
+@pytest.mark.parametrize("op", ["rotary", "dropout"])
+def test_the_gradient_of_a_linear_op_has_the_op_as_its_derivative(op):
+    """With y = A x the gradient is A^T dy, of which the derivative in dy along u is A u."""
+    call, made = case(op)
+    leaves, along = [t.requires_grad_() for t in made.values()], [normal(*t.shape) for t in made.values()]
+    with mk.backend("fused"):
+        outputs, expected = call(*leaves), call(*along)
+    outputs, expected = (found if isinstance(found, tuple) else (found,) for found in (outputs, expected))
+    upstream = [normal(*y.shape).requires_grad_() for y in outputs]
+    gradients = torch.autograd.grad(outputs, leaves, upstream, create_graph=True)
+    found = torch.autograd.grad(gradients, upstream, along)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def registered(op: str) -> list[tuple[Any, tuple[Any, ...]]]:

@@ -69,7 +69,7 @@ def test_torch_is_as_close_to_truth_as_reference(compare, shape, extra, options,
 @pytest.mark.parametrize("shape", [*SHAPES, pytest.param((150, 60), id="many-rows")])
 @pytest.mark.usefixtures("poisoned")
 def test_kernel_is_as_close_to_truth_as_reference(compare, monkeypatch, row_norm, shape, extra, options, dtype):
-    monkeypatch.setattr(row_norm, "num_sms", lambda device: 1)  # three programs: of five tiles some have two
+    monkeypatch.setattr(row_norm, "num_sms", lambda device: 1)  # four programs: of ten tiles some have three
     one = {"eps": 1.0, "terms": 4.0} if shape[-1] == 1 else {}
     compare(mk.rms_norm, tensors(shape, extra), dtype, ("x", "residual"), name="fused", **one, **options)
 
@@ -87,7 +87,8 @@ def test_kernel_for_wide_rows_is_as_close_to_truth(compare, monkeypatch, row_nor
     ):
         monkeypatch.setattr(row_norm, name, width)
     monkeypatch.setattr(row_norm, "num_sms", lambda device: 1)
-    monkeypatch.setattr(row_norm, "THREADS_PER_SM", row_norm.WEIGHT_THREADS)  # one program sums all rows
+    # two programs sum the rows: of three tiles one has two
+    monkeypatch.setattr(row_norm, "threads_per_sm", lambda *_: 2 * row_norm.WEIGHT_THREADS)
     compare(mk.rms_norm, tensors((9, 150), extra), dtype, ("x", "residual"), name="fused", **options)
 
 

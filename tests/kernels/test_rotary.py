@@ -144,6 +144,7 @@ def test_kernel_makes_a_position_outside_of_the_tables_nan():
         pytest.param(lambda t: t.transpose(1, 2), id="transposed"),
         pytest.param(lambda t: t[:, ::2, :, 2:8], id="sliced"),
         pytest.param(lambda t: t.flip(3)[..., :4], id="part-of-a-head"),
+        pytest.param(lambda t: t[..., 1::3][..., :2], id="every-third-column"),
     ],
 )
 def test_strided_input(compare, view, interleaved, name):
