@@ -26,6 +26,7 @@ from attention_sampler import COUNT, PAIRS, sample
 from minillm_kernels.attention import configs, fused
 from minillm_kernels.attention.masks import Masks
 from minillm_kernels.attention.spans import key_spans, query_spans
+from minillm_kernels.philox import uniform
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 pytestmark = pytest.mark.usefixtures("empty_is_nan")
@@ -289,6 +290,49 @@ def test_decoding_is_as_close_to_truth_as_reference(option, T, dtype, monkeypatc
         plain = mk.attention(q, k, v, **o)
     allowed = 2 * (plain - expected).abs().max() + 4 * torch.finfo(dtype).eps * expected.abs().max()
     assert (y - expected).abs().max() <= allowed
+
+
+def assert_decoded(q, k, v, o):
+    """Fail unless a call without gradient is the definition."""
+    with torch.no_grad(), mk.backend("fused"):
+        there = {key: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for key, x in o.items()}
+        y = mk.attention(moved(q), moved(k), moved(v), **there).cpu()
+    torch.testing.assert_close(y.double(), truth(q.double(), k.double(), v.double(), **o)[0], rtol=0, atol=2e-6)
+
+
+def test_decoding_reads_a_window_from_its_first_key():
+    """Whichever key of a tile of 16 that is."""
+    (q, k, v), _ = inputs((1, 2, 70, 1, 1, 16), torch.float32, requires_grad=False)
+    for left in range(20, 36):
+        assert_decoded(q, k, v, {"causal": True, "window": (left, None)})
+
+
+def test_few_queries_of_packed_sequences_see_their_own_keys_without_gradient_too():
+    """The kernels for decoding know of no sequences."""
+    (q, k, v), _ = inputs((1, 2, 40, 2, 1, 16), torch.float32, requires_grad=False)
+    assert_decoded(q, k, v, {"causal": True, "cu_seqlens_q": numbers(0, 1, 2), "cu_seqlens_k": numbers(0, 17, 40)})
+
+
+def test_a_bias_learns_alone_of_one_query():
+    """The kernels for decoding have no backward pass."""
+    (q, k, v), dy = inputs((2, 1, 40, 2, 1, 16), torch.float32, requires_grad=False)
+    bias = torch.randn(1, 2, 1, 40, generator=torch.Generator().manual_seed(1))
+    wide, there = bias.double().requires_grad_(), bias.to(DEVICE).requires_grad_()
+    y, _ = truth(q.double(), k.double(), v.double(), bias=wide)
+    (expected,) = torch.autograd.grad(y, wide, dy.double())
+    with mk.backend("fused"):
+        (found,) = torch.autograd.grad(mk.attention(moved(q), moved(k), moved(v), bias=there), there, moved(dy))
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=0, atol=2e-6)
+
+
+def test_weights_that_stay_are_scaled_by_p_itself():
+    """1 - 0.993 in float32 is 4e-6 of itself off. Equal keys weigh the same: a query's sum counts those that stay."""
+    q, v = torch.zeros(1, 1, 4, 1, device=DEVICE), torch.ones(1, 256, 4, 1, device=DEVICE)
+    kept = (uniform(1, (4, 256)) >= 0.993).sum(1).double()
+    assert kept.all()
+    with mk.backend("fused"):
+        y = mk.attention(q, torch.zeros_like(v), v, dropout_p=0.993, seed=1).cpu()
+    torch.testing.assert_close(y.flatten().double(), kept / (1 - 0.993) / 256, rtol=2**-20, atol=0)
 
 
 def test_decoding_is_split():

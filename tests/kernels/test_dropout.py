@@ -44,6 +44,17 @@ def test_backends_drop_the_same_elements_of_a_strided_tensor():
     assert all(torch.equal(zeros[0], other) for other in zeros[1:])
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_what_stays_is_scaled_by_p_itself(name):
+    """1 - 0.999 in float32 is 1e-5 of itself off."""
+    x = torch.ones(10_000, device=DEVICE)
+    with mk.backend(name):
+        y = mk.dropout(x, 0.999, 3)
+    kept = y[y != 0].double()
+    assert len(kept)
+    torch.testing.assert_close(kept, torch.full_like(kept, 1000), rtol=2**-23, atol=0)
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_share_dropped_is_p(p):
     count = 50_000

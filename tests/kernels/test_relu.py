@@ -64,12 +64,15 @@ def test_strided_input(compare, view, name):
     compare(mk.relu, {"x": x, "bias": torch.randn(2 * x.shape[-1])[::2]}, torch.float32, (), name=name)
 
 
-@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("name", BACKENDS)
 def test_float32_bias_keeps_its_digits_beside_a_narrow_x(name):
-    """In bfloat16 1 + 2^-10 is 1 and the sum with -1 is 0; the maths in between is in float32."""
-    x, bias = torch.tensor([-1.0], dtype=torch.bfloat16), torch.tensor([1 + 2.0**-10])
+    """In bfloat16 1 + 2^-10 is 1 and the sum with -1 is 0; the maths in between is in float32, in both passes."""
+    x = torch.tensor([-1.0], dtype=torch.bfloat16, device=DEVICE)
+    bias = torch.tensor([1 + 2.0**-10], device=DEVICE, requires_grad=True)
     with mk.backend(name):
-        assert mk.relu(x, bias) > 0
+        y = mk.relu(x, bias)
+    (dbias,) = torch.autograd.grad(y, bias)
+    assert y > 0 and dbias == 1
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -1,4 +1,4 @@
-"""Tensors without numbers: empty ones, and those of the device meta and of FakeTensorMode, which have a shape alone."""
+"""Tensors without numbers: empty ones, those of the device meta and of FakeTensorMode, and those inside torch.vmap."""
 
 from contextlib import nullcontext
 
@@ -55,6 +55,25 @@ def test_shape_and_dtype_are_those_of_real_tensors(where, function, given, name)
             found = [*outputs, *torch.autograd.grad(total, [x for x in inputs if x.requires_grad], allow_unused=True)]
         described.append([None if x is None else (x.shape, x.dtype) for x in found])
     assert described[0] == described[1]
+
+
+LOOK = {  # ops that look at integers, where there are any
+    "embedding": (lambda tokens: mk.embedding(tokens, TABLE), 5, (2,)),
+    "cross_entropy": (lambda targets: mk.cross_entropy(X, targets), 8, (2,)),
+    "linear_cross_entropy": (lambda targets: mk.linear_cross_entropy(TABLE[:2], TABLE, targets), 5, (2,)),
+    "rotary": (lambda positions: mk.rotary(HEADS, HEADS, TABLE, TABLE, positions=positions)[0], 5, (2, 3)),
+}
+
+
+@pytest.mark.parametrize("op, name", [(op, name) for op in LOOK for name in ("fused", "torch")][:-1])
+def test_vmap_over_integers_is_a_loop_over_them(op, name):
+    """But for rotary on the `torch` backend, whose backward pass by hand PyTorch refuses there."""
+    function, below, shape = LOOK[op]
+    several = torch.randint(below, (4, *shape), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    with mk.backend(name):
+        found = torch.func.vmap(function)(several)
+        expected = torch.stack([function(one) for one in several])
+    torch.testing.assert_close(found, expected)
 
 
 NOTHING = torch.randn(3, 0, device=DEVICE)
