@@ -144,8 +144,16 @@ def test_how_an_upstream_gradient_lies_changes_no_bit(op, layout):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.fixture(params=[True, False], ids=["kernel", "reference"])
+def with_and_without_triton(request, monkeypatch) -> None:
+    """Run a test with the kernels, and with what stands in for them where Triton cannot run."""
+    if not request.param:
+        monkeypatch.setattr(dispatch, "launches", lambda tensor: False)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.usefixtures("with_and_without_triton")
 def test_results_in_16_bits_are_rounded_once(op, dtype):
     """But for one in a hundred, whose truth lies half way between two numbers, they are the truth's nearest numbers."""
     call, made = case(op)
@@ -161,6 +169,7 @@ def test_results_in_16_bits_are_rounded_once(op, dtype):
 
 
 @pytest.mark.parametrize("op", ["rms_norm", "layer_norm"])
+@pytest.mark.usefixtures("with_and_without_triton")
 def test_what_is_normed_is_the_sum_that_is_returned(op):
     """To its last bit: the next layers add to that sum, and the backward pass reads it."""
     x, residual, weight = normal(70, 60).half(), normal(70, 60).half(), normal(60)
@@ -269,12 +278,10 @@ def registered(op: str) -> list[tuple[Any, tuple[Any, ...]]]:
     raise AssertionError(op)
 
 
-@pytest.mark.parametrize("interpreted", [True, False], ids=["kernel", "reference"])
 @pytest.mark.parametrize("op", OPS)
-def test_registration_is_sound(op, interpreted, monkeypatch):
-    """Schema, fake tensors, autograd; with the kernel, and with what stands in for it where Triton cannot run."""
-    if not interpreted:
-        monkeypatch.setattr(dispatch, "launches", lambda tensor: False)
+@pytest.mark.usefixtures("with_and_without_triton")
+def test_registration_is_sound(op):
+    """Schema, fake tensors, autograd."""
     with mk.backend("fused"):
         run(*case(op))  # imports the module
     for function, arguments in registered(op):
@@ -294,16 +301,14 @@ def test_stand_in_without_triton_gives_the_same(op, monkeypatch):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("op", ["rms_norm", "layer_norm", "relu", "gelu", "relu2", "swiglu", "geglu", "dropout"])
-def test_stand_in_has_the_strides_that_its_fake_promises(op, monkeypatch):
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.usefixtures("with_and_without_triton")
+def test_results_have_the_strides_that_the_fakes_promise(op):
     """With columns in place of rows side by side: the compiler plans with what the fake says."""
-    monkeypatch.setattr(dispatch, "launches", lambda tensor: False)
     with mk.backend("fused"):
         run(*case(op))  # imports the module
     for function, arguments in registered(op):
-        turned = [
-            a.detach().t().contiguous().t() if isinstance(a, torch.Tensor) and a.ndim == 2 else a for a in arguments
-        ]
+        turned = [a.detach().mT.contiguous().mT if isinstance(a, torch.Tensor) and a.ndim > 1 else a for a in arguments]
         torch.library.opcheck(function, tuple(turned), test_utils=("test_faketensor",))
 
 

@@ -480,7 +480,7 @@ def _backward(
     """Return dx, contiguous, for the upstream gradients g of the losses."""
     options = (ignore_index, label_smoothing, z_loss, softcap)
     if not dispatch.launches(x):
-        return reference.cross_entropy_backward(g, x.float(), targets, lse, options).to(x.dtype)
+        return reference.cross_entropy_backward(g, x.float(), targets, lse, options).to(x.dtype).contiguous()
     rows = x.reshape(-1, x.shape[-1])
     return backward(g.reshape(-1), rows, targets.reshape(-1), lse.view(-1), options).view(x.shape)
 

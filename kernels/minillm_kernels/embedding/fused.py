@@ -238,7 +238,7 @@ def backward(tokens: Tensor, dy: Tensor, num_rows: int) -> Tensor:
 
 @torch.library.custom_op("minillm_kernels::embedding_forward", mutates_args=())
 def _forward(tokens: Tensor, weight: Tensor) -> Tensor:
-    return forward(tokens, weight) if dispatch.launches(weight) else reference.embedding(tokens, weight)
+    return forward(tokens, weight) if dispatch.launches(weight) else reference.embedding(tokens, weight).contiguous()
 
 
 @torch.library.custom_op("minillm_kernels::embedding_backward", mutates_args=())
