@@ -81,6 +81,13 @@ def test_tiles_of_any_shape(o, tile):
     assert_close_to_truth("fused", tensors, dy, o)
 
 
+def test_keys_begin_and_end_anywhere_in_a_tile():
+    """Each row of the batch has another key of the first tile as its first, and another of the second as its last."""
+    tensors, dy = inputs((17, 16, 32, 1, 1, 16), torch.float32)
+    o = {"key_start": torch.arange(17), "key_stop": 32 - torch.arange(17)}
+    assert_close_to_truth("fused", tensors, dy, o)
+
+
 @each_dtype
 @pytest.mark.parametrize("D", [129, 192, 256])
 def test_wide_heads(D, dtype):
@@ -106,6 +113,14 @@ def test_each_pair_of_options_is_sampled():
     on = [sample(number).on for number in range(COUNT)]
     assert COUNT >= 200
     assert all(any(set(pair) <= options for options in on) for pair in PAIRS)
+
+
+def test_a_bias_of_minus_infinity_hides_whole_tiles_and_rows():
+    """No mask tells the kernels that nothing is to be seen there."""
+    tensors, dy = inputs((1, 5, 48, 1, 1, 16), torch.float32)
+    bias = torch.randn(1, 1, 5, 48, generator=torch.Generator().manual_seed(1))
+    bias[..., :20] = bias[..., 2, :] = -torch.inf
+    assert_close_to_truth("fused", [*tensors, bias], dy, {})
 
 
 # --- what must hold for any input ---
@@ -305,6 +320,11 @@ def test_decoding_reads_a_window_from_its_first_key():
     (q, k, v), _ = inputs((1, 2, 70, 1, 1, 16), torch.float32, requires_grad=False)
     for left in range(20, 36):
         assert_decoded(q, k, v, {"causal": True, "window": (left, None)})
+
+
+def test_decoding_reads_keys_that_begin_and_end_anywhere_in_a_tile():
+    (q, k, v), _ = inputs((17, 1, 40, 1, 1, 16), torch.float32, requires_grad=False)
+    assert_decoded(q, k, v, {"key_start": torch.arange(17), "key_stop": 40 - torch.arange(17)})
 
 
 def test_few_queries_of_packed_sequences_see_their_own_keys_without_gradient_too():
