@@ -393,6 +393,10 @@ def test_what_the_kernels_cannot_serve_falls_back():
     with mk.backend("fused"), pytest.raises(ValueError, match="heads of width 257 are past the kernels' 256"):
         mk.attention(q, q, q)
     assert (mk.attention(q, q, q) == 0).all()
+    q, bias = q[..., :8], torch.zeros(1, 1, 2, 2, dtype=torch.float64, device=DEVICE)
+    with mk.backend("fused"), pytest.raises(ValueError, match="a float64 bias has no kernel"):
+        mk.attention(q, q, q, bias=bias)
+    assert (mk.attention(q, q, q, bias=bias) == 0).all()
 
 
 @pytest.mark.parametrize("kernel", ["forward", "dk_dv", "dq", "dbias", "decode"])

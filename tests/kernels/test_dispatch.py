@@ -200,6 +200,16 @@ def test_forward_mode_takes_no_kernel_by_default():
         assert dispatch.choose("gelu", x) == "torch"
 
 
+@pytest.mark.usefixtures("relu_has_a_kernel")
+def test_float64_takes_no_kernel(monkeypatch):
+    """It would come back with float32's digits."""
+    x: Any = SimpleNamespace(dtype=torch.float64, device=torch.device("cuda"))
+    assert dispatch.choose("relu", x) == "torch"
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
+    with mk.backend("fused"), pytest.raises(ValueError, match="relu on cpu: float64 has no kernel; ask for 'torch'"):
+        mk.relu(torch.ones(2, dtype=torch.float64))
+
+
 def test_the_package_works_without_triton_and_does_not_import_it():
     """With triton hidden every op but `fused` ones runs; where it is there, importing the package leaves it alone."""
     program = "import sys, torch{hidden}\nimport minillm_kernels as mk\nloaded = 'triton' in sys.modules\n"
