@@ -56,6 +56,7 @@ LONGER = {
     "causal": {"causal": True},
     "window": {"window": (5, 9)},
     "left": {"causal": True, "window": (20, None)},
+    "right": {"window": (None, 30)},
     "padded": {"causal": True, "key_start": numbers(18), "key_stop": numbers(37)},
     "prefix": {"causal": True, "window": (3, None), "prefix": numbers(20)},
 }
@@ -113,6 +114,12 @@ def test_each_pair_of_options_is_sampled():
     on = [sample(number).on for number in range(COUNT)]
     assert COUNT >= 200
     assert all(any(set(pair) <= options for options in on) for pair in PAIRS)
+
+
+def test_documents_in_pieces_hide_keys_of_every_tile():
+    """Each of three documents reaches from the first tile to the last, and the tiles between hold all of them."""
+    tensors, dy = inputs((1, 50, 50, 1, 1, 16), torch.float32)
+    assert_close_to_truth("fused", tensors, dy, {"segments": torch.arange(50)[None] % 3})
 
 
 def test_a_bias_of_minus_infinity_hides_whole_tiles_and_rows():
