@@ -87,6 +87,20 @@ def test_all_ignored_gives_zero_and_no_gradient(outputs_and_gradients, reduction
         assert all((t == 0).all() for t in found.values())
 
 
+@pytest.mark.parametrize("ignore_index", [-1, 5, 10**6, 2**40])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_any_number_may_mean_ignored(outputs_and_gradients, name, ignore_index):
+    """That of no class too, and one that 32 bits do not hold."""
+    made, options = tensors((3, 5)), {"label_smoothing": 0.2, "z_loss": 0.01, "softcap": 2.5, "reduction": "none"}
+    marked = made["targets"].masked_fill(made["targets"] == -100, ignore_index)
+    with mk.backend(name):
+        expected = outputs_and_gradients(mk.cross_entropy, made, **options)
+        found = outputs_and_gradients(
+            mk.cross_entropy, made | {"targets": marked}, ignore_index=ignore_index, **options
+        )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_backward_is_the_derivative(gradcheck, options, reduction):

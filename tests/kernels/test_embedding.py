@@ -98,3 +98,10 @@ def test_token_outside_the_table_is_an_error(name, token):
     told = rf"tokens must be in \[0, 3\), the rows of the table, got {token} to {token}"
     with mk.backend(name), pytest.raises(IndexError, match=told):
         mk.embedding(torch.tensor([token]), torch.ones(3, 2))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="as above")
+def test_compiled_kernel_looks_at_tokens_too():
+    compiled = torch.compile(mk.embedding, backend="aot_eager", fullgraph=True)
+    with mk.backend("fused"), pytest.raises(IndexError, match=r"tokens must be in \[0, 3\), .* got 0 to 3"):
+        compiled(torch.tensor([0, 3]), torch.ones(3, 2))

@@ -239,6 +239,24 @@ def test_compiles_as_one_graph_where_the_number_of_rows_depends_on_data(monkeypa
     assert set(asked) == {(int(there.sum()), classes, 5, made["hidden"].itemsize)}
 
 
+@pytest.mark.parametrize("name", ["torch", "fused"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        pytest.param({"targets": torch.tensor([0, 5, -100])}, r"in \[0, 5\) .*, got 5 at \[1\]", id="target"),
+        pytest.param({"num_targets": 3}, "num_targets is 3, but 2 targets are not", id="num_targets"),
+    ],
+)
+@pytest.mark.skipif(DEVICE == "cuda", reason="there numbers are looked at with MINILLM_CHECKED=1 alone")
+def test_compiled_code_looks_at_targets_too(change, text, reduction, name):
+    given = tensors((3,), 2, 5) | {"targets": torch.tensor([0, 4, -100])} | change
+    torch.compiler.reset()
+    compiled = torch.compile(mk.linear_cross_entropy, backend="aot_eager", fullgraph=True)
+    with mk.backend(name), pytest.raises(ValueError, match=text):
+        compiled(**given, reduction=reduction)
+
+
 @pytest.mark.parametrize("fused", [False, True], ids=["torch", "fused"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("known", [None, 5])
