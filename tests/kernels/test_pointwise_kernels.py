@@ -101,9 +101,8 @@ def wide_rows(monkeypatch) -> None:
         monkeypatch.setattr(module("row_norm"), name, width)
 
 
-def assert_no_bit_depends_on_where_rows_lie(op: str) -> None:
+def assert_no_bit_depends_on_where_rows_lie(call: Callable[..., Any], made: dict[str, Tensor]) -> None:
     """Of one tensor at a time, upstream gradients too, so that no two of a call have the same strides."""
-    call, made = case(op)
     with mk.backend("fused"):
         expected = run(call, made)
         others = [run(call, made | {name: rows_apart(t)}) for name, t in made.items()]
@@ -114,13 +113,15 @@ def assert_no_bit_depends_on_where_rows_lie(op: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_where_the_rows_of_a_tensor_lie_changes_no_bit(op):
-    assert_no_bit_depends_on_where_rows_lie(op)
+    assert_no_bit_depends_on_where_rows_lie(*case(op))
 
 
 @pytest.mark.parametrize("op", ["rms_norm", "layer_norm"])
 @pytest.mark.usefixtures("wide_rows")
 def test_where_wide_rows_lie_changes_no_bit(op):
-    assert_no_bit_depends_on_where_rows_lie(op)
+    call, made = case(op)
+    five = {name: t[:1, :5] if t.ndim > 1 else t for name, t in made.items()}  # more would take the interpreter long
+    assert_no_bit_depends_on_where_rows_lie(call, five)
 
 
 LAYOUTS = {

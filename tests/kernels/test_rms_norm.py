@@ -108,6 +108,16 @@ def test_scale_of_a_row_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+def test_gradient_of_a_float32_bias_keeps_its_digits_beside_a_narrow_weight(name):
+    """In bfloat16 257 is 256."""
+    x, weight = torch.randn(257, 4, device=DEVICE), torch.ones(4, dtype=torch.bfloat16, device=DEVICE)
+    bias = torch.zeros(4, device=DEVICE, requires_grad=True)
+    with mk.backend(name):
+        mk.rms_norm(x, weight, bias).sum().backward()
+    assert bias.grad is not None and bias.grad.tolist() == [257.0] * 4
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 def test_row_of_zeros_is_finite(outputs_and_gradients, name):
     made = {"x": torch.zeros(2, 4, device=DEVICE), "weight": torch.ones(4, device=DEVICE)}
     with mk.backend(name):

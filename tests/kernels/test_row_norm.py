@@ -7,6 +7,14 @@ import torch
 from minillm_kernels import compile_report, launching, row_norm
 
 
+@pytest.mark.parametrize("size", [row_norm.FORWARD_TILE, row_norm.BACKWARD_TILE], ids=["forward", "backward"])
+def test_a_tile_holds_rows_of_any_width(size):
+    """Of one column more than a power of two as well."""
+    for width in range(1, row_norm.MAX_FORWARD + 1):
+        _, block_c, _ = row_norm.tile(width, size)
+        assert width <= block_c
+
+
 @pytest.mark.parametrize(
     "op, variant, tensors",  # dy, s, rstd, of layer_norm mean, and ds or the seed
     [
