@@ -62,9 +62,13 @@ def test_kernel_sums_tokens_that_are_common_in_pieces(integer):
 def test_tokens_that_lie_apart_are_read_where_they_lie():
     """As the inputs of a batch whose every row holds one token more for the targets."""
     tokens, weight = torch.randint(11, (3, 8), device=DEVICE)[:, :-1], torch.randn(11, 5, device=DEVICE)
-    with mk.backend("fused"):
-        assert torch.equal(mk.embedding(tokens, weight), weight[tokens])
-        assert torch.equal(mk.embedding(tokens.T, weight), weight[tokens.T])
+    weight.requires_grad_()
+    for there in (tokens, tokens.T):
+        dy = torch.randn(*there.shape, 5, device=DEVICE)
+        with mk.backend("fused"):
+            y = mk.embedding(there, weight)
+        assert torch.equal(y, weight[there])
+        torch.testing.assert_close(*(torch.autograd.grad(rows, weight, dy) for rows in (y, weight[there])))
 
 
 def test_reference_backward_is_the_derivative():
