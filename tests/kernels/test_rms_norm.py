@@ -108,6 +108,14 @@ def test_scale_of_a_row_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+def test_bias_may_be_narrower_than_weight(name):
+    x, weight, bias = (t.to(DEVICE) for t in tensors((3, 5), ("bias",)).values())
+    narrow = bias.bfloat16()
+    with mk.backend(name):
+        assert torch.equal(mk.rms_norm(x, weight, narrow), mk.rms_norm(x, weight, narrow.float()))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 def test_gradient_of_a_float32_bias_keeps_its_digits_beside_a_narrow_weight(name):
     """In bfloat16 257 is 256."""
     x, weight = torch.randn(257, 4, device=DEVICE), torch.ones(4, dtype=torch.bfloat16, device=DEVICE)
