@@ -444,6 +444,12 @@ def test_a_bound_beyond_the_keys_is_their_end(beyond, end, T):
         assert torch.equal(x, y)
 
 
+@pytest.mark.parametrize("q, k", [((0, 3, 18), (0, 4, 40)), ((0, 3, 40), (0, 4, 20))], ids=["keys", "queries"])
+def test_a_sequence_that_is_said_to_go_on_ends_with_the_tensor(q, k):
+    tensors, dy = inputs((1, 18, 20, 1, 1, 16), torch.float32)
+    assert_close_to_truth("fused", tensors, dy, {"cu_seqlens_q": numbers(*q), "cu_seqlens_k": numbers(*k)})
+
+
 def test_a_prefix_beyond_a_packed_sequence_is_its_end():
     tensors, dy = inputs((1, 20, 20, 2, 2, 16), torch.float32)
     packed = {"causal": True, "cu_seqlens_q": numbers(0, 7, 20).int()}
