@@ -189,6 +189,21 @@ def test_partial_sums_of_all_programs_are_added(programs):
     torch.testing.assert_close(torch.stack((first, second)).double(), partial.double().sum(1), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("op", ["rms_norm", "layer_norm", "relu"])
+def test_a_program_sums_its_tiles_in_float32(op, monkeypatch):
+    """In bfloat16 256 + 1 is 256: the first half of the rows has a gradient of 256, the second one of 1."""
+    rows, one = 2048, torch.ones(8, device=DEVICE)
+    monkeypatch.setattr(module("elementwise"), "num_sms", lambda device: 1)  # eight programs for 16 tiles
+    monkeypatch.setattr(module("row_norm"), "num_sms", lambda device: 1)
+    dy = one.bfloat16().repeat(rows, 1)
+    dy[: rows // 2] = 256
+    x, bias = torch.zeros_like(dy), one.clone().requires_grad_()
+    with mk.backend("fused"):
+        y = getattr(mk, op)(x, one, bias) if "norm" in op else getattr(mk, op)(x, bias)
+    (found,) = torch.autograd.grad(y, bias, dy)
+    assert torch.equal(found, one * (rows // 2 * 257))
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_gradients_that_nobody_asked_for_change_nothing(op):
     """Frozen weights beside trained activations, and the reverse: each gradient alone is what it is with all."""
