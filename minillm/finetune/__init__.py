@@ -13,5 +13,5 @@
     config.py        all settings of a run
     run.py           all parts put together; predict.py uses what came of it
 
-Read next: `table.py`, then `tasks/protocol.py`.
+Read next: `table.py`, then `tasks/base.py`.
 """

@@ -23,7 +23,7 @@ from minillm.finetune.encoding import Sequences, TextEncoder
 from minillm.finetune.loader import SequenceLoader, Varied
 from minillm.finetune.table import Columns, Table, find_columns, read_table
 from minillm.finetune.task_model import TaskModel
-from minillm.finetune.tasks.protocol import Task
+from minillm.finetune.tasks.base import Task
 from minillm.finetune.tasks.registry import TASKS
 from minillm.finetune.tasks.texts import TextTask
 from minillm.model.config import ModelConfig

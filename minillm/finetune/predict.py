@@ -31,7 +31,7 @@ from minillm.finetune.loader import SequenceLoader
 from minillm.finetune.source import bare_task_model, build_task_model, shape_in, shape_of, text_tokenizer
 from minillm.finetune.table import Columns, Table, find_columns
 from minillm.finetune.task_model import TaskModel
-from minillm.finetune.tasks.protocol import Task
+from minillm.finetune.tasks.base import Task
 from minillm.finetune.tasks.registry import TASKS
 from minillm.finetune.tasks.texts import TextTask
 from minillm.loading import checkpoint_name

@@ -1,6 +1,6 @@
 """What a fine-tuned model says about a split: the material of metrics, report and calibration.
 
-Read next: `tasks/protocol.py`.
+Read next: `tasks/base.py`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from minillm.finetune.scope import prepare
 from minillm.finetune.scope_config import ScopeConfig
 from minillm.finetune.table import find_columns, read_table
 from minillm.finetune.task_model import ADAPTER, TaskModel
-from minillm.finetune.tasks.protocol import Task
+from minillm.finetune.tasks.base import Task
 from minillm.finetune.tasks.registry import TASKS
 from minillm.loading import tokenizer_of
 from minillm.model.config import ModelConfig

@@ -4,7 +4,7 @@
 
 An adapter is put into `backbone` from outside (`adapters/`); nothing here knows of it.
 
-Read next: `tasks/protocol.py`.
+Read next: `tasks/base.py`.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ SECOND = 5  # what the seed of the second pass is mixed with
 
 
 class TwoHalves(Objective, Protocol):
-    """A task whose loss can be taken apart; see `tasks/protocol.py`."""
+    """A task whose loss can be taken apart; see `tasks/base.py`."""
 
     name: Any
 

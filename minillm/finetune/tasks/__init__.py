@@ -1,6 +1,6 @@
 """What is learnt from a table: each task says what a row means, takes the loss, and reads the answers.
 
-    protocol.py             what a task must have
+    base.py                 what a task must have, and what all do alike
     labels.py               label names <-> numbers
     texts.py                what the tasks on whole texts share: K numbers a text or a pair
     single_label.py         one of K classes
@@ -11,5 +11,5 @@
     prompt_answer.py        a decoder writes the answer
     registry.py             the tasks by the names that settings and checkpoints have for them
 
-Read next: `protocol.py`.
+Read next: `base.py`.
 """

@@ -36,7 +36,7 @@ from minillm.finetune.encoding import Sequences, TextEncoder, nothing_left
 from minillm.finetune.heads import HiddenStates
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.task_model import TaskModel
-from minillm.finetune.tasks.protocol import Task
+from minillm.finetune.tasks.base import Task
 from minillm.generate import GenerateConfig, Generation, generate
 from minillm.model.config import ModelConfig
 from minillm.model.transformer import Decoder
@@ -78,7 +78,7 @@ class GeneratedAnswers:
 
 
 class PromptAnswer(Task):
-    """Answers to prompts, written by a decoder; `minillm.finetune.tasks.protocol.Task` says what each method is for."""
+    """Answers to prompts, written by a decoder; `minillm.finetune.tasks.base.Task` says what each method is for."""
 
     name: ClassVar[TaskName] = "prompt_answer"
     needs_output_weight: ClassVar[bool] = True

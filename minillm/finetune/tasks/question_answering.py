@@ -47,7 +47,7 @@ from minillm.finetune.squad import read_squad
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.task_model import TaskModel
 from minillm.finetune.tasks.answers import best_threshold, exact_match, f1
-from minillm.finetune.tasks.protocol import Task
+from minillm.finetune.tasks.base import Task
 from minillm.model.config import ModelConfig
 from minillm.objectives.loss import Loss
 from minillm.tokenizer.base import Span
@@ -113,7 +113,7 @@ class AnswerPredictions:
 
 
 class QuestionAnswering(Task):
-    """The part of a context that answers; `minillm.finetune.tasks.protocol.Task` says what each method is for."""
+    """The part of a context that answers; `minillm.finetune.tasks.base.Task` says what each method is for."""
 
     name: ClassVar[TaskName] = "question_answering"
     figure_names: tuple[str, ...] = ("exact", "f1")

@@ -44,8 +44,8 @@ from minillm.finetune.heads import TokenHead
 from minillm.finetune.metrics import ClassFigures, class_figures
 from minillm.finetune.table import Columns, Table, name_of
 from minillm.finetune.task_model import TaskModel
+from minillm.finetune.tasks.base import Task
 from minillm.finetune.tasks.labels import sorted_names, unseen
-from minillm.finetune.tasks.protocol import Task
 from minillm.finetune.tasks.tags import (
     OUTSIDE,
     entities,
@@ -104,7 +104,7 @@ class TagPredictions:
 
 
 class Tagging(Task):
-    """A tag for every word; `minillm.finetune.tasks.protocol.Task` says what each method is for."""
+    """A tag for every word; `minillm.finetune.tasks.base.Task` says what each method is for."""
 
     name: ClassVar[TaskName] = "tagging"
     figure_names: tuple[str, ...] = ("accuracy", "macro_f1")

@@ -24,7 +24,7 @@ from minillm.finetune.metrics import measure
 from minillm.finetune.predictions import Predictions
 from minillm.finetune.table import Columns, Table
 from minillm.finetune.task_model import TaskModel
-from minillm.finetune.tasks.protocol import Task
+from minillm.finetune.tasks.base import Task
 from minillm.model.config import ModelConfig
 from minillm.objectives.loss import Loss
 
@@ -34,7 +34,7 @@ LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "target", "s
 
 
 class TextTask(Task):
-    """A task with K outputs a text; `minillm.finetune.tasks.protocol.Task` says what each method is for."""
+    """A task with K outputs a text; `minillm.finetune.tasks.base.Task` says what each method is for."""
 
     column_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "text": TEXT_NAMES,

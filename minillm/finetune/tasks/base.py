@@ -1,4 +1,4 @@
-"""What a fine-tuning task must have: the trainer, the evaluation, `predict` and the report know nothing else of it.
+"""What a fine-tuning task must have, and what all do alike: trainer, evaluation, `predict` and report know only this.
 
     table -> encode -> Sequences -> loader -> Batch -> prepare, step -> Loss                         training
     table -> encode -> Sequences -> batches -> predict -> Outcome -> figures, answers                evaluation, predict
