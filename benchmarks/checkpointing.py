@@ -147,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     parser.at_least(given, pairs=1, steps=1)
     if given.out is not None:
+        if given.out.is_dir():
+            parser.error(f"--out {given.out} is a folder; name a file in it")
         parser.folder("--out", given.out.parent)
     table: dict[str, Any] = preset_table(given.preset)
     table["model"] = table.get("model", {}) | {"vocab_size": table.get("tokenizer", {}).get("vocab_size", 2048)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,8 +31,9 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"--{name} must be at least {number}, got {value}")
 
     def folder(self, option: str, path: Path) -> None:
-        """Make a folder where there is none: what was measured should not be lost for want of it."""
+        """Make a folder where there is none, and try to write there: else what is measured would be lost."""
         try:
             path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path).close()
         except OSError as error:
             self.error(f"{option} {path}: {error.strerror}; name a folder that can be written")

@@ -19,6 +19,7 @@ MISTAKES = [
     ("checkpointing", "--steps -1", "--steps must be at least 1, got -1"),
     ("checkpointing", "--preset huge", "invalid choice: 'huge'"),
     ("checkpointing", "--out FILE/cost.json", "name a folder that can be written"),
+    ("checkpointing", "--out EMPTY", "is a folder; name a file in it"),
     ("cpu_defaults", "--ops sinus", "invalid choice: 'sinus'"),
     ("cpu_defaults", "--out FILE", "name a folder that can be written"),
     ("distributed", "--turns 0", "--turns must be at least 1, got 0"),
@@ -42,6 +43,7 @@ MISTAKES = [
     ("minilm", "--data TABLES --out FILE", "name a folder that can be written"),
     ("muon", "--rounds 2", "--rounds must be at least 3, got 2"),
     ("muon", "--out FILE", "name a folder that can be written"),
+    ("muon", "--out /proc", "name a folder that can be written"),  # it is there, and nobody may write to it
     ("quality", "--data EMPTY", "is no file; see data/tinyshakespeare/README.md"),
     ("quality", "--data FILE --seeds 0", "--seeds must be at least 1, got 0"),
     ("quality", "--data FILE --out FILE", "name a folder that can be written"),
