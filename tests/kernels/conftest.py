@@ -4,6 +4,7 @@
     compare                    rung 3: a backend is as close to the float64 truth as the reference is
     outputs_and_gradients      what both are made of
     poisoned                   memory that a kernel was to write and did not is NaN
+    memory_is_given_back       what a test of far addresses took of a GPU
     elementwise, row_norm      the modules of that name, imported by the tests that need Triton and by no others
 
 With a GPU all of it runs there, the kernels compiled; without one the kernels run in Triton's interpreter.
@@ -126,6 +127,13 @@ def empty_is_nan() -> Iterator[None]:
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def memory_is_given_back() -> Iterator[None]:
+    """Give a GPU's gigabytes back: PyTorch would keep them, in each of the processes in which `make bench` tests."""
+    yield
+    torch.cuda.empty_cache()
 
 
 @pytest.fixture

@@ -248,6 +248,7 @@ def test_masks_are_read_where_they_lie(options):
         assert torch.equal(x, y)
 
 
+@pytest.mark.usefixtures("memory_is_given_back")
 def test_strides_past_two_to_the_31():
     """Rows 2**31 elements apart, in memory that is mapped and never touched but for them."""
     torch.use_deterministic_algorithms(False)  # nothing is to be filled

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+pytestmark = pytest.mark.usefixtures("memory_is_given_back")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BYTES = 2 * 2**31 + 2**20  # a float16 at element 2**31, and room for others beside it
 
