@@ -53,8 +53,8 @@ WEIGHT_THREADS = 128
 # Of the backward pass, rounded up to whole programs, as many as are resident, so that none waits for a turn. Two of 512
 # took 173 us where one took 211 (8192 rows of 4096, layer norm with a residual, one stage, an H200); for rows of 8192,
 # which take more registers, the second has to wait. Short rows have partial sums of few columns, which fewer programs
-# finish sooner: 84.6 us beside 90.7 (65,536 rows of 256). A bias with dropout takes up to 110 registers, and what is
-# staged above ALWAYS_STAGED up to 100.
+# finish sooner: 84.6 us beside 90.7 (65,536 rows of 256). A bias with dropout takes up to 128 registers, and what is
+# staged above ALWAYS_STAGED up to 105; 768 threads have 80 each.
 THREADS_PER_SM = 768
 THREADS_PER_SM_OF_SHORT = 512
 SHORT = 256  # columns
@@ -118,8 +118,9 @@ def registers(at_work: int) -> int | None:
 
     By itself ptxas saves registers to make room for programs that do not come here. That costs instructions, with
     Triton 3.6.0 some 8 bytes of spills, and layer norm adds up the two sums of a row one after the other. With what
-    there is they go side by side: at width 256 88 registers in place of 56, and a loop of 200 instructions for 211
-    (machine code for sm_90; not measured).
+    there is they go side by side: at width 256 86 registers in place of 56, and a loop of 202 instructions for 216
+    (machine code for sm_90 with Triton 3.7.1; not measured). For sm_100 ptxas then spills 12 bytes in one case,
+    rms_norm of 256 columns in float32 with all there is, where by itself it takes 106 registers.
 
     >>> registers(512), registers(768)
     (128, None)
