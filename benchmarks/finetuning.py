@@ -287,6 +287,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     check_tables(parser, given.data)
     parser.at_least(given, seeds=1, rounds=0)
+    if not 0 < given.epochs < float("inf"):  # `minillm finetune` would say so when both models are pretrained
+        parser.error(f"--epochs must be above 0 and finite, got {given.epochs}")
     parser.folder("--out", given.out)
     parser.folder("--work", given.work)
     path = given.out / "FINETUNING.json"

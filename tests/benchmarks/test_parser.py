@@ -30,6 +30,7 @@ MISTAKES = [
     ("finetuning", "--data EMPTY", "has no train.tsv; name a folder with train.tsv, dev.tsv and test.tsv"),
     ("finetuning", "--data TABLES --seeds 0", "--seeds must be at least 1, got 0"),
     ("finetuning", "--data TABLES --rounds -1", "--rounds must be at least 0, got -1"),
+    ("finetuning", "--data TABLES --epochs 0 --out FILE", "--epochs must be above 0 and finite, got 0.0"),
     ("finetuning", "--data TABLES --out EMPTY --work FILE", "--work"),
     ("loading", "--repeats 0", "--repeats must be at least 1, got 0"),
     ("loading", "--out FILE", "name a folder that can be written"),
