@@ -10,6 +10,16 @@ from benchmarks.distributed import cost, page
 HEAD = {"device": "a machine", "threads": 2, "versions": {"torch": "2"}, "commit": "abc", "date": "2026-01-02T00:00"}
 RESULT = {"header": HEAD, "strategy": "fsdp", "processes": 1, "layers": 6, "width": 384, "context": 256, "batch": 8}
 RESULT |= {"dtype": "float32"}
+SHARDED = """
+from torch.distributed.tensor import DTensor
+from benchmarks import distributed
+def measure(trainers, *_):
+    for name, trainer in trainers.items():
+        print(name, {isinstance(p, DTensor) for p in trainer.model.parameters()})
+    return {name: [1.0] for name in trainers}
+distributed.measure = measure
+distributed.main()
+"""
 
 
 def test_the_page_has_medians_and_the_cost_turn_by_turn():
@@ -33,3 +43,10 @@ def test_the_command_measures_both(tmp_path):
     seconds = json.loads((tmp_path / "DISTRIBUTED.json").read_text())["seconds"]
     assert {name: len(each) for name, each in seconds.items()} == {"plain": 2, "fsdp": 2}
     assert (tmp_path / "DISTRIBUTED.md").read_text() in done.stdout
+
+
+@pytest.mark.slow
+def test_the_trainer_beside_the_plain_one_is_sharded(tmp_path):
+    """Else plain steps would stand beside plain steps."""
+    done = in_a_process("-c", SHARDED, "--layers", 1, "--width", 24, "--batch", 2, "--out", tmp_path)
+    assert done.stdout.startswith("plain {False}\nfsdp {True}\n"), done.stderr
