@@ -52,6 +52,11 @@ def test_rows_are_means_and_deviations():
     assert "| shakespeare-char-small | 9 | 1.5000 ± 0.1000 | 2.0 ± 0.0 | 1,000 | 3 |" in page(runs, HEAD).splitlines()
 
 
+def test_the_page_names_each_commit_of_its_runs_once():
+    runs = [run_of(CONTENDERS[2], seed, commit=commit) for seed, commit in enumerate(("b2", "a1", "b2"))]
+    assert "On a machine with 2 threads, PyTorch 2, commit a1, b2, 2026-01-02." in page(runs, HEAD).splitlines()
+
+
 def test_contenders_take_turns_and_no_run_is_made_twice(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(quality, "in_a_process", lambda c, seed, data: made.append((c.name, seed)) or run_of(c, seed))
