@@ -16,6 +16,16 @@ def result():
     return json.loads(STORED.read_text(encoding="utf-8"))
 
 
+def test_a_signal_while_a_file_is_written_leaves_nothing_beside_it(monkeypatch, tmp_path):
+    def stop(*a):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report.os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        report.write_whole(tmp_path / "a.md", "text")
+    assert not list(tmp_path.iterdir())
+
+
 def line_of(page, heading, provider):
     """Return the cells of one provider, or contender, in the first table below one heading."""
     lines = page.split(f"### {heading}\n")[1].split("###")[0].split("The ladder")[0].splitlines()

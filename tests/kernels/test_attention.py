@@ -305,6 +305,7 @@ WRONG = {
     ),
     "packed-keys-alone": wrong("pass both", cu_seqlens_k=torch.tensor([0, 3])),
     "packed-cross": wrong("pass cu_seqlens_k too", q=(1, 3, 4, 8), k=(1, 5, 2, 8), cu_seqlens_q=torch.tensor([0, 3])),
+    "prefix": wrong(r"prefix must be \(2,\)", prefix=torch.ones(3).long()),
     "alibi": wrong("one slope a head", alibi_slopes=torch.ones(2)),
     "bias": wrong("1 or H, T, S", bias=torch.ones(1, 2, 3, 3)),
     "softcap": wrong("softcap must be above 0", softcap=0.0),

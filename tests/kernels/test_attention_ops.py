@@ -119,6 +119,13 @@ def test_operations_are_counted():
     assert counter.get_total_flops() == 3.5 * 4 * 2 * 4 * 5 * 7 * 8
 
 
+def test_operations_of_decoding_are_counted():
+    (q, k, v), _ = inputs((2, 1, 40, 4, 2, 8), torch.float32, requires_grad=False)
+    with mk.backend("fused"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        mk.attention(moved(q), moved(k), moved(v))
+    assert counter.get_total_flops() == 2 * 2 * 2 * 4 * 1 * 40 * 8
+
+
 @pytest.mark.parametrize("wanted", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)], ids=["q", "k", "v", "k-v"])
 def test_operations_of_gradients_that_nobody_wants_are_not_counted(wanted):
     """Scores and dP are made for any of them, two products, and one more for each."""
