@@ -36,7 +36,7 @@ class Loaded:
     """A pretrained model and what belongs to it.
 
     model: in evaluation mode, parameters in float32; `model(tokens)` gives hidden states, `model.logits` logits.
-    tokenizer: None where the run folder has none; `require_tokenizer` raises instead.
+    tokenizer: None where the folder has none; `require_tokenizer` raises instead.
     config: of the whole run; None where the folder has only checkpoints, or is of Hugging Face's kind.
     folder: where it lies.
     step: optimiser steps that the checkpoint was trained for; 0 where the folder does not say.
@@ -65,12 +65,10 @@ class Loaded:
         """Return the tokenizer.
 
         Raises:
-            InputError: the run folder has none.
+            InputError: the folder has none.
         """
         if self.tokenizer is None:
-            raise InputError(
-                f"{self.folder} has no tokenizer folder, and text needs one; copy it from where the run was trained"
-            )
+            raise no_tokenizer(self.folder)
         return self.tokenizer
 
     def save(self, folder: Path | str, *, format: Literal["run", "hf"] = "run") -> None:
@@ -188,6 +186,13 @@ def tokenizer_of(source: ModelFolder) -> Tokenizer | None:
             f"{source.model.vocab_size}"
         )
     return tokenizer
+
+
+def no_tokenizer(folder: Path) -> InputError:
+    """Return the error for a run, or a Hugging Face folder, whose model shall read text and has no tokenizer."""
+    if is_model_folder(folder):
+        return InputError(f"{folder} has no tokenizer, and text needs one; bring its tokenizer.json")
+    return InputError(f"{folder} has no tokenizer folder, and text needs one; copy it from where the run was trained")
 
 
 def model_of(checkpoint: Checkpoint) -> Encoder | Decoder:

@@ -33,7 +33,7 @@ from minillm.finetune.table import find_columns, read_table
 from minillm.finetune.task_model import ADAPTER, TaskModel
 from minillm.finetune.tasks.base import Task
 from minillm.finetune.tasks.registry import TASKS
-from minillm.loading import tokenizer_of
+from minillm.loading import no_tokenizer, tokenizer_of
 from minillm.model.config import ModelConfig
 from minillm.model.init import Undrawn
 from minillm.model.transformer import build_model
@@ -134,7 +134,7 @@ def text_tokenizer(folder: ModelFolder) -> Tokenizer:
     """
     tokenizer = tokenizer_of(folder)
     if tokenizer is None:
-        raise InputError(f"{folder.path} has no tokenizer, and text needs one; bring its tokenizer.json")
+        raise no_tokenizer(folder.path)
     return tokenizer
 
 

@@ -117,6 +117,23 @@ def test_a_head_that_the_family_has_not_is_refused(theirs, tables, tmp_path, cap
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["fill", "theirs", "--text", "ab [MASK]"], id="fill"),
+        pytest.param(["pretrain", "--preset", "tiny-encoder", "--init", "theirs", "--out", "run"], id="pretrain"),
+        pytest.param(["finetune", "theirs", "--train", "a.csv", "--valid", "b.csv", "--out", "run"], id="finetune"),
+    ],
+)
+def test_a_folder_without_a_tokenizer_is_asked_for_its_file(theirs, words, tmp_path, monkeypatch, capsys) -> None:
+    """A run is asked for a folder that was left where it was trained; nobody trained this one."""
+    (theirs / "vocab.txt").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "minillm: theirs has no tokenizer, and text needs one; bring its tokenizer.json"
+
+
 def test_pretraining_goes_on_from_a_folder(theirs, tmp_path) -> None:
     """`pretrain --init DIR` takes its architecture, weights and tokenizer."""
     (tmp_path / "text.txt").write_text("abc def ghi\n\n" * 400)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from minillm.checkpoint.hf.families import FAMILIES
 from minillm.errors import InputError
 from minillm.finetune.adapters.attach import (
     active,
@@ -26,6 +27,7 @@ from minillm.finetune.adapters.config import (
     PfeifferConfig,
     PrefixConfig,
 )
+from minillm.finetune.adapters.peft import save_peft
 
 TOGETHER = [
     LoRAConfig(rank=2, targets=("k", "down")),
@@ -175,12 +177,28 @@ def test_a_name_that_is_not_one_is_refused(stand_in):
     attach(model, LoRAConfig(), name="a")
     with pytest.raises(ValueError, match="an adapter named 'a' is attached already"):
         attach(model, BitFitConfig(), name="a")
-    with pytest.raises(ValueError, match="no adapter is attached under the name 'b'; there is a"):
-        set_active(model, "b")
-    with pytest.raises(ValueError, match="no adapter is attached under the name 'b'; there is a"):
-        detach(model, "b")
     with pytest.raises(ValueError, match="adapters go onto a Transformer"):
         attach(torch.nn.Linear(2, 2), LoRAConfig())
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(lambda model: set_active(model, "b"), id="set_active"),
+        pytest.param(lambda model: detach(model, "b"), id="detach"),
+        pytest.param(lambda model: adapter_tensors(model, "b"), id="adapter_tensors"),
+        pytest.param(lambda model: put_adapter_tensors(model, "b", {}, source="somewhere"), id="put_adapter_tensors"),
+        pytest.param(
+            lambda model: save_peft(model, "nowhere", family=FAMILIES["llama"], purpose="causal_lm", name="b"),
+            id="save_peft",
+        ),
+    ],
+)
+def test_a_name_that_no_adapter_has_is_refused(stand_in, asked):
+    model = stand_in()
+    attach(model, LoRAConfig(), name="a")
+    with pytest.raises(ValueError, match="no adapter is attached under the name 'b'; there is a"):
+        asked(model)
 
 
 @pytest.mark.parametrize(
