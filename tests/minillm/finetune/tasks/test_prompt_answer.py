@@ -13,6 +13,7 @@ from minillm.data.loader import Loader
 from minillm.data.shards import TokenStore
 from minillm.errors import InputError
 from minillm.finetune.config import TaskConfig
+from minillm.finetune.encoding import Truncation
 from minillm.finetune.loader import SequenceLoader, collate
 from minillm.finetune.scope import prepare
 from minillm.finetune.scope_config import ScopeConfig
@@ -177,6 +178,14 @@ def test_what_an_answer_does_not_see_of_its_prompt_is_said(task_model, labelled,
     rows = table([("x" * 90 + "yz", "?"), ("x", "?")])
     notes = task.encode(rows, COLUMNS, encoder, labelled=labelled).notes
     assert notes[0].startswith(said) if said else notes == ()
+
+
+def test_of_prompts_that_are_answered_nothing_is_said_twice(task_model):
+    """The note has what generation leaves out; what these sequences have no room for, nobody is answered from."""
+    task = make(max_new_tokens=12)
+    _, encoder = task_model(task, "decoder", context=32)
+    sequences = task.encode(table([("x" * 90 + "yz", "?")]), COLUMNS, encoder, labelled=False)
+    assert sequences.truncation == Truncation() and len(sequences.notes) == 1
 
 
 def test_figures_by_hand():
