@@ -301,14 +301,15 @@ def parsed(text: str, place: str) -> Any:
 
 
 def _read_parquet(path: Path) -> Table:
-    """Return the table in a Parquet file."""
+    """Return the table in a Parquet file, or in a folder of such files as other programs write a long one."""
     import pyarrow
     from pyarrow import parquet
 
     try:
-        if (twice := _twice(parquet.read_schema(path).names)) is not None:
+        dataset = parquet.ParquetDataset(path)
+        if (twice := _twice(dataset.schema.names)) is not None:
             raise InputError(f"{path} has two columns {twice!r}; give each a name of its own")
-        table = parquet.read_table(path)
+        table = dataset.read()
     except pyarrow.ArrowException as error:
         raise InputError(f"{path} cannot be read as Parquet: {error}") from error
     columns = {name: table.column(name).to_pylist() for name in table.column_names}

@@ -129,6 +129,13 @@ def test_two_columns_of_one_name_in_parquet_are_one_line(tmp_path):
         read_table(tmp_path / "a.parquet", TableConfig(), KNOWN)
 
 
+def test_a_folder_of_parquet_files_is_one_table(tmp_path):
+    (tmp_path / "a.parquet").mkdir()
+    for part, texts in enumerate((["a", "b"], ["c"])):
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / f"a.parquet/part-{part}.parquet")
+    assert read_table(tmp_path / "a.parquet", TableConfig(), KNOWN).texts("text") == ["a", "b", "c"]
+
+
 def test_an_escaped_surrogate_pair_is_one_character(tmp_path):
     assert read(tmp_path / "a.jsonl", '{"text": "\\ud83d\\ude00"}\n').texts("text") == ["\U0001f600"]
 
