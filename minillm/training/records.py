@@ -212,7 +212,7 @@ def cut(path: Path, columns: tuple[str, ...], step: int) -> str:
 
     def is_done(line: str) -> bool:
         number = line.partition(",")[0]
-        return number.isdecimal() and len(number) <= 18 and int(number) <= step
+        return number.isdecimal() and len(number) <= 18 and int(number) <= step  # int() refuses thousands of digits
 
     with explained(path):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
