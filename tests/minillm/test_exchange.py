@@ -195,6 +195,15 @@ def test_a_run_of_ours_is_saved_and_loaded(tiny_runs, tmp_path) -> None:
         assert again.require_tokenizer().encode("Dear Ellen") == loaded.require_tokenizer().encode("Dear Ellen")
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_export_of_a_run_replaces_nothing_of_somebodys_own(tiny_runs, overwrite, tmp_path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years")
+    with pytest.raises(InputError, match="mine is not empty and holds no export to replace"):
+        export_run(tiny_runs["decoder"], tmp_path / "mine", overwrite=overwrite)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
 def test_a_run_is_exported_without_what_only_training_needs(tiny_runs, tmp_path) -> None:
     shutil.copytree(tiny_runs["decoder"], tmp_path / "run")
     for optimiser in (tmp_path / "run").rglob("optimiser.safetensors"):
