@@ -16,6 +16,7 @@ from minillm.cli import main
 from minillm.config import read_toml
 from minillm.errors import InputError
 from minillm.exporting import export_run
+from minillm.finetune.source import open_source
 from minillm.importing import import_folder
 
 CLOSE = 1e-5
@@ -115,6 +116,15 @@ def test_a_head_that_the_family_has_not_is_refused(theirs, tables, tmp_path, cap
     (line,) = capsys.readouterr().err.splitlines()
     assert "BertForSequenceClassification: head.pooling is mean, not pooler" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_of_theirs_is_begun_with_as_the_run_that_it_was_exported_from(theirs, tables, tmp_path) -> None:
+    """With its backbone: the head is of the labels that it was trained on."""
+    tuned(theirs, tables, tmp_path / "run", "--train.max_steps", "1", "--head.pooling", "pooler")
+    export_run(tmp_path / "run", tmp_path / "out")
+    run, folder = (open_source(tmp_path / name, random=False).tensors for name in ("run", "out"))
+    assert run is not None and folder is not None and run.keys() == folder.keys()
+    assert all(torch.equal(tensor, folder[name]) for name, tensor in run.items())
 
 
 @pytest.mark.parametrize(
