@@ -6,6 +6,7 @@ import minillm_kernels as mk
 import pytest
 import torch
 from linear_cross_entropy_cases import BACKENDS, DEVICE, NAME_AND_DTYPE, REDUCTIONS, product_then_loss, tensors
+from minillm_kernels.cross_entropy import targets as target_checks
 from minillm_kernels.linear_cross_entropy import chunks
 from torch.nn import functional
 
@@ -248,9 +249,10 @@ def test_compiles_as_one_graph_where_the_number_of_rows_depends_on_data(monkeypa
         pytest.param({"num_targets": 3}, "num_targets is 3, but 2 targets are not", id="num_targets"),
     ],
 )
-@pytest.mark.skipif(DEVICE == "cuda", reason="there numbers are looked at with MINILLM_CHECKED=1 alone")
-def test_compiled_code_looks_at_targets_too(change, text, reduction, name):
+def test_compiled_code_looks_at_targets_too(monkeypatch, change, text, reduction, name):
+    monkeypatch.setattr(target_checks, "CHECKED", True)  # on a GPU it is asked for
     given = tensors((3,), 2, 5) | {"targets": torch.tensor([0, 4, -100])} | change
+    given["targets"] = given["targets"].to(DEVICE)
     torch.compiler.reset()
     compiled = torch.compile(mk.linear_cross_entropy, backend="aot_eager", fullgraph=True)
     with mk.backend(name), pytest.raises(ValueError, match=text):
