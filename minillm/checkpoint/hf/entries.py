@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from minillm.errors import InputError
+from minillm.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,12 @@ def affine(theirs: str, *ours: str, bias: bool = True, transposed: bool = False)
     yield Entry(f"{theirs}.weight", tuple(f"{name}.weight" for name in ours), transposed)
     if bias:
         yield Entry(f"{theirs}.bias", tuple(f"{name}.bias" for name in ours))
+
+
+def output_weight(model: ModelConfig) -> Iterator[Entry]:
+    """Yield the table of the output weight, where it is not the embedding."""
+    if not model.tied_embeddings:
+        yield Entry("lm_head.weight", ("lm_head.weight",))
 
 
 def read_entries(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from minillm.checkpoint.hf.bert import ACTIVATION_NAMES, ACTIVATIONS
-from minillm.checkpoint.hf.entries import Entry, affine
+from minillm.checkpoint.hf.entries import Entry, affine, output_weight
 from minillm.checkpoint.hf.family import Family, Purpose, TaskHead
 from minillm.checkpoint.hf.keys import Keys
 from minillm.model.config import ModelConfig
@@ -80,12 +80,6 @@ def body(model: ModelConfig) -> Iterator[Entry]:
     yield from affine("ln_f", "final_norm")
 
 
-def language_head(model: ModelConfig) -> Iterator[Entry]:
-    """Yield the table of the output weight, where it is not the embedding."""
-    if not model.tied_embeddings:
-        yield Entry("lm_head.weight", ("lm_head.weight",))
-
-
 def task_names(purpose: Purpose) -> Iterator[Entry]:
     """Yield the table of a task's head."""
     if purpose == "classification":
@@ -117,7 +111,7 @@ GPT2 = Family(
     },
     heads=("linear", False),
     body=body,
-    language_head=language_head,
+    language_head=output_weight,
     task_heads={
         "classification": TaskHead(pooling=("last",), bias=False),
         "tagging": TaskHead(),

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from minillm.checkpoint.hf.entries import Entry, affine
+from minillm.checkpoint.hf.entries import Entry, affine, output_weight
 from minillm.checkpoint.hf.family import ANY, Allowed, Family, Purpose, TaskHead
-from minillm.checkpoint.hf.gpt2 import language_head
 from minillm.checkpoint.hf.keys import Keys
 from minillm.checkpoint.hf.layers import alternation, layer_words, rotary_theta
 from minillm.model.config import ModelConfig
@@ -181,7 +180,7 @@ def family(name: str, title: str, **parts: Any) -> Family:
         },
         heads=("linear", False),
         body=body,
-        language_head=language_head,
+        language_head=output_weight,
         task_heads={
             "classification": TaskHead(pooling=("last",), bias=False),
             "tagging": TaskHead(),
